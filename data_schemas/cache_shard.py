@@ -1,0 +1,87 @@
+"""A cache shard: one row a preference, its exact token ids and the reference's log-probs.
+
+Paired rows have both responses. An unpaired row (KTO) has one: `chosen` where its label is good,
+`rejected` where it is bad; the other one's columns are null. So one schema serves both kinds, and
+a loss takes what is there.
+
+The documentation of each field travels inside the Parquet file as field metadata.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, type_, nullable=nullable, metadata={"doc": doc})
+
+
+_IDS = pa.list_(pa.field("item", pa.int32(), nullable=False))
+_LOGPS = pa.list_(pa.field("item", pa.float32(), nullable=False))
+
+TOKEN_FIELDS: list[pa.Field] = [
+    _field("row_id", pa.string(), "Stable id: BLAKE2b-128 of the token ids, in hex; the second row "
+           "with the same ids gets the suffix -1, the third -2. Unique in a cache."),
+    _field("source_row", pa.int64(), "0-based position of the row in the input, over all files."),
+    _field("prompt_ids", _IDS, "Token ids of the prompt, as both stages use them."),
+    _field("chosen_ids", _IDS, "Token ids of the chosen response, EOS included.", nullable=True),
+    _field("rejected_ids", _IDS, "Token ids of the rejected response, EOS included.",
+           nullable=True),
+    _field("prompt_truncated", pa.bool_(), "The prompt lost its beginning to max_length."),
+    _field("chosen_truncated", pa.bool_(), "The chosen response lost its end to max_length."),
+    _field("rejected_truncated", pa.bool_(), "The rejected response lost its end to max_length."),
+    _field("confidence", pa.float64(), "The annotators' confidence, or chosen score minus "
+           "rejected score; null where the data has none.", nullable=True),
+]  # fmt: skip
+
+SCORE_FIELDS: list[pa.Field] = [
+    _field("ref_chosen_logps", _LOGPS, "log pi_ref of each token of chosen_ids, in nats, given the "
+           "prompt and the tokens before it; same length as chosen_ids.", nullable=True),
+    _field("ref_rejected_logps", _LOGPS, "log pi_ref of each token of rejected_ids, in nats.",
+           nullable=True),
+    _field("ref_chosen_logp_sum", pa.float64(), "Sum of ref_chosen_logps in nats, accumulated in "
+           "float64: log pi_ref(y_w|x).", nullable=True),
+    _field("ref_rejected_logp_sum", pa.float64(), "Sum of ref_rejected_logps in nats: "
+           "log pi_ref(y_l|x).", nullable=True),
+]  # fmt: skip
+
+_METADATA = {"reflogp.schema": "cache_shard", "reflogp.schema_version": str(SCHEMA_VERSION)}
+
+PLAN_SCHEMA = pa.schema(TOKEN_FIELDS)
+"""A planned shard: the rows of a cache shard before they have scores. Lives only while stage one
+runs, so it carries no version."""
+
+SHARD_SCHEMA = pa.schema(TOKEN_FIELDS + SCORE_FIELDS, metadata=_METADATA)
+"""A finished shard."""
+
+
+def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a finished shard, or some of its columns.
+
+    Raises:
+        InputError: the file is missing, is no Parquet, or is of another schema version.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+            version = metadata.get(b"reflogp.schema_version", b"none").decode()
+            if version != str(SCHEMA_VERSION):
+                raise InputError(
+                    f"{path}: shard schema version {version}, but this reflogp reads version "
+                    f"{SCHEMA_VERSION}. Run `reflogp precompute` again, or install the reflogp "
+                    "that wrote it."
+                )
+            return file.read(columns=columns)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: the shard is missing. Run `reflogp precompute` again."
+        ) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable Parquet file ({error}). Run `reflogp precompute` again."
+        ) from error

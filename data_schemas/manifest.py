@@ -1,0 +1,183 @@
+"""The manifest: what a cache holds, what it was made from, and how. It seals a cache."""
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from data_schemas.atomic import write_text
+from data_schemas.errors import InputError
+
+SCHEMA_VERSION: Literal[1] = 1
+FILE_NAME = "manifest.json"
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Inputs(_Record):
+    """SHA-256 of each thing that the log-probs depend on; equal inputs give an equal cache."""
+
+    weights: str = Field(description="Content of the reference's weight files.")
+    architecture: str = Field(description="config.json, without volatile keys.")
+    tokenizer: str = Field(description="Tokenizer files and special tokens.")
+    chat_template: str = Field(description="The chat template's text, or that there is none.")
+    data: str = Field(description="Content of the source files, or the hub commit.")
+    rules: str = Field(description="How rows are read and tokenized: columns, limits, truncation.")
+    engine: str = Field(description="Scoring engine, its version, dtype and settings.")
+
+    def digest(self) -> str:
+        """One SHA-256 over all of them, in hex."""
+        return hashlib.sha256(json.dumps(self.model_dump()).encode()).hexdigest()
+
+    def differences(self, other: "Inputs") -> list[str]:
+        """Names of the inputs that are not the same in `other`, in the order of the fields."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return [name for name in mine if mine[name] != theirs[name]]
+
+
+class Reference(_Record):
+    """The frozen model that gave the log-probs."""
+
+    name: str = Field(description="As the user gave it: a hub id or a folder.")
+    path: str = Field(description="The folder it was read from.")
+    stop_token_ids: list[int] = Field(description="Ids that end a response, EOS included.")
+
+
+class Engine(_Record):
+    """What computed the log-probs."""
+
+    name: Literal["vllm", "transformers"]
+    version: str
+    dtype: Dtype = Field(description="Of weights and forward.")
+    device: str
+    settings: dict[str, Any] = Field(description="Engine arguments, as passed.")
+    why: str = Field(description="Why this engine was taken.")
+
+
+class Source(_Record):
+    """The preferences as they were read."""
+
+    source: str
+    split: str
+    form: str = Field(description="The input form that was detected.")
+    rows: int = Field(ge=0, description="Rows read, the quarantined ones included.")
+
+
+class Shard(_Record):
+    """One file of rows."""
+
+    file: str = Field(description="Name inside the cache folder; never a path.")
+    rows: int = Field(ge=0)
+    tokens: int = Field(ge=0, description="Prompt tokens, once a row, and response tokens.")
+    bytes: int = Field(ge=0)
+    sha256: str
+
+    @field_validator("file")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        # A manifest can come from a stranger: it must not reach outside its own folder.
+        if name != Path(name).name or name in {"", ".", ".."} or "\\" in name:
+            raise ValueError(f"{name!r} is not a plain file name")
+        return name
+
+
+class Counts(_Record):
+    """Totals over all shards."""
+
+    rows: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0, description="Each row's prompt counted once.")
+    chosen_tokens: int = Field(ge=0)
+    rejected_tokens: int = Field(ge=0)
+    truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
+    template_diverged: int = Field(
+        ge=0, description="Rows whose template renders the prompt otherwise once it is answered."
+    )
+    quarantined_by_reason: dict[str, int]
+
+    @property
+    def quarantined(self) -> int:
+        """Rows set aside."""
+        return sum(self.quarantined_by_reason.values())
+
+
+class Timing(_Record):
+    """How long it took."""
+
+    started_at: datetime
+    seconds: float = Field(ge=0, description="The whole stage, the engine's start included.")
+    scoring_seconds: float = Field(ge=0, description="Inside the engine, its start not included.")
+    tokens_per_second: float = Field(
+        ge=0,
+        description="Prompt and response tokens of both sequences a row, over scoring_seconds.",
+    )
+
+
+class Manifest(_Record):
+    """Everything about a sealed cache."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    reflogp_version: str
+    kind: Literal["paired", "unpaired"]
+    inputs: Inputs
+    reference: Reference
+    engine: Engine
+    source: Source
+    rules: dict[str, Any] = Field(description="The reading and tokenization rules, spelled out.")
+    shards: list[Shard]
+    quarantine: Shard
+    counts: Counts
+    timing: Timing
+    machine: str
+    command: list[str]
+
+
+def write(cache: Path, manifest: Manifest) -> None:
+    """Seal `cache` with `manifest`."""
+    write_text(cache / FILE_NAME, manifest.model_dump_json(indent=2) + "\n")
+
+
+def read(cache: Path) -> Manifest:
+    """Read the manifest of a sealed cache.
+
+    Raises:
+        InputError: there is no cache, it was never sealed, it is of another version, or damaged.
+    """
+    path = cache / FILE_NAME
+    if not path.is_file():
+        state = "is not sealed: it has no" if cache.is_dir() else "does not exist: no"
+        raise InputError(
+            f"{cache}: the cache {state} {FILE_NAME}. Run `reflogp precompute --cache {cache}` "
+            "and let it end."
+        )
+    try:
+        raw = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(
+            f"{path}: not valid JSON ({error}). Run `reflogp precompute` again."
+        ) from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {version}, but this reflogp reads version {SCHEMA_VERSION}. "
+            "Run `reflogp precompute` again, or install the reflogp that wrote it."
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{path}: damaged: {where}: {first['msg']}. Run `reflogp precompute` again."
+        ) from error
+
+
+def is_sealed(cache: Path) -> bool:
+    """Whether `cache` holds a manifest at all."""
+    return (cache / FILE_NAME).is_file()

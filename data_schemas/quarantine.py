@@ -1,0 +1,53 @@
+"""Rows that were set aside: none vanishes, each keeps its reason and its text."""
+
+import enum
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+class Reason(enum.StrEnum):
+    """Why a row was set aside. The value is what stands on disk and in reports."""
+
+    BROKEN_JSON = "broken_json"
+    INVALID_UTF8 = "invalid_utf8"
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_FIELD = "missing_field"
+    NULL_FIELD = "null_field"
+    WRONG_TYPE = "wrong_type"
+    BAD_MESSAGES = "bad_messages"
+    EMPTY_PROMPT = "empty_prompt"
+    EMPTY_RESPONSE = "empty_response"
+    IDENTICAL_RESPONSES = "identical_responses"
+    PROMPTS_DIFFER = "prompts_differ"
+    BAD_CONFIDENCE = "bad_confidence"
+    LOW_CONFIDENCE = "low_confidence"
+    TEMPLATE_FAILED = "template_failed"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    TOO_LONG = "too_long"
+    BAD_SCORE = "bad_score"
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("source_row", pa.int64(), nullable=False,
+                 metadata={"doc": "0-based position of the row in the input, over all files."}),
+        pa.field("file", pa.string(), nullable=False,
+                 metadata={"doc": "The file, or the hub data set, that the row came from."}),
+        pa.field("line", pa.int64(), nullable=False,
+                 metadata={"doc": "1-based line of a JSONL file, else 1-based row of the file."}),
+        pa.field("reason", pa.string(), nullable=False,
+                 metadata={"doc": "One of the reasons listed in data_schemas/quarantine.py."}),
+        pa.field("field", pa.string(), nullable=True,
+                 metadata={"doc": "The column at fault, where one is."}),
+        pa.field("detail", pa.string(), nullable=False,
+                 metadata={"doc": "What is wrong with this row, for people."}),
+        pa.field("row", pa.string(), nullable=False,
+                 metadata={"doc": "The row as JSON, or the raw line where it is no JSON."}),
+    ],
+    metadata={
+        "reflogp.schema": "quarantine",
+        "reflogp.schema_version": str(SCHEMA_VERSION),
+    },
+)  # fmt: skip

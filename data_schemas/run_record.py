@@ -1,0 +1,58 @@
+"""The record of a finished training run, beside its model. Its presence marks the run as done."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_schemas.atomic import write_text
+
+FILE_NAME = "reflogp_run.json"
+SCHEMA_VERSION = 1
+
+
+class StepMetrics(BaseModel):
+    """Means over the pairs of one or more optimizer steps, before each step's update."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    loss: float
+    margin: float = Field(description="rewards/margins.")
+    accuracy: float = Field(description="rewards/accuracies.")
+
+
+class RunRecord(BaseModel):
+    """What was trained, from what, and what came out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    reflogp_version: str
+    fingerprint: str = Field(description="SHA-256 of the run's inputs: cache, policy, settings.")
+    cache: str
+    policy: str
+    settings: dict[str, Any]
+    pairs: int
+    steps: int
+    trained_parameters: int
+    first: StepMetrics = Field(description="The first step: policy equals reference.")
+    last: StepMetrics = Field(description="Mean over the last quarter of the steps.")
+    started_at: datetime
+    seconds: float
+    pairs_per_second: float
+
+
+def write(output: Path, record: RunRecord) -> None:
+    """Mark the run in `output` as done."""
+    write_text(output / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+
+
+def read(output: Path) -> RunRecord | None:
+    """The record in `output`, or None where no run of this version has ended."""
+    path = output / FILE_NAME
+    try:
+        return RunRecord.model_validate(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, ValidationError):
+        return None

@@ -1,0 +1,1 @@
+"""The command and the machinery that is not a stage."""

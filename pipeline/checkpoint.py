@@ -1,0 +1,50 @@
+"""A checkpoint's name -> its folder and dtype. The hub is asked only for what is no folder."""
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+
+from data_schemas.errors import InputError
+from data_schemas.manifest import Dtype
+
+_DTYPES: dict[str, Dtype] = {
+    "bfloat16": "bfloat16", "float16": "float16", "float32": "float32",
+    "BF16": "bfloat16", "F16": "float16", "F32": "float32",
+}  # fmt: skip
+
+
+def checkpoint_folder(name: str, option: str) -> Path:
+    """The folder of a checkpoint, given as a folder or as a hub id (owner/name).
+
+    Raises:
+        InputError: there is no such checkpoint; `option` is named in the message.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    if folder.exists():
+        raise InputError(f"--{option} {name}: no config.json there; it is not a checkpoint folder.")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"--{option} {name}: no such folder, and not a hub id (owner/name).")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:
+        raise InputError(
+            f"--{option} {name}: no such folder, and the hub gave no model of that name "
+            f"({type(error).__name__}). Check the name, the network and your login."
+        ) from error
+
+
+def checkpoint_dtype(folder: Path) -> Dtype:
+    """The dtype that a checkpoint was saved in: as its config says, else as its weights are."""
+    config = json.loads((folder / "config.json").read_bytes())
+    declared = config.get("dtype") or config.get("torch_dtype")
+    if declared is None:
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                declared = file.get_slice(next(iter(file.keys()))).get_dtype()
+    return _DTYPES.get(str(declared), "float32")

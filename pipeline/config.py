@@ -1,0 +1,87 @@
+"""One YAML file and the command line -> one validated model for each stage.
+
+The models (stages/*/config.py) are the only place where an option is declared; its YAML key, its
+command-line option, its help and its default all come from there.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from data_schemas.errors import InputError
+from stages.precompute.config import PrecomputeConfig
+from stages.train.config import TrainConfig
+
+Config = TypeVar("Config", bound=BaseModel)
+SECTIONS: dict[str, type[BaseModel]] = {"precompute": PrecomputeConfig, "train": TrainConfig}
+
+
+def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The sections of a YAML file, as they stand there; empty ones where there is no file.
+
+    Raises:
+        InputError: the file cannot be read, or names a section or a key that does not exist.
+    """
+    if path is None:
+        return {name: {} for name in SECTIONS}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--config {path}: not valid YAML: {reason}") from error
+    _require_mapping(content, str(path))
+    _require_known(content, SECTIONS, str(path), "section")
+    sections = {name: content.get(name) or {} for name in SECTIONS}
+    for name, section in sections.items():
+        _require_mapping(section, f"{path}: {name}")
+        _require_known(section, SECTIONS[name].model_fields, f"{path}: {name}", "key")
+    return sections
+
+
+def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    """One stage's configuration: defaults, then the file's section, then what was given.
+
+    Args:
+        model: the stage's model.
+        section: from the YAML file.
+        given: from the command line; None means not given.
+
+    Raises:
+        InputError: a value is missing or of the wrong kind; names the option.
+    """
+    values = dict(section) | {name: value for name, value in given.items() if value is not None}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        raise InputError("; ".join(problems) + ". See --help.") from error
+
+
+def _explain(problem: Any) -> str:
+    name = str(problem["loc"][0])
+    option = f"--{name.replace('_', '-')} (in YAML: {name})"
+    if problem["type"] == "missing":
+        return f"{option} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{option}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _require_mapping(content: Any, where: str) -> None:
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected keys with values, got {type(content).__name__}.")
+
+
+def _require_known(
+    content: Mapping[Any, Any], known: Mapping[str, Any], where: str, kind: str
+) -> None:
+    for name in content:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
+            raise InputError(f"{where}: there is no {kind} {name!r}; {advice}")

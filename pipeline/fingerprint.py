@@ -1,0 +1,98 @@
+"""Content hashes of what the log-probs depend on, so that nothing is scored twice or used wrongly.
+
+Weights are hashed whole: SHA-256 runs at over 1 GB/s on a current core, and a path or a date says
+nothing about a checkpoint that was trained further in place.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_schemas.errors import InputError
+from data_schemas.manifest import Inputs
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.scorers.choose import Choice
+from stages.precompute.sources import is_hub_id, source_files
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
+              "merges.txt", "added_tokens.json")  # fmt: skip
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "add_eos_token")
+# Written by whichever library saved the config last; they change no number.
+_VOLATILE = {"transformers_version", "_name_or_path", "use_cache", "architectures"}
+
+
+def model_inputs(folder: Path) -> dict[str, str]:
+    """Digests of a checkpoint: weights, architecture, tokenizer and chat template.
+
+    Raises:
+        InputError: the folder holds no weights.
+    """
+    weights = next((sorted(folder.glob(p)) for p in _WEIGHTS if any(folder.glob(p))), None)
+    if not weights:
+        raise InputError(f"{folder}: the folder holds no *.safetensors or *.bin weights.")
+    settings = _json(folder / "tokenizer_config.json")
+    special = {name: settings[name] for name in _SPECIAL if name in settings}
+    config = {k: v for k, v in _json(folder / "config.json").items() if k not in _VOLATILE}
+    return {
+        "weights": _files(weights),
+        "architecture": _value(config),
+        "tokenizer": _value([_files(_present(folder, _TOKENIZER)), special]),
+        "chat_template": _value(
+            [settings.get("chat_template"), _files(_present(folder, ("chat_template.jinja",)))]
+        ),
+    }
+
+
+def precompute_inputs(folder: Path, config: PrecomputeConfig, engine: Choice, dtype: str) -> Inputs:
+    """Digests of everything that stage one's result depends on.
+
+    Raises:
+        InputError: the data or the model is not there.
+    """
+    return Inputs(
+        **model_inputs(folder),
+        data=_data(config.data, config.split),
+        rules=_value(config.rules()),
+        engine=_value([engine.name, engine.version, dtype, config.engine_args]),
+    )
+
+
+def _data(source: str, split: str) -> str:
+    if not is_hub_id(source):
+        return _files(source_files(source, split))
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(source).sha)
+    except Exception as error:
+        raise InputError(
+            f"--data {source}: not a file or folder here, and the hub gave no data set of that "
+            f"name ({type(error).__name__}). Check the name, the network and your login."
+        ) from error
+
+
+def _files(paths: Iterable[Path]) -> str:
+    """One digest over the names and contents of `paths`, in their order."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            whole.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _value(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _present(folder: Path, names: Iterable[str]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error

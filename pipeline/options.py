@@ -1,0 +1,68 @@
+"""A stage's configuration model -> the command-line options of a Typer command.
+
+Each field becomes an option of the same name, with the field's description as its help, so that
+command line, YAML and documentation cannot drift apart.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file; options given here win over it.")
+]
+
+
+def options_of(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `f(config, **given)` one option for each field of `model`.
+
+    An option that was not given arrives as None, so that a YAML file's value or the default holds.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = [_parameter(name, field) for name, field in model.model_fields.items()]
+        parameters.append(_keyword("config", ConfigFile))
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    text = field.description or ""
+    if field.is_required():
+        text += " (required, here or in --config)"
+    elif field.default not in (None, -1) and field.default_factory is None:
+        text += f" (default {field.default})"
+    declarations = [f"{flag}/--no-{flag[2:]}"] if field.annotation is bool else [flag]
+    option = typer.Option(*declarations, help=text, show_default=False, metavar=_metavar(field))
+    return _keyword(name, Annotated[_cli_type(field.annotation) | None, option])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
+
+
+def _cli_type(annotation: Any) -> Any:
+    """What Typer parses; the model validates the rest, with one kind of message."""
+    plain = next((kind for kind in (bool, int, float) if annotation is kind), None)
+    if plain is not None:
+        return plain
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    if type(None) in get_args(annotation) and len(members) == 1:
+        return _cli_type(members[0])
+    return str
+
+
+def _metavar(field: FieldInfo) -> str | None:
+    if get_origin(field.annotation) is Literal:
+        return "|".join(map(str, get_args(field.annotation)))
+    return None

@@ -1,0 +1,118 @@
+"""Which stage is stale, and running it. A stage whose inputs did not change does not run again."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from data_schemas import manifest as manifests
+from data_schemas import run_record
+from data_schemas.errors import InputError
+from data_schemas.manifest import Inputs, Manifest
+from data_schemas.run_record import RunRecord
+from pipeline.checkpoint import checkpoint_dtype, checkpoint_folder
+from pipeline.fingerprint import model_inputs, precompute_inputs
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.scorers.choose import choose
+from stages.progress import Console
+from stages.train.config import TrainConfig
+
+_MODEL_INPUTS = ("weights", "architecture", "tokenizer", "chat_template")
+
+
+def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
+    """Run stage one, unless the cache was made from the very same inputs.
+
+    Raises:
+        InputError: the data, the model or the options cannot be used.
+        ReflogpError: the engine failed.
+    """
+    reference = checkpoint_folder(config.reference, "reference")
+    engine = choose(config.engine)
+    dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
+    inputs = precompute_inputs(reference, config, engine, dtype)
+    earlier = _earlier_manifest(config.cache, console)
+    if earlier is not None:
+        changed = earlier.inputs.differences(inputs)
+        if not changed:
+            console.say(
+                f"stage one: up to date: {config.cache} was made from the same weights, tokenizer, "
+                "data, rules and engine"
+            )
+            return earlier
+        console.say(f"stage one: runs again: changed since {config.cache}: {', '.join(changed)}")
+    # torch and transformers are imported only where a stage really runs
+    from stages.precompute.stage import Job, precompute
+
+    _quiet_transformers()
+
+    return precompute(Job(config, reference, dtype, engine, inputs), console)
+
+
+def run_train(config: TrainConfig, console: Console) -> RunRecord:
+    """Run stage two, unless the output was trained from the very same inputs.
+
+    Raises:
+        InputError: the cache is not sealed or not of this policy, or an option cannot be used.
+    """
+    manifest = manifests.read(config.cache)
+    policy = checkpoint_folder(config.policy or manifest.reference.path, "policy")
+    _require_same_start(policy, manifest, config, console)
+    fingerprint = _train_fingerprint(config, manifest)
+    earlier = run_record.read(config.output)
+    if earlier is not None and earlier.fingerprint == fingerprint:
+        console.say(f"stage two: up to date: {config.output} has this cache, policy and settings")
+        return earlier
+    from stages.train.stage import Job, train
+
+    _quiet_transformers()
+    return train(Job(config, policy, manifest, fingerprint), console)
+
+
+def _quiet_transformers() -> None:
+    """No bars and remarks between ours: what goes wrong is raised."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _earlier_manifest(cache: Path, console: Console) -> Manifest | None:
+    if not manifests.is_sealed(cache):
+        return None
+    try:
+        return manifests.read(cache)
+    except InputError as error:
+        console.warn(f"the cache there is replaced: {error}")
+        return None
+
+
+def _require_same_start(
+    policy: Path, manifest: Manifest, config: TrainConfig, console: Console
+) -> None:
+    """Refuse a policy that is not the checkpoint that was scored.
+
+    The reference must be what the policy starts from (Rafailov et al. 2023, section 4): the
+    log-ratio of two different models is no implicit reward.
+    """
+    scored: Inputs = manifest.inputs
+    found = model_inputs(policy)
+    differing = [name for name in _MODEL_INPUTS if found[name] != getattr(scored, name)]
+    if not differing:
+        return
+    message = (
+        f"the policy {policy} is not the checkpoint that was scored ({manifest.reference.name}): "
+        f"{', '.join(differing)} differ."
+    )
+    if not config.allow_mismatch:
+        raise InputError(
+            f"{message} Give --policy {manifest.reference.name}, precompute a cache for this "
+            "policy, or pass --allow-mismatch."
+        )
+    console.warn(message)
+
+
+def _train_fingerprint(config: TrainConfig, manifest: Manifest) -> str:
+    settings = config.model_dump(mode="json", exclude={"cache", "output", "policy"})
+    shards = [shard.sha256 for shard in manifest.shards]
+    content = [manifest.inputs.digest(), shards, settings]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""What a stage made, as the rows of a table for people."""
+
+from pathlib import Path
+
+from data_schemas.manifest import Manifest
+from data_schemas.run_record import RunRecord
+
+Rows = list[tuple[str, str]]
+
+
+def cache_rows(cache: Path, manifest: Manifest) -> Rows:
+    """The main figures of a cache."""
+    counts, engine, timing = manifest.counts, manifest.engine, manifest.timing
+    size = sum(shard.bytes for shard in manifest.shards)
+    response = counts.chosen_tokens + counts.rejected_tokens
+    unit = "pairs" if manifest.kind == "paired" else "unpaired rows"
+    rows = [
+        ("cache", f"{cache} ({_size(size)})"),
+        (unit, f"{counts.rows:,} of {manifest.source.rows:,} rows read, {counts.truncated:,} cut"),
+        ("tokens", f"{counts.prompt_tokens:,} prompt, {response:,} response"),
+        ("engine", f"{engine.name} {engine.version}, {engine.dtype}, {engine.device}"),
+        ("speed", f"{timing.tokens_per_second:,.0f} tokens/s, {timing.seconds:.0f} s in all"),
+    ]
+    if counts.quarantined:
+        rows.append(("set aside", _reasons(manifest)))
+    return rows
+
+
+def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
+    """All that is worth knowing of a cache."""
+    counts, source = manifest.counts, manifest.source
+    rows = cache_rows(cache, manifest)
+    if not counts.quarantined:
+        rows.append(("set aside", "none"))
+    rows += [
+        ("shards", str(len(manifest.shards))),
+        ("source", f"{source.source}, split {source.split}, form {source.form}"),
+        ("reference", manifest.reference.name),
+        ("rules", ", ".join(f"{k}={v}" for k, v in manifest.rules.items() if v not in (None, {}))),
+        ("template", f"diverged in {counts.template_diverged:,} rows"),
+        ("made", f"{manifest.timing.started_at:%Y-%m-%d %H:%M} UTC on {manifest.machine}"),
+        ("by", f"reflogp {manifest.reflogp_version}: {' '.join(manifest.command)}"),
+    ]
+    rows += [(f"{name} hash", digest) for name, digest in manifest.inputs.model_dump().items()]
+    return rows
+
+
+def train_rows(output: Path, record: RunRecord) -> Rows:
+    """The main figures of a training run."""
+    first, last = record.first, record.last
+    return [
+        ("model", str(output)),
+        ("pairs", f"{record.pairs:,}, {record.steps} steps, {record.pairs_per_second:.2f} pairs/s"),
+        ("loss", f"{first.loss:.4f} -> {last.loss:.4f}"),
+        ("margin", f"{first.margin:+.4f} -> {last.margin:+.4f}"),
+        ("accuracy", f"{first.accuracy:.2f} -> {last.accuracy:.2f}"),
+        ("", "first step -> mean of the last quarter of the steps"),
+    ]
+
+
+def _reasons(manifest: Manifest) -> str:
+    reasons = manifest.counts.quarantined_by_reason
+    text = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+    return f"{manifest.counts.quarantined:,} ({text}), in {manifest.quarantine.file}"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,1 @@
+"""Stage one: preferences -> tokens -> plan -> scores -> shards."""

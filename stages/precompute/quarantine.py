@@ -1,0 +1,78 @@
+"""Faulty rows -> the quarantine file, as they come, with a count of each reason."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas.atomic import atomic_path
+from data_schemas.quarantine import SCHEMA
+from stages.precompute.faults import RowFault
+
+_BATCH_ROWS = 1_000
+
+
+class Quarantine:
+    """Collects rows that were set aside and writes them to one Parquet file when closed.
+
+    Use as a context manager; the file appears when the block ends without an exception.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.first: str | None = None
+        self._batch: list[dict[str, Any]] = []
+        self._file = atomic_path(path)
+
+    def __enter__(self) -> "Quarantine":
+        self._writer = pq.ParquetWriter(self._file.__enter__(), SCHEMA, compression="zstd")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._flush()
+        self._writer.close()
+        self._file.__exit__(kind, error, traceback)
+
+    def add(self, fault: RowFault, *, source_row: int, file: str, line: int, row: Any) -> None:
+        """Set one row aside. `row` is kept as JSON, or as it is if it is text."""
+        self.reasons[str(fault.reason)] += 1
+        self.first = self.first or f"{file}, row {line}: {fault.detail}"
+        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        self._batch.append(
+            {
+                "source_row": source_row,
+                "file": file,
+                "line": line,
+                "reason": str(fault.reason),
+                "field": fault.field,
+                "detail": _clean(fault.detail),
+                "row": _clean(text),
+            }
+        )
+        if len(self._batch) >= _BATCH_ROWS:
+            self._flush()
+
+    def summary(self) -> str:
+        """`3 rows set aside (empty_response 2, broken_json 1)`."""
+        total = self.reasons.total()
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
+        return f"{total} row{'s' * (total != 1)} set aside ({reasons}); first: {self.first}"
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._writer.write_table(pa.Table.from_pylist(self._batch, schema=SCHEMA))
+            self._batch = []
+
+
+def _clean(text: str) -> str:
+    """Text that Parquet can hold: half a surrogate pair becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

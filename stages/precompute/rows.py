@@ -1,0 +1,109 @@
+"""Source -> tokenized rows: reads, normalizes and tokenizes; sets aside whatever cannot be used."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from data_schemas.errors import InputError
+from data_schemas.quarantine import Reason
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.faults import RowFault
+from stages.precompute.preferences import Form, Preference, detect, no_form, normalize
+from stages.precompute.quarantine import Quarantine
+from stages.precompute.sources import RawRow, read_source
+from stages.precompute.tokenize import TokenizedRow, Tokenizer
+
+_ROWS_TO_DETECT_FROM = 100
+
+
+class Rows:
+    """One pass over the source.
+
+    Attributes:
+        form: the input form, once the first row has been asked for.
+        read: rows read so far, the quarantined ones included.
+    """
+
+    form: Form
+
+    def __init__(self, config: PrecomputeConfig, quarantine: Quarantine) -> None:
+        self.read = 0
+        self._config = config
+        self._quarantine = quarantine
+
+    def tokenized(
+        self, tokenizer: Tokenizer, advance: Callable[[float], None]
+    ) -> Iterator[TokenizedRow]:
+        """The rows that can be used, in the order of the source.
+
+        Raises:
+            InputError: the source cannot be read, is empty, or its columns make no known form.
+        """
+        raw_rows = read_source(self._config.data, self._config.split)
+        head = list(itertools.islice(raw_rows, _ROWS_TO_DETECT_FROM))
+        self.form = self._detect(head)
+        for raw in itertools.chain(head, raw_rows):
+            self.read += 1
+            advance(1)
+            try:
+                yield tokenizer(self._normalize(raw))
+            except RowFault as fault:
+                self._quarantine.add(
+                    fault,
+                    source_row=raw.index,
+                    file=raw.file,
+                    line=raw.line,
+                    row=raw.text if raw.data is None else raw.data,
+                )
+
+    def _detect(self, head: list[RawRow]) -> Form:
+        if not head:
+            raise InputError(
+                f"{self._config.data}: the data set is empty. Check --data and --split."
+            )
+        tables = [self._standard(raw.data) for raw in head if raw.data is not None]
+        forms = (detect(set(row)) for row in tables)
+        form = next((form for form in forms if form is not None), None)
+        if form is None and not tables:
+            broken = head[0].fault
+            raise InputError(
+                f"{self._config.data}: none of the first {len(head)} rows can be read; line "
+                f"{head[0].line}: {broken.detail if broken else 'empty'}. Check --data."
+            )
+        if form is None:
+            raise no_form(set(tables[0]), self._config.data)
+        named = set().union(*(raw.data for raw in head if raw.data is not None))
+        for standard, column in self._config.columns.items():
+            if column not in named:
+                raise InputError(
+                    f"{self._config.data}: --columns {standard}={column}: there is no column "
+                    f"{column!r}; there are {', '.join(sorted(named))}."
+                )
+        return form
+
+    def _standard(self, row: dict[str, Any]) -> dict[str, Any]:
+        """`row` with the user's columns under their standard names."""
+        taken = set(self._config.columns.values())
+        kept = {name: value for name, value in row.items() if name not in taken}
+        renamed = {new: row[old] for new, old in self._config.columns.items() if old in row}
+        return kept | renamed
+
+    def _normalize(self, raw: RawRow) -> Preference:
+        if raw.fault is not None:
+            raise raw.fault
+        preference = normalize(self._standard(raw.data or {}), self.form, raw.index)
+        least = self._config.min_confidence
+        if least is not None:
+            if preference.confidence is None:
+                raise RowFault(
+                    Reason.BAD_CONFIDENCE,
+                    "confidence",
+                    "--min-confidence is set, but the row has no confidence and no two scores",
+                )
+            if preference.confidence < least:
+                raise RowFault(
+                    Reason.LOW_CONFIDENCE,
+                    "confidence",
+                    f"confidence {preference.confidence:g} is under {least:g}",
+                )
+        return preference

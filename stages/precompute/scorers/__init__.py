@@ -1,0 +1,1 @@
+"""The engines that can give the reference's log-probs."""

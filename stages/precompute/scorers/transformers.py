@@ -1,0 +1,69 @@
+"""The reference through transformers: runs wherever torch does, and vLLM is checked against it.
+
+Requests are sorted by length and batched under a token budget, so that padding is next to nothing,
+and the head runs on response tokens only.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from stages.precompute.scorers.protocol import Logps, Request
+from stages.response_logps import response_logps
+
+
+class TransformersScorer:
+    """A Scorer over AutoModelForCausalLM."""
+
+    def __init__(
+        self, model: Path, *, dtype: str, batch_tokens: int = 4096, device: str | None = None
+    ) -> None:
+        """Load `model` in `dtype` onto `device` (default: a GPU if there is one, else the CPU)."""
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._batch_tokens = batch_tokens
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        self._model.to(self.device).eval()
+
+    def score(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.score."""
+        found: dict[int, Logps] = {}
+        for batch in self._batches(requests):
+            scores = self._score_batch([requests[i] for i in batch])
+            found.update(zip(batch, scores, strict=True))
+        return [found[i] for i in range(len(requests))]
+
+    def close(self) -> None:
+        """See Scorer.close."""
+        del self._model
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Indices of requests of like length, each batch within the token budget once padded."""
+        lengths = [len(r.prompt_ids) + len(r.response_ids) for r in requests]
+        batch: list[int] = []
+        for i in sorted(range(len(requests)), key=lambda i: -lengths[i]):
+            if batch and (len(batch) + 1) * lengths[batch[0]] > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _score_batch(self, batch: list[Request]) -> list[Logps]:
+        length = max(len(r.prompt_ids) + len(r.response_ids) for r in batch)
+        ids = torch.zeros(len(batch), length, dtype=torch.int64)
+        attention = torch.zeros_like(ids)
+        response = torch.zeros_like(ids, dtype=torch.bool)
+        for row, request in enumerate(batch):
+            start, end = len(request.prompt_ids), len(request.prompt_ids + request.response_ids)
+            ids[row, :end] = torch.tensor(request.prompt_ids + request.response_ids)
+            attention[row, :end] = 1
+            response[row, start:end] = True
+        logps, _ = response_logps(
+            self._model, *(t.to(self.device) for t in (ids, attention, response))
+        )
+        ends = np.cumsum([len(r.response_ids) for r in batch])[:-1]
+        return [part.astype(np.float32) for part in np.split(logps.cpu().numpy(), ends)]

@@ -1,0 +1,111 @@
+"""The reference through vLLM's stock `prompt_logprobs`: the portable path, on any platform.
+
+vLLM computes the head and a rank over the vocabulary for every prompt token as well, and cannot
+reuse a shared prompt here; what it gives is exact and works for every model that vLLM runs.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_schemas.errors import ReflogpError
+from stages.precompute.scorers.protocol import Logps, Request
+
+
+class VllmPromptLogprobsScorer:
+    """A Scorer over vllm.LLM."""
+
+    def __init__(
+        self, model: Path, *, dtype: str, max_length: int, settings: dict[str, Any]
+    ) -> None:
+        """Start the engine for sequences of up to `max_length` tokens.
+
+        Args:
+            model: folder of the checkpoint.
+            dtype: dtype of the weights and the forward pass.
+            max_length: longest prompt + response, in tokens.
+            settings: more arguments of vllm.LLM, which win over those set here.
+
+        Raises:
+            ReflogpError: the engine does not start.
+        """
+        _prepare_environment()
+        from vllm import LLM, SamplingParams  # vLLM reads its environment when imported
+        from vllm.platforms import current_platform
+
+        self.device = current_platform.device_type
+        arguments: dict[str, Any] = {
+            "model": str(model),
+            "dtype": dtype,
+            # vLLM wants room for one sampled token, although it is thrown away
+            "max_model_len": max_length + 1,
+            # A cached prompt has no hidden states, so it gives no log-probs.
+            "enable_prefix_caching": False,
+            # Compiling the model takes minutes on a CPU and gains nothing in a prefill.
+            "enforce_eager": self.device == "cpu",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        try:
+            self._engine = LLM(**(arguments | settings))
+        except Exception as error:
+            raise ReflogpError(
+                f"vLLM could not start: {error}. Give --engine transformers, or mend --engine-args."
+            ) from error
+        # In the constructor: set later, prompt_logprobs would leave the prefix cache switched on.
+        self._sampling = SamplingParams(
+            prompt_logprobs=0, max_tokens=1, temperature=1.0, detokenize=False, flat_logprobs=True
+        )
+
+    def score(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.score."""
+        prompts = [{"prompt_token_ids": r.prompt_ids + r.response_ids} for r in requests]
+        outputs = self._engine.generate(prompts, self._sampling, use_tqdm=False)
+        return [
+            _response_part(output.prompt_logprobs, request)
+            for output, request in zip(outputs, requests, strict=True)
+        ]
+
+    def close(self) -> None:
+        """See Scorer.close."""
+        self._engine.llm_engine.engine_core.shutdown()
+        del self._engine
+
+
+def _response_part(flat: Any, request: Request) -> Logps:
+    """The response's log-probs out of vLLM's flat lists: of position t, those from `start[t]` on.
+
+    The first of a position is the token that stands there; a top-k, were there one, comes after it.
+    """
+    first = len(request.prompt_ids)
+    places = flat.start_indices[first:]
+    tokens = [flat.token_ids[place] for place in places]
+    if tokens != request.response_ids:
+        raise ReflogpError(
+            "vLLM returned log-probs of other tokens than it was given; please report"
+        )
+    return np.array([flat.logprobs[place] for place in places], dtype=np.float32)
+
+
+def _prepare_environment() -> None:
+    """Defaults that must stand before vLLM is imported; the user's own settings win."""
+    cores = sorted(os.sched_getaffinity(0))
+    defaults = {
+        # what goes wrong is raised; the rest is not for the user
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
+        # without these vLLM runs its CPU engine on one thread
+        "OMP_NUM_THREADS": str(len(cores)),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        # one token more than the model's own limit, which is never computed
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,224 @@
+"""Preferences -> token ids. Decided here and only here; stage two uses the ids as they are.
+
+Rules, with TRL 1.16 as the yardstick:
+
+- Messages go through the chat template, the prompt with its generation prompt. Raw text gets the
+  tokenizer's BOS, never twice. Both as in TRL.
+- The prompt's ids are a true prefix of the whole. Where tokens would merge across the border of
+  prompt and response, the response is tokenized on its own, so that the policy is trained on the
+  very prompt ids that it sees at inference; TRL lets the response begin where the ids diverge.
+  Where the template itself renders an answered prompt otherwise, there is no such text, and TRL's
+  rule holds; the row is counted as `template_diverged`.
+- A response ends with a stop token, once. Raw text gets EOS, as in TRL. A rendered message keeps
+  what the template closes the turn with (`<|im_end|>` and a newline, say); EOS is added only where
+  none of the model's stop tokens is there, which TRL leaves out, and a policy trained that way
+  never learns to stop.
+- Over `max_length`, either the responses lose their end (TRL's keep_start) or the prompt loses its
+  beginning, the same for both responses; a BOS stays.
+
+A change here that can give other ids for the same input raises RULES_VERSION in config.py.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from data_schemas.quarantine import Reason
+from stages.precompute.config import Truncate
+from stages.precompute.faults import RowFault
+from stages.precompute.preferences import Content, Preference
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """One preference as token ids; the fields are those of a planned shard."""
+
+    row_id: str
+    source_row: int
+    prompt_ids: list[int]
+    chosen_ids: list[int] | None
+    rejected_ids: list[int] | None
+    prompt_truncated: bool
+    chosen_truncated: bool
+    rejected_truncated: bool
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """What decides the ids of a row, next to the tokenizer itself.
+
+    Attributes:
+        max_length: most tokens of prompt and response together.
+        truncate: which of the two loses tokens; `never` sets the row aside instead.
+        stop_ids: ids that end a response.
+    """
+
+    max_length: int
+    truncate: Truncate
+    stop_ids: frozenset[int]
+
+
+class Tokenizer:
+    """A tokenizer together with the rules; counts the rows whose template diverged."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: TokenRules) -> None:
+        self._tokenizer = tokenizer
+        self._rules = rules
+        self._bos = _special_prefix(tokenizer)
+        self._seen: dict[bytes, int] = {}
+        self.template_diverged = 0
+
+    def __call__(self, preference: Preference) -> TokenizedRow:
+        """Token ids of `preference`.
+
+        Raises:
+            RowFault: the row does not fit `max_length`, or the template cannot render it.
+        """
+        responses = [preference.chosen, preference.rejected]
+        prompt, tails = self._encode(preference.prompt, [r for r in responses if r is not None])
+        tails = [self._close(tail, raw=isinstance(preference.prompt, str)) for tail in tails]
+        kept_prompt, kept = self._truncate(prompt, tails)
+        if len(kept) == 2 and kept[0] == kept[1]:
+            raise RowFault(
+                Reason.IDENTICAL_RESPONSES, "chosen", "chosen and rejected have the same tokens"
+            )
+        cut = iter([len(short) < len(long) for short, long in zip(kept, tails, strict=True)])
+        ids = iter(kept)
+        chosen, rejected = (None if r is None else next(ids) for r in responses)
+        return TokenizedRow(
+            row_id=self._row_id(kept_prompt, chosen, rejected),
+            source_row=preference.source_row,
+            prompt_ids=kept_prompt,
+            chosen_ids=chosen,
+            rejected_ids=rejected,
+            prompt_truncated=len(kept_prompt) < len(prompt),
+            chosen_truncated=chosen is not None and next(cut),
+            rejected_truncated=rejected is not None and next(cut),
+            confidence=preference.confidence,
+        )
+
+    def _encode(
+        self, prompt: Content, responses: Sequence[Content]
+    ) -> tuple[list[int], list[list[int]]]:
+        if isinstance(prompt, str):
+            text, wholes = prompt, [prompt + str(response) for response in responses]
+        else:
+            text = self._render(prompt, add_generation_prompt=True)
+            wholes = [self._render(prompt + list(response)) for response in responses]  # type: ignore[arg-type]
+        ids = self._ids(text)
+        whole_ids = [self._ids(whole) for whole in wholes]
+        if not all(whole.startswith(text) for whole in wholes):
+            shared = min(_common_length(ids, whole) for whole in whole_ids)
+            self.template_diverged += 1
+            ids = ids[:shared]
+        tails = [
+            found[len(ids) :] if found[: len(ids)] == ids else self._ids(whole[len(text) :])
+            for whole, found in zip(wholes, whole_ids, strict=True)
+        ]
+        if isinstance(prompt, str) and ids[: len(self._bos)] != self._bos:
+            ids = self._bos + ids
+        if not ids:
+            raise RowFault(Reason.EMPTY_PROMPT, "prompt", "the prompt has no tokens")
+        return ids, tails
+
+    def _ids(self, text: str) -> list[int]:
+        # Templates write their own special tokens, and raw text gets BOS in one place, above.
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render(self, messages: Content, *, add_generation_prompt: bool = False) -> str:
+        if self._tokenizer.chat_template is None:
+            raise RowFault(
+                Reason.TEMPLATE_FAILED, "prompt", "messages, but the tokenizer has no chat template"
+            )
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        except Exception as error:  # a template is a program and can raise anything
+            raise RowFault(
+                Reason.TEMPLATE_FAILED, "prompt", f"the chat template refused the messages: {error}"
+            ) from error
+
+    def _close(self, response: list[int], *, raw: bool) -> list[int]:
+        eos = self._tokenizer.eos_token_id
+        if eos is None or (response and response[-1] in self._rules.stop_ids):
+            return response
+        if not raw and self._ends_in_stop(response):
+            return response
+        return [*response, eos]
+
+    def _ends_in_stop(self, response: list[int]) -> bool:
+        """Whether only white space follows the last stop token, as in `<|im_end|>` + newline."""
+        for position in range(len(response) - 1, -1, -1):
+            if response[position] in self._rules.stop_ids:
+                return True
+            if str(self._tokenizer.decode(response[position])).strip():
+                return False
+        return False
+
+    def _truncate(
+        self, prompt: list[int], responses: list[list[int]]
+    ) -> tuple[list[int], list[list[int]]]:
+        limit, longest = self._rules.max_length, max(map(len, responses))
+        over = len(prompt) + longest - limit
+        if over <= 0:
+            return prompt, responses
+        if self._rules.truncate == "never":
+            raise RowFault(
+                Reason.TOO_LONG, None, f"{len(prompt) + longest} tokens, over max_length {limit}"
+            )
+        if self._rules.truncate == "prompt":
+            bos = self._bos if prompt[: len(self._bos)] == self._bos else []
+            # One token must stay: the first response token is predicted from it.
+            keep = max(len(prompt) - over - len(bos), 0 if bos else 1)
+            prompt = bos + prompt[len(prompt) - keep :]
+        room = limit - len(prompt)
+        if room <= 0:
+            raise RowFault(
+                Reason.PROMPT_TOO_LONG,
+                "prompt",
+                f"the prompt has {len(prompt)} tokens, so max_length {limit} leaves none for a "
+                "response; raise --max-length, or --truncate prompt",
+            )
+        return prompt, [response[:room] for response in responses]
+
+    def _row_id(self, *parts: list[int] | None) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for part in parts:
+            digest.update(struct.pack("<q", -1 if part is None else len(part)))
+            digest.update(struct.pack(f"<{len(part or [])}i", *(part or [])))
+        key = digest.digest()
+        copies = self._seen.get(key, 0)
+        self._seen[key] = copies + 1
+        return key.hex() + (f"-{copies}" if copies else "")
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> list[int]:
+    """EOS and whatever else the checkpoint's generation config says ends its turn, sorted."""
+    path = checkpoint / "generation_config.json"
+    declared = json.loads(path.read_bytes()).get("eos_token_id") if path.is_file() else None
+    ids = declared if isinstance(declared, list) else [declared]
+    return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None})
+
+
+def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before raw text (BOS or nothing), seen by letting it do so."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("a")["input_ids"])
+    starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[: next(starts, 0)]
+
+
+def _common_length(left: list[int], right: list[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
+        min(len(left), len(right)),
+    )

@@ -1,0 +1,1 @@
+"""Stage two: batches -> policy log-probs -> loss -> a trained policy."""

@@ -1,0 +1,38 @@
+"""The model card: what was done, for whoever finds the model."""
+
+from data_schemas.manifest import Manifest
+from data_schemas.run_record import RunRecord
+from stages.train.config import TrainConfig
+
+
+def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> str:
+    """The text of README.md beside the trained model."""
+    method = f"LoRA (r={config.lora_r})" if config.lora_r else "full fine-tuning"
+    counts, first, last = manifest.counts, record.first, record.last
+    return f"""---
+base_model: {record.policy}
+library_name: {"peft" if config.lora_r else "transformers"}
+tags: [dpo, reflogp]
+---
+
+# Trained with {config.loss.upper()}, {method}
+
+Start and reference: `{manifest.reference.name}`. The reference was scored once by reflogp
+{manifest.reflogp_version} with {manifest.engine.name} {manifest.engine.version}
+({manifest.engine.dtype}) and was not loaded in training.
+
+| | |
+|---|---|
+| data | `{manifest.source.source}`, {counts.rows} pairs ({counts.quarantined} rows set aside) |
+| loss, beta | {config.loss}, {config.beta:g} |
+| steps, pairs a step | {record.steps}, {config.batch_size * config.accumulation} |
+| peak learning rate | {config.peak_rate:g} ({config.schedule}) |
+
+| | first step | mean of the last quarter |
+|---|---|---|
+| loss | {first.loss:.4f} | {last.loss:.4f} |
+| rewards/margins | {first.margin:.4f} | {last.margin:.4f} |
+| rewards/accuracies | {first.accuracy:.3f} | {last.accuracy:.3f} |
+
+These figures are of the training data, not of held-out data.
+"""

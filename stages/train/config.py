@@ -1,0 +1,58 @@
+"""What a user can set of stage two. Each field is a YAML key and a command-line option."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LossName = Literal["dpo"]
+
+
+class TrainConfig(BaseModel):
+    """Stage two: train the policy against a cache; no reference model is loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cache: Path = Field(description="Folder of a sealed cache.")
+    output: Path = Field(description="Folder for the adapter or model, its card and its metrics.")
+    policy: str | None = Field(
+        None,
+        description="Checkpoint that training starts from: a folder or hub id. It must be the "
+        "cache's reference, which is also the default.",
+    )
+    loss: LossName = Field("dpo", description="What is minimized over the pairs.")
+    beta: float = Field(0.1, gt=0, description="Pull towards the reference: 0.01 to 0.5.")
+    lora_r: int = Field(8, ge=0, description="Rank of the LoRA adapter; 0 trains all weights.")
+    lora_alpha: float = Field(16, gt=0, description="LoRA scale: alpha / r times the update.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the adapter.")
+    lora_targets: str | None = Field(
+        None,
+        description="Modules that get an adapter: names with commas, or 'all-linear'. Default: "
+        "q_proj,v_proj where the model has them, else all-linear.",
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak rate. Default: 5e-5 with LoRA, 5e-6 without."
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the rate falls from its peak."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up the rate.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the cache.")
+    max_steps: int = Field(-1, ge=-1, description="Stop after so many optimizer steps; -1: epochs.")
+    batch_size: int = Field(2, ge=1, description="Pairs in one forward pass, on each device.")
+    accumulation: int = Field(8, ge=1, description="Forward passes for one optimizer step.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0: do not.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Recompute activations in the backward pass: less memory, a third slower.",
+    )
+    seed: int = Field(42, description="Of the order of the data and the adapter's start.")
+    allow_mismatch: bool = Field(
+        False, description="Train although the policy is not the checkpoint that was scored."
+    )
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate, or its default for what is trained."""
+        return self.learning_rate or (5e-5 if self.lora_r else 5e-6)

@@ -1,0 +1,60 @@
+"""The policy: loaded so that its forward is the one that the cache was made with."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from data_schemas.errors import InputError
+from data_schemas.manifest import Dtype
+from stages.train.config import TrainConfig
+
+
+def load_policy(folder: Path, config: TrainConfig, dtype: Dtype) -> nn.Module:
+    """Load the policy at its start, with a fresh LoRA adapter if one is asked for.
+
+    With LoRA the frozen weights keep the cache's dtype and the adapter is float32. Full fine-tuning
+    keeps float32 weights and computes in the cache's dtype: at a rate of 5e-6 most updates of
+    bfloat16 weights would round to nothing.
+
+    Dropout is off, as everywhere in DPO: with it policy and reference would differ at the start.
+
+    Raises:
+        InputError: the LoRA settings do not fit the model.
+    """
+    weights = getattr(torch, dtype) if config.lora_r else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights)
+    model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if not config.lora_r:
+        return model  # type: ignore[no-any-return]
+    lora = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=lora_targets(model, config.lora_targets),
+    )
+    try:
+        return get_peft_model(model, lora)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise InputError(f"--lora-targets: {error}") from error
+
+
+def lora_targets(model: nn.Module, wanted: str | None) -> str | list[str]:
+    """What PEFT takes as target_modules for `wanted`, or for the default."""
+    if wanted is not None:
+        return wanted if wanted == "all-linear" else [name.strip() for name in wanted.split(",")]
+    suffixes = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= suffixes else "all-linear"
+
+
+def trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)

@@ -1,0 +1,145 @@
+"""Stage two, joined: a sealed cache -> batches -> policy log-probs -> loss -> a trained policy."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PrinterCallback, TrainingArguments, set_seed
+
+from data_schemas import run_record
+from data_schemas.atomic import write_text
+from data_schemas.errors import ReflogpError
+from data_schemas.manifest import Dtype, Manifest
+from data_schemas.run_record import RunRecord, StepMetrics
+from stages.progress import Console
+from stages.train.batches import CachedPairs, collate
+from stages.train.callbacks import MetricsFile, Progress
+from stages.train.card import model_card
+from stages.train.config import TrainConfig
+from stages.train.losses import LOSSES
+from stages.train.policy import load_policy, trainable_parameters
+from stages.train.trainer import PreferenceTrainer
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stage two with everything resolved.
+
+    Attributes:
+        config: what the user set.
+        policy: folder of the checkpoint that training starts from.
+        manifest: of the cache.
+        fingerprint: SHA-256 of all that the result depends on.
+    """
+
+    config: TrainConfig
+    policy: Path
+    manifest: Manifest
+    fingerprint: str
+
+
+def train(job: Job, console: Console) -> RunRecord:
+    """Train the policy against the cache and write it, with its metrics, card and record.
+
+    Raises:
+        InputError: the cache or the settings cannot be used.
+        ReflogpError: training ended without a single step.
+    """
+    started_at, begin = datetime.now(UTC), time.monotonic()
+    config = job.config
+    # An earlier run in this folder is no longer what its record says.
+    (config.output / run_record.FILE_NAME).unlink(missing_ok=True)
+    pairs = CachedPairs(config.cache, job.manifest)
+    set_seed(config.seed)
+    policy = load_policy(job.policy, config, job.manifest.engine.dtype)
+    trained, total = trainable_parameters(policy)
+    console.say(
+        f"training {trained:,} of {total:,} parameters on {len(pairs):,} pairs, {config.loss}"
+    )
+    metrics = MetricsFile(config.output / "metrics.jsonl")
+    trainer = PreferenceTrainer(
+        model=policy,
+        args=training_arguments(config, job.manifest.engine.dtype),
+        train_dataset=pairs,
+        data_collator=collate,
+        callbacks=[metrics, Progress(console)],
+        loss=LOSSES[config.loss],
+        beta=config.beta,
+    )
+    loop = time.monotonic()
+    trainer.remove_callback(PrinterCallback)  # the metrics are in the file, the steps on the bar
+    trainer.train()
+    loop_seconds = time.monotonic() - loop
+    if not metrics.steps:
+        raise ReflogpError("training ended without a step; check --epochs and --max-steps")
+    record = RunRecord(
+        reflogp_version=version("reflogp"),
+        fingerprint=job.fingerprint,
+        cache=str(config.cache),
+        policy=config.policy or job.manifest.reference.name,
+        settings=config.model_dump(mode="json"),
+        pairs=len(pairs),
+        steps=trainer.state.global_step,
+        trained_parameters=trained,
+        first=_mean(metrics.steps[:1]),
+        last=_mean(metrics.steps[-max(1, len(metrics.steps) // 4) :]),
+        started_at=started_at,
+        seconds=time.monotonic() - begin,
+        pairs_per_second=trainer.pairs_seen / loop_seconds,
+    )
+    _save(trainer.model, job)
+    write_text(config.output / "README.md", model_card(config, job.manifest, record))
+    run_record.write(config.output, record)
+    return record
+
+
+def _save(policy: Any, job: Job) -> None:
+    """Write the adapter or the model, with the tokenizer, as transformers and vLLM load them."""
+    if not job.config.lora_r:
+        policy.to(getattr(torch, job.manifest.engine.dtype))  # as the checkpoint was
+    policy.save_pretrained(job.config.output)
+    AutoTokenizer.from_pretrained(job.policy).save_pretrained(job.config.output)
+
+
+def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
+    """`config` in transformers' terms."""
+    # LoRA's frozen weights already have the cache's dtype; float32 weights compute in it.
+    autocast = dtype if config.lora_r == 0 else "float32"
+    options: dict[str, Any] = {
+        "output_dir": str(config.output),
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.accumulation,
+        "learning_rate": config.peak_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup,
+        "max_grad_norm": config.max_grad_norm,
+        "weight_decay": config.weight_decay,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "bf16": autocast == "bfloat16",
+        "fp16": autocast == "float16",
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(**options)
+
+
+def _mean(steps: list[dict[str, float]]) -> StepMetrics:
+    def mean(name: str) -> float:
+        return sum(step[name] for step in steps) / len(steps)
+
+    return StepMetrics(
+        loss=mean("loss"), margin=mean("rewards/margins"), accuracy=mean("rewards/accuracies")
+    )

@@ -1,0 +1,74 @@
+"""Tiny real checkpoints: a trained tokenizer and a randomly initialised model, saved to disk."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def example_texts() -> list[str]:
+    """All texts of the project's own preferences."""
+    lines = (EXAMPLES / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [m["content"] for row in rows for k in ("prompt", "chosen", "rejected") for m in row[k]]
+
+
+def make_tokenizer(
+    *, chat_template: str | None = CHATML, bos: bool = False, vocabulary: int = 1024
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the examples; with `bos`, raw text begins with <s>."""
+    special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<end_of_turn>"]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(example_texts(), trainer)
+    if bos:
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))]
+        )
+    eos = "</s>" if bos else "<|im_end|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token=eos, pad_token=eos
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def make_checkpoint(
+    folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **tokenizer_options: object
+) -> Path:
+    """Save a two-layer Llama with a tokenizer to `folder`."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer(**tokenizer_options)  # type: ignore[arg-type]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        # wide enough that log-probs differ from token to token and depend on the context
+        initializer_range=0.15,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
