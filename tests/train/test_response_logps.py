@@ -1,0 +1,123 @@
+"""Log-probs of response tokens against a plain float32 forward of the same model."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from stages.response_logps import response_logps, sum_by_row, token_logps
+
+VOCABULARY = 300
+
+
+def plain_logps(model, prompt, response):
+    """The definition: full logits, log-softmax, gather. One sequence, no padding, no tricks."""
+    ids = torch.tensor([prompt + response])
+    with torch.no_grad():
+        logits = model(ids).logits[0].float()
+    logps = torch.log_softmax(logits, dim=-1)
+    return logps[len(prompt) - 1 : -1].gather(1, torch.tensor(response)[:, None]).squeeze(1)
+
+
+def padded(sequences):
+    length = max(len(prompt) + len(response) for prompt, response in sequences)
+    ids = torch.full((len(sequences), length), 7)
+    attention, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(sequences):
+        end = len(prompt) + len(response)
+        ids[row, :end] = torch.tensor(prompt + response)
+        attention[row, :end] = 1
+        scored[row, len(prompt) : end] = True
+    return ids, attention, scored
+
+
+SEQUENCES = [
+    ([5, 6, 7], [8, 9, 10, 11]),
+    ([5], [12]),
+    ([20, 21, 22, 23, 24, 25, 26], [27, 28]),
+    ([5, 6, 7], [8, 9, 200]),
+]
+
+
+def gemma2():
+    # soft-caps its logits after the head: what is around the head must still be done
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16, initializer_range=0.5,
+            final_logit_softcapping=5.0, attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+
+
+def gpt2():
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
+    ).eval()
+
+
+@pytest.mark.parametrize("build", [gemma2, gpt2])
+def test_equal_a_plain_forward_whatever_the_model_does_around_its_head(build):
+    torch.manual_seed(0)
+    model = build()
+    with torch.no_grad():
+        logps, rows = response_logps(model, *padded(SEQUENCES))
+    for row, (prompt, response) in enumerate(SEQUENCES):
+        expected = plain_logps(model, prompt, response)
+        assert torch.allclose(logps[rows == row], expected, atol=1e-5)
+
+
+def test_the_gradient_equals_that_of_a_plain_forward():
+    torch.manual_seed(0)
+    model = gpt2()
+    logps, rows = response_logps(model, *padded(SEQUENCES))
+    (sum_by_row(logps, rows, len(SEQUENCES)) * torch.tensor([1.0, -2.0, 3.0, 0.5])).sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    for (prompt, response), weight in zip(SEQUENCES, [1.0, -2.0, 3.0, 0.5], strict=True):
+        ids = torch.tensor([prompt + response])
+        logp = torch.log_softmax(model(ids).logits[0], -1)[len(prompt) - 1 : -1]
+        (weight * logp.gather(1, torch.tensor(response)[:, None]).sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(found[name], parameter.grad, atol=1e-4), name
+
+
+def test_a_fresh_adapter_changes_nothing(checkpoint):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    batch = padded(SEQUENCES)
+    with torch.no_grad():
+        before, _ = response_logps(model, *batch)
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        after, _ = response_logps(adapted.eval(), *batch)
+    assert torch.equal(before, after)
+
+
+def test_the_model_is_left_as_it_was():
+    model = gpt2()
+    ids, attention, scored = padded(SEQUENCES)
+    response_logps(model, ids, attention, scored)
+    assert model(ids).logits.shape == (*ids.shape, VOCABULARY)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 200])
+def test_chunked_log_softmax_equals_torchs(rows, scale):
+    logits = torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(rows)) * scale
+    targets = torch.arange(rows) % VOCABULARY
+    expected = torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
+    with torch.no_grad():
+        assert torch.allclose(token_logps(logits, targets), expected, atol=1e-5, rtol=1e-6)
+
+
+def test_chunked_log_softmax_does_not_write_into_the_logits():
+    logits = torch.randn(3, VOCABULARY)
+    before = logits.clone()
+    with torch.no_grad():
+        token_logps(logits, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(logits, before)

@@ -1,0 +1,183 @@
+"""Training against the cache, next to training with the reference in memory (TRL's DPOTrainer)."""
+
+import json
+import math
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from pipeline.run import run_train
+from stages.train.batches import CachedPairs, collate
+from stages.train.config import TrainConfig
+from stages.train.losses import dpo
+from stages.train.policy import load_policy
+from stages.train.trainer import PreferenceTrainer
+
+
+def trl_trainer(cache, policy, reference, data, output, **options):
+    """TRL's trainer over the cached rows, in the order of the cache, reference in memory."""
+    raw = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    manifest = manifests.read(cache)
+    order = [
+        row["source_row"]
+        for shard in manifest.shards
+        for row in read_shard(cache / shard.file, ["source_row"]).to_pylist()
+    ]
+    rows = [{k: raw[i][k] for k in ("prompt", "chosen", "rejected")} for i in order]
+    config = DPOConfig(
+        output_dir=str(output), max_length=192, beta=0.1, bf16=False, use_cpu=True,
+        gradient_checkpointing=False, report_to="none", logging_steps=1, save_strategy="no",
+        disable_tqdm=True, seed=42, data_seed=42, **options,
+    )  # fmt: skip
+    return DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
+        ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(policy),
+    )
+
+
+def our_metrics(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_loss_and_rewards_equal_trls_on_the_same_batch(
+    cache, checkpoint, other_checkpoint, few_preferences, tmp_path
+):
+    # another policy than the reference, so that margins are not zero
+    theirs = trl_trainer(cache, other_checkpoint, checkpoint, few_preferences, tmp_path)
+    inputs = theirs.data_collator(list(theirs.train_dataset))
+    loss = theirs._compute_loss(theirs.model.train(), inputs, return_outputs=False).item()
+
+    pairs = CachedPairs(cache, manifests.read(cache))
+    batch = collate([pairs[i] for i in range(len(pairs))])
+    assert torch.equal(batch["attention_mask"], inputs["attention_mask"])
+    assert torch.equal(batch["response_mask"].long(), inputs["completion_mask"])
+    real = batch["attention_mask"].bool()
+    assert torch.equal(batch["input_ids"][real], inputs["input_ids"][real])
+    policy = load_policy(other_checkpoint, config(cache, tmp_path, lora_r=0), "float32")
+    trainer = our_trainer(policy, pairs, tmp_path)
+    assert trainer.compute_loss(policy, batch).item() == pytest.approx(loss, abs=1e-5)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
+        mine = sum(trainer._metrics[name]) / len(pairs)
+        assert mine == pytest.approx(theirs._metrics["train"][name][-1], abs=1e-4), name
+    assert abs(loss - math.log(2)) > 0.1
+
+
+def our_trainer(policy, pairs, output):
+    arguments = TrainingArguments(str(output), use_cpu=True, report_to="none")
+    return PreferenceTrainer(
+        model=policy, args=arguments, train_dataset=pairs, data_collator=collate, loss=dpo, beta=0.1
+    )
+
+
+def config(cache, output, **options) -> TrainConfig:
+    return TrainConfig(
+        cache=cache, output=output, batch_size=2, accumulation=2, max_steps=6, **options
+    )
+
+
+def test_the_loss_curve_equals_training_with_the_reference_in_memory(
+    cache, checkpoint, few_preferences, console, tmp_path
+):
+    settings = config(cache, tmp_path / "ours", lora_r=0, learning_rate=2e-4, warmup=0)
+    run_train(settings, console)
+    theirs = trl_trainer(
+        cache, checkpoint, checkpoint, few_preferences, tmp_path / "theirs",
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6,
+        learning_rate=2e-4, lr_scheduler_type="linear", warmup_steps=0, max_grad_norm=1.0,
+    )  # fmt: skip
+    theirs.train()
+    expected = [entry["loss"] for entry in theirs.state.log_history if "loss" in entry]
+    found = [step["loss"] for step in our_metrics(tmp_path / "ours")]
+    assert len(found) == 6
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 0.01  # it moved, so the comparison says something
+
+
+def test_at_the_first_step_policy_and_cache_agree(cache, console, tmp_path):
+    run_train(config(cache, tmp_path), console)
+    first = our_metrics(tmp_path)[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(first["rewards/margins"]) < 1e-4
+    assert abs(first["rewards/chosen"]) < 1e-4
+
+
+def test_a_lora_run_learns_and_leaves_a_loadable_adapter(cache, checkpoint, console, tmp_path):
+    settings = TrainConfig(
+        cache=cache, output=tmp_path, batch_size=4, accumulation=1, epochs=4, learning_rate=1e-2
+    )
+    record = run_train(settings, console)
+    assert record.steps == 24
+    assert record.last.loss < record.first.loss - 0.1
+    assert record.last.margin > 0.2
+    assert record.last.accuracy > 0.9
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)  # transformers finds the base itself
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert not torch.allclose(loaded(ids).logits, base(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template
+    assert str(checkpoint) in (tmp_path / "README.md").read_text()
+    assert not list(tmp_path.glob("*.bin"))  # training_args.bin would be a pickle
+
+
+def test_full_fine_tuning_keeps_float32_weights_and_saves_the_checkpoints_dtype(
+    cache, checkpoint, console, tmp_path
+):
+    policy = load_policy(checkpoint, config(cache, tmp_path, lora_r=0), "bfloat16")
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    run_train(config(cache, tmp_path, lora_r=0), console)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert saved.dtype == torch.float32
+
+
+def test_the_frozen_reference_is_never_loaded_in_training(cache, console, tmp_path, monkeypatch):
+    loaded = []
+    original = AutoModelForCausalLM.from_pretrained.__func__
+
+    def counting(cls, *arguments, **options):
+        loaded.append(arguments[0])
+        return original(cls, *arguments, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", classmethod(counting))
+    run_train(config(cache, tmp_path), console)
+    assert len(loaded) == 1
+
+
+def test_another_policy_than_the_reference_is_refused(cache, other_checkpoint, console, tmp_path):
+    settings = config(cache, tmp_path, policy=str(other_checkpoint))
+    with pytest.raises(InputError, match=r"weights differ.*--allow-mismatch"):
+        run_train(settings, console)
+    knowingly = config(cache, tmp_path, policy=str(other_checkpoint), allow_mismatch=True)
+    run_train(knowingly, console)
+    assert "weights differ" in console.warned[0]
+
+
+def test_unknown_lora_targets_are_refused(cache, console, tmp_path):
+    with pytest.raises(InputError, match=r"--lora-targets.*nothing"):
+        run_train(config(cache, tmp_path, lora_targets="nothing"), console)
+
+
+def test_padding_and_order_do_not_change_a_pairs_loss(cache, checkpoint, tmp_path):
+    pairs = CachedPairs(cache, manifests.read(cache))
+    policy = load_policy(checkpoint, config(cache, tmp_path, lora_r=0), "float32")
+    trainer = our_trainer(policy, pairs, tmp_path)
+    # a policy that is not the reference any more
+    with torch.no_grad():
+        policy.get_parameter("lm_head.weight").mul_(1.1)
+    together = [pairs[i] for i in range(8)]
+    trainer.compute_loss(policy, collate(together, pad_id=11))
+    batched = list(trainer._metrics["rewards/margins"])
+    trainer._metrics.clear()
+    for pair in reversed(together):
+        trainer.compute_loss(policy, collate([pair]))
+    assert trainer._metrics["rewards/margins"][::-1] == pytest.approx(batched, abs=1e-4)
+    assert max(map(abs, batched)) > 0.1
