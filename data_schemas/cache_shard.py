@@ -21,8 +21,8 @@ def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -
     return pa.field(name, type_, nullable=nullable, metadata={"doc": doc})
 
 
-_IDS = pa.list_(pa.field("item", pa.int32(), nullable=False))
-_LOGPS = pa.list_(pa.field("item", pa.float32(), nullable=False))
+_IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
+_LOGPS = pa.list_(pa.field("element", pa.float32(), nullable=False))
 
 TOKEN_FIELDS: list[pa.Field] = [
     _field("row_id", pa.string(), "Stable id: BLAKE2b-128 of the token ids, in hex; the second row "

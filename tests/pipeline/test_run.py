@@ -1,0 +1,215 @@
+"""Which stage runs again, and which does not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
+from data_schemas.errors import InputError
+from data_schemas.quarantine import Reason
+from pipeline.checkpoint import checkpoint_dtype
+from pipeline.fingerprint import model_inputs
+from pipeline.run import run_precompute, run_train
+from stages.precompute import stage
+from stages.precompute.config import PrecomputeConfig
+from stages.train.config import TrainConfig
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture
+def settings(checkpoint, few_preferences, tmp_path) -> PrecomputeConfig:
+    """Stage one over own copies of checkpoint and data, which a test may change."""
+    return PrecomputeConfig(
+        reference=str(shutil.copytree(checkpoint, tmp_path / "checkpoint")),
+        data=str(shutil.copy(few_preferences, tmp_path / "data.jsonl")),
+        cache=tmp_path / "cache",
+        engine="transformers",
+        max_length=192,
+    )
+
+
+def append(path: str, text: str) -> None:
+    Path(path).write_text(Path(path).read_text() + text)
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_stage_one_does_not_run_again_when_nothing_changed(settings, console):
+    first = run_precompute(settings, console)
+    files = {path: path.stat().st_mtime_ns for path in settings.cache.iterdir()}
+    assert run_precompute(settings, console) == first
+    assert "stage one: up to date" in console.said[-1]
+    assert {path: path.stat().st_mtime_ns for path in settings.cache.iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    ("changed", "change"),
+    [
+        ("data", lambda s: append(s.data, "\n\n")),
+        ("weights", lambda s: make_checkpoint(Path(s.reference), seed=3)),
+        ("chat_template", lambda s: append(f"{s.reference}/chat_template.jinja", " ")),
+        ("architecture", lambda s: edit_json(Path(s.reference) / "config.json", rms_norm_eps=1e-5)),
+        ("rules", lambda s: s.model_copy(update={"max_length": 150})),
+        ("engine", lambda s: s.model_copy(update={"dtype": "bfloat16"})),
+    ],
+)
+def test_stage_one_runs_again_and_names_what_changed(settings, console, changed, change):
+    before = run_precompute(settings, console)
+    after_change = change(settings)
+    again = after_change if isinstance(after_change, PrecomputeConfig) else settings
+    after = run_precompute(again, console)
+    assert any(line.endswith(f": {changed}") for line in console.said), console.said
+    assert before.inputs.differences(after.inputs) == [changed]
+    # only the new cache's files are left
+    kept = {shard.file for shard in [*after.shards, after.quarantine]} | {manifests.FILE_NAME}
+    assert {path.name for path in settings.cache.iterdir()} == kept
+
+
+def test_what_changes_no_number_does_not_run_stage_one_again(settings, console):
+    first = run_precompute(settings, console)
+    edit_json(Path(settings.reference) / "config.json", transformers_version="0", use_cache=False)
+    other = settings.model_copy(update={"shard_tokens": 1000, "batch_tokens": 100})
+    assert run_precompute(other, console) == first
+
+
+def test_the_sealed_cache_stays_whole_when_the_next_one_fails(settings, console, monkeypatch):
+    first = run_precompute(settings, console)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "write_shard", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run_precompute(settings.model_copy(update={"max_length": 150}), console)
+    assert manifests.read(settings.cache) == first
+    for shard in first.shards:
+        assert read_shard(settings.cache / shard.file).num_rows == shard.rows
+
+
+def test_a_damaged_manifest_is_replaced_with_a_warning(settings, console):
+    run_precompute(settings, console)
+    (settings.cache / manifests.FILE_NAME).write_text("{")
+    run_precompute(settings, console)
+    assert any("manifest.json: not valid JSON" in line for line in console.warned)
+    manifests.read(settings.cache)
+
+
+def test_stage_two_runs_again_only_when_cache_or_settings_changed(cache, console, tmp_path):
+    settings = TrainConfig(cache=cache, output=tmp_path / "model", max_steps=1, accumulation=1)
+    first = run_train(settings, console)
+    assert run_train(settings, console) == first
+    assert "stage two: up to date" in console.said[-1]
+    assert run_train(settings.model_copy(update={"beta": 0.2}), console) != first
+
+
+def test_rows_whose_scores_cannot_be_right_are_set_aside_and_never_written(
+    settings, console, monkeypatch
+):
+    from stages.precompute.scorers.transformers import TransformersScorer
+
+    honest = TransformersScorer.score
+
+    def spoiled(self, requests):
+        found = honest(self, requests)
+        found[0] = found[0][:-1]  # one short
+        found[3][0] = float("nan")
+        found[4][-1] = 0.5
+        return found
+
+    monkeypatch.setattr(TransformersScorer, "score", spoiled)
+    manifest = run_precompute(settings, console)
+    assert manifest.counts.quarantined_by_reason[Reason.BAD_SCORE] == 3
+    table = pq.read_table(settings.cache / manifest.quarantine.file)
+    details = [r["detail"] for r in table.to_pylist() if r["reason"] == Reason.BAD_SCORE]
+    assert ["log-probs for" in details[0], "not finite" in details[1], "above 0" in details[2]]
+    assert len(details) == 3
+    rows = sum(read_shard(settings.cache / s.file).num_rows for s in manifest.shards)
+    assert rows + manifest.counts.quarantined == manifest.source.rows == 24
+
+
+def test_a_cache_holds_every_row_once_with_sums_that_add_up(cache):
+    manifest = manifests.read(cache)
+    tables = [read_shard(cache / shard.file) for shard in manifest.shards]
+    rows = pa.concat_tables(tables).to_pylist()
+    assert len({row["row_id"] for row in rows}) == len(rows) == manifest.counts.rows
+    quarantined = pq.read_table(cache / manifest.quarantine.file).column("source_row").to_pylist()
+    assert sorted([r["source_row"] for r in rows] + quarantined) == list(range(24))
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            logps = row[f"ref_{side}_logps"]
+            assert len(logps) == len(row[f"{side}_ids"])
+            assert max(logps) <= 0
+            assert row[f"ref_{side}_logp_sum"] == pytest.approx(sum(logps), abs=1e-9)
+    assert tables[0].schema.equals(SHARD_SCHEMA, check_metadata=True)
+    assert manifest.counts.chosen_tokens == sum(len(row["chosen_ids"]) for row in rows)
+    assert manifest.counts.truncated == sum(
+        row["chosen_truncated"] or row["rejected_truncated"] for row in rows
+    )
+
+
+def test_the_transformers_engine_gives_the_same_bytes_twice(settings, console):
+    first = run_precompute(settings, console)
+    (settings.cache / manifests.FILE_NAME).unlink()
+    again = run_precompute(settings, console)
+    assert [shard.sha256 for shard in again.shards] == [shard.sha256 for shard in first.shards]
+
+
+def test_a_limit_over_the_models_positions_is_refused(settings, console):
+    with pytest.raises(InputError, match=r"--max-length 1000 is over the 512 positions"):
+        run_precompute(settings.model_copy(update={"max_length": 1000}), console)
+
+
+def test_a_model_folder_that_is_not_there_is_refused(settings, console, tmp_path):
+    for name, message in [
+        ("./nowhere", "no such folder"),
+        (str(tmp_path / "no" / "where"), "no such folder"),
+        (str(tmp_path), r"no config\.json"),
+    ]:
+        with pytest.raises(InputError, match=f"--reference.*{message}"):
+            run_precompute(settings.model_copy(update={"reference": name}), console)
+
+
+def test_a_checkpoint_without_weights_is_refused(settings, console):
+    next(Path(settings.reference).glob("*.safetensors")).unlink()
+    with pytest.raises(InputError, match=r"no \*\.safetensors"):
+        run_precompute(settings, console)
+
+
+def test_data_of_which_no_row_can_be_used_is_refused_with_the_reasons(settings, console):
+    Path(settings.data).write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 3)
+    with pytest.raises(InputError, match=r"not one of 3 rows.*identical_responses 3.*row 1"):
+        run_precompute(settings, console)
+    assert not manifests.is_sealed(settings.cache)
+
+
+def test_an_unpaired_data_set_makes_a_cache_that_pair_losses_refuse(settings, console, tmp_path):
+    rows = [{"prompt": f"Say {n}.", "completion": f"{n}!", "label": n % 2 == 0} for n in range(4)]
+    Path(settings.data).write_text("\n".join(map(json.dumps, rows)))
+    manifest = run_precompute(settings, console)
+    assert manifest.kind == "unpaired"
+    table = read_shard(settings.cache / manifest.shards[0].file)
+    assert table.column("chosen_ids").null_count == table.column("rejected_ids").null_count == 2
+    with pytest.raises(InputError, match=r"unpaired.*need chosen and rejected"):
+        run_train(TrainConfig(cache=settings.cache, output=tmp_path / "model"), console)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_dtype_of_a_checkpoint_is_read_from_its_config_or_its_weights(tmp_path, dtype):
+    folder = make_checkpoint(tmp_path, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    assert checkpoint_dtype(folder) == name
+    edit_json(folder / "config.json", dtype=None, torch_dtype=None)
+    assert checkpoint_dtype(folder) == name
+
+
+def test_model_digests_do_not_depend_on_the_folder(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    assert model_inputs(copy) == model_inputs(checkpoint)
