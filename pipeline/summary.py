@@ -41,7 +41,7 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
         ("made", f"{manifest.timing.started_at:%Y-%m-%d %H:%M} UTC on {manifest.machine}"),
         ("by", f"reflogp {manifest.reflogp_version}: {' '.join(manifest.command)}"),
     ]
-    rows += [(f"{name} hash", digest) for name, digest in manifest.inputs.model_dump().items()]
+    rows += [(f"{name} hash", digest[:16]) for name, digest in manifest.inputs.model_dump().items()]
     return rows
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import SHARD_SCHEMA
 from data_schemas.manifest import Shard
 from data_schemas.quarantine import Reason
+from stages.precompute.columns import View, list_column, views
 from stages.precompute.faults import RowFault
 from stages.precompute.scorers.protocol import Logps, Request, Scorer
 
@@ -20,12 +20,10 @@ _ROWS_AT_ONCE = 128  # asked of the engine in one call, between two steps of the
 _ROUNDING = 1e-4  # a log-prob may exceed 0 by this much through the rounding of a log-sum-exp
 _SIDES = ("chosen", "rejected")
 
-Row = dict[str, Any]
-
 
 def score_table(
     table: pa.Table, scorer: Scorer, advance: Callable[[float], None]
-) -> tuple[pa.Table, list[tuple[Row, RowFault]]]:
+) -> tuple[pa.Table, list[tuple[int, RowFault]]]:
     """Score every response of a planned shard.
 
     Args:
@@ -34,27 +32,59 @@ def score_table(
         advance: told of each number of sequence tokens done.
 
     Returns:
-        The finished rows as SHARD_SCHEMA, and the rows whose scores cannot be right, each with why.
+        The finished rows as SHARD_SCHEMA, and the source rows whose scores cannot be right, with
+        why.
     """
-    finished: list[Row] = []
-    faulty: list[tuple[Row, RowFault]] = []
+    prompts = views(table.column("prompt_ids"))
+    responses = {side: views(table.column(f"{side}_ids")) for side in _SIDES}
+    logps: dict[str, list[View | None]] = {side: [None] * table.num_rows for side in _SIDES}
+    sums: dict[str, list[float | None]] = {side: [None] * table.num_rows for side in _SIDES}
+    problems: dict[int, str] = {}
     for start in range(0, table.num_rows, _ROWS_AT_ONCE):
-        rows = table.slice(start, _ROWS_AT_ONCE).to_pylist()
-        wanted = [(row, side) for row in rows for side in _SIDES if row[f"{side}_ids"] is not None]
-        requests = [Request(row["prompt_ids"], row[f"{side}_ids"]) for row, side in wanted]
+        rows = range(start, min(start + _ROWS_AT_ONCE, table.num_rows))
+        wanted, requests = [], []
         for row in rows:
-            row |= {f"ref_{side}_{name}": None for side in _SIDES for name in ("logps", "logp_sum")}
-        for (row, side), logps in zip(wanted, scorer.score(requests), strict=True):
-            row[f"ref_{side}_logps"] = logps
-            row[f"ref_{side}_logp_sum"] = float(np.sum(logps, dtype=np.float64))
-        for row in rows:
-            fault = _fault(row)
-            if fault is None:
-                finished.append(row)
+            for side in _SIDES:
+                prompt, response = prompts[row], responses[side][row]
+                if prompt is not None and response is not None:
+                    wanted.append((row, side))
+                    requests.append(Request(prompt, response))
+        for (row, side), request, found in zip(
+            wanted, requests, scorer.score(requests), strict=True
+        ):
+            total = float(found.sum(dtype=np.float64))
+            if problem := _problem(request, found, total):
+                problems.setdefault(row, f"{side}: {problem}")
             else:
-                faulty.append((row, fault))
-        advance(sum(len(r.prompt_ids) + len(r.response_ids) for r in requests))
-    return pa.Table.from_pylist(finished, schema=SHARD_SCHEMA), faulty
+                logps[side][row], sums[side][row] = found, total
+        advance(sum(request.length for request in requests))
+    for side in _SIDES:
+        for name, column in (
+            (
+                f"ref_{side}_logps",
+                list_column(logps[side], SHARD_SCHEMA.field(f"ref_{side}_logps").type),
+            ),
+            (f"ref_{side}_logp_sum", pa.array(sums[side], pa.float64())),
+        ):
+            table = table.append_column(SHARD_SCHEMA.field(name), column)
+    return _split_off(table.select(SHARD_SCHEMA.names), problems)
+
+
+def _split_off(
+    table: pa.Table, problems: dict[int, str]
+) -> tuple[pa.Table, list[tuple[int, RowFault]]]:
+    """`table` without the rows that have a problem, and those."""
+    sources = table.column("source_row")
+    faulty = [
+        (
+            sources[row].as_py(),
+            RowFault(Reason.BAD_SCORE, f"{problem.partition(':')[0]}_ids", problem),
+        )
+        for row, problem in problems.items()
+    ]
+    if faulty:
+        table = table.filter(pa.array([row not in problems for row in range(table.num_rows)]))
+    return table.cast(SHARD_SCHEMA), faulty
 
 
 def write_shard(table: pa.Table, path: Path) -> Shard:
@@ -81,21 +111,11 @@ def token_counts(tables: Iterable[pa.Table]) -> dict[str, int]:
     return counts
 
 
-def _fault(row: Row) -> RowFault | None:
-    """Why the scores of `row` cannot be right, if they cannot."""
-    for side in _SIDES:
-        ids, logps = row[f"{side}_ids"], row[f"ref_{side}_logps"]
-        if ids is None:
-            continue
-        if problem := _problem(ids, logps):
-            return RowFault(Reason.BAD_SCORE, f"{side}_ids", f"{side}: {problem}")
-    return None
-
-
-def _problem(ids: list[int], logps: Logps) -> str | None:
-    if len(logps) != len(ids):
-        return f"{len(logps)} log-probs for {len(ids)} tokens"
-    if not np.isfinite(logps).all():
+def _problem(request: Request, logps: Logps, total: float) -> str | None:
+    """Why these log-probs cannot be right, if they cannot; `total` is their sum."""
+    if len(logps) != len(request.response_ids):
+        return f"{len(logps)} log-probs for {len(request.response_ids)} tokens"
+    if not np.isfinite(total):  # one NaN or infinity makes the sum so
         return "a log-prob is not finite"
     if logps.max() > _ROUNDING:
         return f"a log-prob is {logps.max():.4f}, above 0"

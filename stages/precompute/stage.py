@@ -179,10 +179,9 @@ def _score(
     with console.track("scoring", sum(shard.tokens for shard in plan), "tokens") as advance:
         for number, planned in enumerate(plan):
             table, faulty = score_table(read_plan(planned), scorer, advance)
-            for row, fault in faulty:
-                source_row = int(row["source_row"])
+            for source_row, fault in faulty:
                 quarantine.add(
-                    fault, source_row=source_row, file=job.config.data, line=source_row + 1, row=row
+                    fault, source_row=source_row, file=job.config.data, line=source_row + 1, row={}
                 )
             scored.shards.append(write_shard(table, job.path("shard", f"-{number:05d}.parquet")))
             scored.tokens.update(token_counts([table]))

@@ -25,14 +25,15 @@ def requests(checkpoint: Path) -> list[Request]:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     texts = [tokenizer(text)["input_ids"] for text in example_texts()[:60]]
     prompts, responses = texts[0::3], texts[1::3]
-    found = []
+    found: list[tuple[list[int], list[int]]] = []
     for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        found.append(Request(prompt[:100], response[:150]))
+        found.append((prompt[:100], response[:150]))
         if number % 3 == 0:
-            found.append(Request(prompt[:100], responses[number - 1][:150]))
+            found.append((prompt[:100], responses[number - 1][:150]))
         if number % 3 == 1:  # the same beginning of the prompt, and of the response
-            found.append(Request([*prompt[:40], 17], [*response[:10], 19]))
-    return [*found, Request([5], [9]), Request(prompts[0][:1], responses[0][: MAX_LENGTH - 1])]
+            found.append(([*prompt[:40], 17], [*response[:10], 19]))
+    found += [([5], [9]), (prompts[0][:1], responses[0][: MAX_LENGTH - 1])]
+    return [Request(np.array(p, np.int32), np.array(r, np.int32)) for p, r in found]
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,12 @@ def expected(checkpoint: Path, requests: list[Request]) -> list[np.ndarray]:
     """The definition: one sequence at a time, float32, full log-softmax."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     found = []
-    for prompt, response in requests:
+    for request in requests:
+        ids = torch.from_numpy(request.token_ids).long()
         with torch.no_grad():
-            logps = torch.log_softmax(model(torch.tensor([prompt + response])).logits[0], dim=-1)
-        picked = logps[len(prompt) - 1 : -1].gather(1, torch.tensor(response)[:, None])
+            logps = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
+        start = len(request.prompt_ids)
+        picked = logps[start - 1 : -1].gather(1, ids[start:, None])
         found.append(picked.squeeze(1).numpy())
     return found
 
@@ -79,7 +82,7 @@ def test_scores_equal_a_plain_float32_forward_per_token(start, checkpoint, reque
 
 def test_batches_stay_within_the_token_budget(checkpoint, requests):
     scorer = TransformersScorer(checkpoint, dtype="float32", batch_tokens=600)
-    lengths = [len(r.prompt_ids) + len(r.response_ids) for r in requests]
+    lengths = [request.length for request in requests]
     batches = list(scorer._batches(requests))
     assert sorted(i for batch in batches for i in batch) == list(range(len(requests)))
     assert len(batches) < len(requests) / 2

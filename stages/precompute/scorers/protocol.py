@@ -6,14 +6,25 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Ids = NDArray[np.int32]
 Logps = NDArray[np.float32]
 
 
 class Request(NamedTuple):
-    """One sequence to score. Both parts hold at least one token id."""
+    """One sequence to score. Both parts are int32 [n] and hold at least one token id."""
 
-    prompt_ids: list[int]
-    response_ids: list[int]
+    prompt_ids: Ids
+    response_ids: Ids
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole sequence."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def token_ids(self) -> Ids:
+        """The whole sequence, int32 [length]."""
+        return np.concatenate([self.prompt_ids, self.response_ids])
 
 
 class Scorer(Protocol):

@@ -41,7 +41,7 @@ class TransformersScorer:
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Indices of requests of like length, each batch within the token budget once padded."""
-        lengths = [len(r.prompt_ids) + len(r.response_ids) for r in requests]
+        lengths = [request.length for request in requests]
         batch: list[int] = []
         for i in sorted(range(len(requests)), key=lambda i: -lengths[i]):
             if batch and (len(batch) + 1) * lengths[batch[0]] > self._batch_tokens:
@@ -53,15 +53,14 @@ class TransformersScorer:
 
     @torch.inference_mode()
     def _score_batch(self, batch: list[Request]) -> list[Logps]:
-        length = max(len(r.prompt_ids) + len(r.response_ids) for r in batch)
+        length = max(request.length for request in batch)
         ids = torch.zeros(len(batch), length, dtype=torch.int64)
         attention = torch.zeros_like(ids)
         response = torch.zeros_like(ids, dtype=torch.bool)
         for row, request in enumerate(batch):
-            start, end = len(request.prompt_ids), len(request.prompt_ids + request.response_ids)
-            ids[row, :end] = torch.tensor(request.prompt_ids + request.response_ids)
-            attention[row, :end] = 1
-            response[row, start:end] = True
+            ids[row, : request.length] = torch.from_numpy(request.token_ids)
+            attention[row, : request.length] = 1
+            response[row, len(request.prompt_ids) : request.length] = True
         logps, _ = response_logps(
             self._model, *(t.to(self.device) for t in (ids, attention, response))
         )

@@ -62,7 +62,7 @@ class VllmPromptLogprobsScorer:
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.score."""
-        prompts = [{"prompt_token_ids": r.prompt_ids + r.response_ids} for r in requests]
+        prompts = [{"prompt_token_ids": request.token_ids.tolist()} for request in requests]
         outputs = self._engine.generate(prompts, self._sampling, use_tqdm=False)
         return [
             _response_part(output.prompt_logprobs, request)
@@ -83,7 +83,7 @@ def _response_part(flat: Any, request: Request) -> Logps:
     first = len(request.prompt_ids)
     places = flat.start_indices[first:]
     tokens = [flat.token_ids[place] for place in places]
-    if tokens != request.response_ids:
+    if tokens != request.response_ids.tolist():
         raise ReflogpError(
             "vLLM returned log-probs of other tokens than it was given; please report"
         )
