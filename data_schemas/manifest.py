@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
+from data_schemas.verification import Verification
 
 SCHEMA_VERSION: Literal[1] = 1
 FILE_NAME = "manifest.json"
@@ -134,6 +135,9 @@ class Manifest(_Record):
     quarantine: Shard
     counts: Counts
     timing: Timing
+    verification: Verification | None = Field(
+        description="A small sample, rescored before the cache was sealed."
+    )
     machine: str
     command: list[str]
 

@@ -11,8 +11,8 @@ from data_schemas.errors import ReflogpError
 from pipeline.config import build, load_file
 from pipeline.console import TerminalConsole
 from pipeline.options import options_of
-from pipeline.run import run_precompute, run_train
-from pipeline.summary import cache_rows, inspect_rows, train_rows
+from pipeline.run import run_precompute, run_train, run_verify
+from pipeline.summary import cache_rows, inspect_rows, train_rows, verify_rows
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
 
@@ -76,6 +76,27 @@ def inspect(
         console.text(manifest.model_dump_json(indent=2))
     else:
         console.table("", inspect_rows(cache, manifest))
+
+
+@app.command()
+def verify(
+    cache: Annotated[Path, typer.Argument(help="Folder of a sealed cache.")],
+    sample: Annotated[int, typer.Option(min=1, help="How many random rows to rescore.")] = 64,
+    reference: Annotated[
+        str | None, typer.Option(help="The checkpoint, if it is no longer where it was.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Rescore a sample of a cache in float32 and as training does; exit code 1 if it disagrees."""
+    console = TerminalConsole()
+    found = run_verify(cache, sample, reference, seed, console)
+    if json:
+        console.text(found.model_dump_json(indent=2))
+    else:
+        console.table("", verify_rows(found))
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -7,16 +7,15 @@ from pathlib import Path
 from data_schemas import manifest as manifests
 from data_schemas import run_record
 from data_schemas.errors import InputError
-from data_schemas.manifest import Inputs, Manifest
+from data_schemas.manifest import Manifest
 from data_schemas.run_record import RunRecord
+from data_schemas.verification import Verification
 from pipeline.checkpoint import checkpoint_dtype, checkpoint_folder
 from pipeline.fingerprint import model_inputs, precompute_inputs
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.choose import choose
 from stages.progress import Console
 from stages.train.config import TrainConfig
-
-_MODEL_INPUTS = ("weights", "architecture", "tokenizer", "chat_template")
 
 
 def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
@@ -68,6 +67,28 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     return train(Job(config, policy, manifest, fingerprint), console)
 
 
+def run_verify(
+    cache: Path, sample: int, reference: str | None, seed: int, console: Console
+) -> Verification:
+    """Rescore a sample of a sealed cache under its reference.
+
+    Raises:
+        InputError: the cache is not sealed, or `reference` is not the checkpoint that was scored.
+    """
+    manifest = manifests.read(cache)
+    checkpoint = checkpoint_folder(reference or manifest.reference.path, "reference")
+    differing = _model_differences(checkpoint, manifest)
+    if differing:
+        raise InputError(
+            f"--reference {checkpoint} is not the checkpoint that was scored "
+            f"({manifest.reference.name}): {', '.join(differing)} differ."
+        )
+    from stages.verify.stage import verify
+
+    _quiet_transformers()
+    return verify(cache, manifest.shards, checkpoint, manifest.engine.dtype, sample, console, seed)
+
+
 def _quiet_transformers() -> None:
     """No bars and remarks between ours: what goes wrong is raised."""
     from transformers.utils import logging
@@ -94,9 +115,7 @@ def _require_same_start(
     The reference must be what the policy starts from (Rafailov et al. 2023, section 4): the
     log-ratio of two different models is no implicit reward.
     """
-    scored: Inputs = manifest.inputs
-    found = model_inputs(policy)
-    differing = [name for name in _MODEL_INPUTS if found[name] != getattr(scored, name)]
+    differing = _model_differences(policy, manifest)
     if not differing:
         return
     message = (
@@ -109,6 +128,12 @@ def _require_same_start(
             "policy, or pass --allow-mismatch."
         )
     console.warn(message)
+
+
+def _model_differences(checkpoint: Path, manifest: Manifest) -> list[str]:
+    """Which digests of a checkpoint are not those of the cache's reference."""
+    scored = manifest.inputs.model_dump()
+    return [name for name, digest in model_inputs(checkpoint).items() if digest != scored[name]]
 
 
 def _train_fingerprint(config: TrainConfig, manifest: Manifest) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from data_schemas.manifest import Manifest
 from data_schemas.run_record import RunRecord
+from data_schemas.verification import Verification
 
 Rows = list[tuple[str, str]]
 
@@ -37,6 +38,7 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
         ("source", f"{source.source}, split {source.split}, form {source.form}"),
         ("reference", manifest.reference.name),
         ("rules", ", ".join(f"{k}={v}" for k, v in manifest.rules.items() if v not in (None, {}))),
+        ("verified", manifest.verification.summary() if manifest.verification else "no"),
         ("template", f"diverged in {counts.template_diverged:,} rows"),
         ("made", f"{manifest.timing.started_at:%Y-%m-%d %H:%M} UTC on {manifest.machine}"),
         ("by", f"reflogp {manifest.reflogp_version}: {' '.join(manifest.command)}"),
@@ -56,6 +58,26 @@ def train_rows(output: Path, record: RunRecord) -> Rows:
         ("accuracy", f"{first.accuracy:.2f} -> {last.accuracy:.2f}"),
         ("", "first step -> mean of the last quarter of the steps"),
     ]
+
+
+def verify_rows(verification: Verification) -> Rows:
+    """The comparisons of a verification, and the verdict."""
+    verdict = "passed" if verification.passed else "FAILED: " + "; ".join(verification.reasons)
+    rows = [("verdict", verdict), ("sample", f"{verification.sampled_rows} rows; nats a token")]
+    rows += [
+        (
+            found.against,
+            f"mean {found.mean:+.5f} (t {found.mean_t:+.1f}), RMS {found.rms:.5f}, "
+            f"max {found.max:.4f}, slope {found.slope:+.5f} (t {found.slope_t:+.1f}), "
+            f"a response's sd {found.response_sd:.3f}",
+        )
+        for found in (verification.float32, verification.training, verification.training_noise)
+    ]
+    rows += [
+        (f"{worst.difference:+.3f} nats", f"{worst.row_id} {worst.side}: {worst.text!r}")
+        for worst in verification.training.worst
+    ]
+    return rows
 
 
 def _reasons(manifest: Manifest) -> str:

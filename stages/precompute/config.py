@@ -79,6 +79,9 @@ class PrecomputeConfig(BaseModel):
     shard_tokens: int = Field(
         500_000, ge=1, description="Tokens scored for one shard of the cache."
     )
+    verify_sample: int = Field(
+        8, ge=0, description="Rows rescored with transformers before the cache is sealed; 0: none."
+    )
 
     def rules(self) -> dict[str, Any]:
         """What of this decides which rows and token ids come out: part of the fingerprint."""

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
+from data_schemas.errors import InputError, ReflogpError
 from data_schemas.manifest import Counts, Engine, Inputs, Manifest, Reference, Shard, Source, Timing
+from data_schemas.verification import Verification
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.plan import PlannedShard, read_plan, write_plan
 from stages.precompute.quarantine import Quarantine
@@ -26,6 +27,7 @@ from stages.precompute.scorers.protocol import Scorer
 from stages.precompute.shards import describe, score_table, token_counts, write_shard
 from stages.precompute.tokenize import Tokenizer, TokenRules, stop_ids
 from stages.progress import Console
+from stages.verify.stage import too_large, verify
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def precompute(job: Job, console: Console) -> Manifest:
 
     Raises:
         InputError: the data or the model cannot be used, or no row is left to score.
-        ReflogpError: the engine does not start.
+        ReflogpError: the engine does not start, or gives log-probs that are not the model's.
     """
     started_at, begin = datetime.now(UTC), time.monotonic()
     tokenizer, stops = load_tokenizer(job.reference, job.config)
@@ -84,6 +86,7 @@ def precompute(job: Job, console: Console) -> Manifest:
             scorer.close()
     if quarantine.reasons:
         console.warn(quarantine.summary())
+    verification = _verify(job, scored.shards, console)
     manifest = Manifest(
         reflogp_version=version("reflogp"),
         kind="paired" if rows.form.paired else "unpaired",
@@ -120,6 +123,7 @@ def precompute(job: Job, console: Console) -> Manifest:
             scoring_seconds=scored.seconds,
             tokens_per_second=sum(shard.tokens for shard in plan) / scored.seconds,
         ),
+        verification=verification,
         machine=f"{platform.node()} ({platform.system()} {platform.machine()})",
         command=sys.argv,
     )
@@ -190,6 +194,30 @@ def _score(
             scored.truncated += pc.sum(pc.or_(pc.or_(prompt, chosen), rejected)).as_py() or 0
     scored.seconds = time.monotonic() - begin
     return scored
+
+
+def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | None:
+    """Rescore a few rows before the seal: a wrong log-prob is worse than no cache.
+
+    Raises:
+        ReflogpError: the engine's log-probs are not those of the checkpoint.
+    """
+    if not job.config.verify_sample:
+        return None
+    if obstacle := too_large(job.reference):
+        console.warn(f"no rows are verified: {obstacle}")
+        return None
+    verification = verify(
+        job.config.cache, shards, job.reference, job.dtype, job.config.verify_sample, console
+    )
+    if not verification.passed:
+        raise ReflogpError(
+            f"the cache is not sealed: {job.engine.name} and a forward pass of {job.reference} do "
+            f"not agree: {'; '.join(verification.reasons)}. Score with --engine transformers, or "
+            "pass --verify-sample 0 to seal the cache as it is."
+        )
+    console.say(f"verified: {verification.summary()}")
+    return verification
 
 
 def _remove_leftovers(job: Job, manifest: Manifest) -> None:

@@ -1,0 +1,133 @@
+"""Rescore a sample of a sealed cache and say whether its numbers may be trusted."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from data_schemas.manifest import Dtype, Shard
+from data_schemas.verification import Verification
+from stages.precompute.columns import views
+from stages.precompute.scorers.protocol import Logps, Request
+from stages.precompute.scorers.transformers import TransformersScorer
+from stages.progress import Console
+from stages.verify.compare import agreement, reasons_to_fail
+
+_TEXT_LENGTH = 200
+_AT_ONCE = 64
+_SHARE_OF_MEMORY = 0.7  # for the weights; the rest is for activations
+
+
+def verify(
+    cache: Path,
+    shards: Sequence[Shard],
+    checkpoint: Path,
+    dtype: Dtype,
+    sample: int,
+    console: Console,
+    seed: int = 0,
+) -> Verification:
+    """Rescore `sample` random rows in float32 and as training does, and compare.
+
+    Args:
+        cache: folder of the cache.
+        shards: its shards.
+        checkpoint: folder of the reference.
+        dtype: what the cache was scored in, and what training computes in.
+        sample: how many rows; all of them if there are fewer.
+        console: for progress.
+        seed: of the sample.
+
+    Raises:
+        InputError: the cache is empty, or a shard cannot be read.
+    """
+    requests, cached, names = _sample(cache, shards, checkpoint, sample, seed)
+    exact = _rescore(requests, checkpoint, "float32", console)
+    training = exact if dtype == "float32" else _rescore(requests, checkpoint, dtype, console)
+    float32 = agreement("float32 forward", cached, exact, names)
+    against = agreement(f"training forward ({dtype})", cached, training, names)
+    noise = agreement(f"training forward ({dtype}) against float32", training, exact, names)
+    reasons = reasons_to_fail(float32, against, noise, dtype)
+    return Verification(
+        sampled_rows=len({row for row, _, _ in names}),
+        passed=not reasons,
+        reasons=reasons,
+        float32=float32,
+        training=against,
+        training_noise=noise,
+    )
+
+
+def too_large(checkpoint: Path) -> str | None:
+    """Why a float32 forward of `checkpoint` does not fit here, if it does not."""
+    parameters = 0
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            shapes = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118
+            parameters += sum(math.prod(shape) for shape in shapes)
+    if torch.cuda.is_available():
+        room = torch.cuda.mem_get_info()[0]
+    else:
+        room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 4 * parameters
+    if needed < _SHARE_OF_MEMORY * room:
+        return None
+    return f"{needed / 1e9:.0f} GB of float32 weights do not fit into {room / 1e9:.0f} GB"
+
+
+def _sample(
+    cache: Path, shards: Sequence[Shard], checkpoint: Path, sample: int, seed: int
+) -> tuple[list[Request], list[Logps], list[tuple[str, str, str]]]:
+    """Random rows over all shards: what to rescore, the cached values, and their names."""
+    rows = sum(shard.rows for shard in shards)
+    if not rows:
+        raise InputError(f"{cache}: the cache holds no rows to verify.")
+    picked = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint)
+    requests: list[Request] = []
+    cached: list[Logps] = []
+    names: list[tuple[str, str, str]] = []
+    first = 0
+    for shard in shards:
+        inside = picked[(picked >= first) & (picked < first + shard.rows)] - first
+        first += shard.rows
+        if not len(inside):
+            continue
+        table = read_shard(cache / shard.file).take(inside)
+        prompts = views(table.column("prompt_ids"))
+        for side in ("chosen", "rejected"):
+            responses = views(table.column(f"{side}_ids"))
+            logps = views(table.column(f"ref_{side}_logps"))
+            for row, (prompt, response, values) in enumerate(
+                zip(prompts, responses, logps, strict=True)
+            ):
+                if prompt is None or response is None or values is None:
+                    continue
+                requests.append(Request(prompt, response))
+                cached.append(values)
+                text = str(tokenizer.decode(response.tolist()))[:_TEXT_LENGTH]
+                names.append((table.column("row_id")[row].as_py(), side, text))
+    return requests, cached, names
+
+
+def _rescore(
+    requests: list[Request], checkpoint: Path, dtype: str, console: Console
+) -> list[Logps]:
+    scorer = TransformersScorer(checkpoint, dtype=dtype)
+    found: list[Logps] = []
+    try:
+        with console.track(f"verifying in {dtype}", len(requests), "responses") as advance:
+            for start in range(0, len(requests), _AT_ONCE):
+                part = requests[start : start + _AT_ONCE]
+                found += scorer.score(part)
+                advance(len(part))
+    finally:
+        scorer.close()
+    return found
