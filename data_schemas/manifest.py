@@ -57,6 +57,7 @@ class Engine(_Record):
     name: Literal["vllm", "transformers"]
     version: str
     dtype: Dtype = Field(description="Of weights and forward.")
+    method: str = Field(description="How the engine gave log-probs, in words.")
     device: str
     settings: dict[str, Any] = Field(description="Engine arguments, as passed.")
     why: str = Field(description="Why this engine was taken.")

@@ -82,6 +82,10 @@ def _require_known(
 ) -> None:
     for name in content:
         if name not in known:
+            owners = [section for section in SECTIONS if name in SECTIONS[section].model_fields]
             close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
+            if owners:
+                advice = f"it belongs under {' or '.join(map(repr, owners))}."
+            else:
+                advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
             raise InputError(f"{where}: there is no {kind} {name!r}; {advice}")

@@ -56,7 +56,7 @@ def precompute_inputs(folder: Path, config: PrecomputeConfig, engine: Choice, dt
         **model_inputs(folder),
         data=_data(config.data, config.split),
         rules=_value(config.rules()),
-        engine=_value([engine.name, engine.version, dtype, config.engine_args]),
+        engine=_value([engine.name, engine.version, dtype, config.engine_settings()]),
     )
 
 

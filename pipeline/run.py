@@ -40,7 +40,8 @@ def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
             return earlier
         console.say(f"stage one: runs again: changed since {config.cache}: {', '.join(changed)}")
     # torch and transformers are imported only where a stage really runs
-    from stages.precompute.stage import Job, precompute
+    from stages.precompute.job import Job
+    from stages.precompute.stage import precompute
 
     _quiet_transformers()
 

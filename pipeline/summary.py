@@ -34,6 +34,7 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
     if not counts.quarantined:
         rows.append(("set aside", "none"))
     rows += [
+        ("method", manifest.engine.method),
         ("shards", str(len(manifest.shards))),
         ("source", f"{source.source}, split {source.split}, form {source.form}"),
         ("reference", manifest.reference.name),

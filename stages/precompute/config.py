@@ -17,9 +17,16 @@ def _assignments(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     pairs = [part.partition("=") for part in value.split(",") if part]
-    if not all(key and sign and content for key, sign, content in pairs):
+    if not all(key.strip() and content.strip() for key, _, content in pairs):
         raise ValueError(f"{value!r} is not of the form name=value,name=value")
-    return {key.strip(): _plain(content.strip()) for key, _, content in pairs}
+    return {key.strip(): content.strip() for key, _, content in pairs}
+
+
+def _arguments(value: Any) -> Any:
+    """The same, its values as what they look like; a column may well be called `1`."""
+    if not isinstance(value, str):
+        return value
+    return {key: _plain(content) for key, content in _assignments(value).items()}
 
 
 def _plain(text: str) -> Any:
@@ -35,7 +42,7 @@ def _plain(text: str) -> Any:
 
 
 Columns = Annotated[dict[str, str], BeforeValidator(_assignments)]
-Arguments = Annotated[dict[str, Any], BeforeValidator(_assignments)]
+Arguments = Annotated[dict[str, Any], BeforeValidator(_arguments)]
 
 
 class PrecomputeConfig(BaseModel):
@@ -70,6 +77,28 @@ class PrecomputeConfig(BaseModel):
         "auto", description="'auto' takes vLLM where it is installed and can run."
     )
     dtype: Dtype = Field("auto", description="Of weights and forward; 'auto': the checkpoint's.")
+    head_dtype: Literal["model", "float32"] = Field(
+        "model",
+        description="Of the head's product in vLLM: 'model' rounds as training does; 'float32' is "
+        "nearer to the truth and slower, on a CPU by far.",
+    )
+    method: Literal["auto", "pooler", "prompt_logprobs"] = Field(
+        "auto",
+        description="How vLLM scores: 'pooler' runs the head on response tokens only and each "
+        "prompt once; 'prompt_logprobs' is vLLM's own way; 'auto' takes the first that can run.",
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one vLLM engine spans.")
+    engines: int = Field(
+        1,
+        ge=1,
+        description="Engines side by side, each on its own GPUs (or its share of the CPU cores).",
+    )
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="Share of a GPU's memory that vLLM may take."
+    )
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, description="Most tokens of one step of vLLM."
+    )
     engine_args: Arguments = Field(
         default_factory=dict, description="More arguments for vllm.LLM: name=value,name=value."
     )
@@ -82,6 +111,18 @@ class PrecomputeConfig(BaseModel):
     verify_sample: int = Field(
         8, ge=0, description="Rows rescored with transformers before the cache is sealed; 0: none."
     )
+
+    def engine_settings(self) -> dict[str, Any]:
+        """What of this the engine is started with, for the fingerprint and for the record."""
+        names = ("method", "head_dtype", "tensor_parallel_size", "gpu_memory_utilization",
+                 "max_num_batched_tokens")  # fmt: skip
+        values = {name: getattr(self, name) for name in names}
+        return {k: v for k, v in values.items() if v is not None} | self.engine_args
+
+    def vllm_arguments(self) -> dict[str, Any]:
+        """Arguments of vllm.LLM that the user set, in vLLM's names."""
+        settings = self.engine_settings()
+        return {k: v for k, v in settings.items() if k not in {"method", "head_dtype"}}
 
     def rules(self) -> dict[str, Any]:
         """What of this decides which rows and token ids come out: part of the fingerprint."""

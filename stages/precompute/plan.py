@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import PLAN_SCHEMA
@@ -30,19 +29,24 @@ def write_plan(rows: Iterable[TokenizedRow], folder: Path, shard_tokens: int) ->
     """Write `rows` into shards of about `shard_tokens` tokens to score each."""
     planned = []
     for number, shard in enumerate(_split(rows, shard_tokens)):
-        path = folder / f"plan-{number:05d}.parquet"
+        path = folder / f"plan-{number:05d}.arrow"
         # Rows of one prompt side by side: an engine that keeps prompts reads the second from cache.
         shard.sort(key=lambda row: (row.prompt_ids, row.source_row))
         columns = {name: [getattr(row, name) for row in shard] for name in PLAN_SCHEMA.names}
-        with atomic_path(path) as temporary:
-            pq.write_table(pa.table(columns, schema=PLAN_SCHEMA), temporary, compression="zstd")
+        with (
+            atomic_path(path) as temporary,
+            pa.OSFile(str(temporary), "wb") as file,
+            pa.ipc.new_file(file, PLAN_SCHEMA) as writer,
+        ):
+            writer.write_table(pa.table(columns, schema=PLAN_SCHEMA))
         planned.append(PlannedShard(path, len(shard), sum(map(scored_tokens, shard))))
     return planned
 
 
 def read_plan(shard: PlannedShard) -> pa.Table:
     """The rows of a planned shard, as PLAN_SCHEMA."""
-    return pq.read_table(shard.path, schema=PLAN_SCHEMA)
+    with pa.memory_map(str(shard.path)) as file:
+        return pa.ipc.open_file(file).read_all()
 
 
 def scored_tokens(row: TokenizedRow) -> int:

@@ -6,61 +6,28 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import pyarrow.compute as pc
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError, ReflogpError
-from data_schemas.manifest import Counts, Engine, Inputs, Manifest, Reference, Shard, Source, Timing
+from data_schemas.manifest import Counts, Engine, Manifest, Reference, Shard, Source, Timing
+from data_schemas.quarantine import Reason
 from data_schemas.verification import Verification
 from stages.precompute.config import PrecomputeConfig
-from stages.precompute.plan import PlannedShard, read_plan, write_plan
+from stages.precompute.faults import RowFault
+from stages.precompute.job import Job
+from stages.precompute.plan import PlannedShard, write_plan
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.rows import Rows
-from stages.precompute.scorers.choose import Choice, start
-from stages.precompute.scorers.protocol import Scorer
-from stages.precompute.shards import describe, score_table, token_counts, write_shard
+from stages.precompute.scoring import Scored, score
+from stages.precompute.shards import describe
 from stages.precompute.tokenize import Tokenizer, TokenRules, stop_ids
 from stages.progress import Console
 from stages.verify.stage import too_large, verify
-
-
-@dataclass(frozen=True)
-class Job:
-    """Stage one with everything resolved.
-
-    Attributes:
-        config: what the user set.
-        reference: folder of the checkpoint.
-        dtype: of weights and forward, never `auto`.
-        engine: the engine that runs.
-        inputs: digests of all that the log-probs depend on.
-    """
-
-    config: PrecomputeConfig
-    reference: Path
-    dtype: manifests.Dtype
-    engine: Choice
-    inputs: Inputs
-
-    def path(self, stem: str, ending: str = "") -> Path:
-        """A path in the cache that no earlier job with other inputs has used."""
-        return self.config.cache / f"{stem}-{self.inputs.digest()[:8]}{ending}"
-
-
-@dataclass
-class _Scored:
-    """What scoring has made so far."""
-
-    shards: list[Shard] = field(default_factory=list)
-    tokens: Counter[str] = field(default_factory=Counter)
-    truncated: int = 0
-    seconds: float = 0.0
 
 
 def precompute(job: Job, console: Console) -> Manifest:
@@ -79,14 +46,17 @@ def precompute(job: Job, console: Console) -> Manifest:
         rows = Rows(job.config, quarantine)
         plan = _plan(job, rows, tokenizer, quarantine, console)
         console.say(f"engine: {job.engine.name} {job.engine.version} ({job.engine.why})")
-        scorer = start(job.engine, job.reference, job.dtype, job.config)
-        try:
-            scored = _score(job, plan, scorer, quarantine, console)
-        finally:
-            scorer.close()
+        scored = score(job, plan, console)
+        _set_aside(scored, quarantine, job.config.data)
     if quarantine.reasons:
         console.warn(quarantine.summary())
-    verification = _verify(job, scored.shards, console)
+    shards = [found.shard for found in scored.shards]
+    if not sum(shard.rows for shard in shards):
+        raise ReflogpError(f"{job.engine.name} gave no row log-probs that can be right")
+    verification = _verify(job, shards, console)
+    tokens: Counter[str] = Counter()
+    for found in scored.shards:
+        tokens.update(found.tokens)
     manifest = Manifest(
         reflogp_version=version("reflogp"),
         kind="paired" if rows.form.paired else "unpaired",
@@ -97,23 +67,24 @@ def precompute(job: Job, console: Console) -> Manifest:
         engine=Engine(
             name=job.engine.name,
             version=job.engine.version,
+            method=scored.method,
             dtype=job.dtype,
-            device=scorer.device,
-            settings=job.config.engine_args,
+            device=scored.device,
+            settings=job.config.engine_settings(),
             why=job.engine.why,
         ),
         source=Source(
             source=job.config.data, split=job.config.split, form=rows.form.name, rows=rows.read
         ),
         rules=job.config.rules(),
-        shards=scored.shards,
+        shards=shards,
         quarantine=describe(quarantine_path, rows=quarantine.reasons.total(), tokens=0),
         counts=Counts(
-            rows=sum(shard.rows for shard in scored.shards),
-            prompt_tokens=scored.tokens["prompt_ids"],
-            chosen_tokens=scored.tokens["chosen_ids"],
-            rejected_tokens=scored.tokens["rejected_ids"],
-            truncated=scored.truncated,
+            rows=sum(shard.rows for shard in shards),
+            prompt_tokens=tokens["prompt_ids"],
+            chosen_tokens=tokens["chosen_ids"],
+            rejected_tokens=tokens["rejected_ids"],
+            truncated=sum(found.truncated for found in scored.shards),
             template_diverged=tokenizer.template_diverged,
             quarantined_by_reason=dict(quarantine.reasons.most_common()),
         ),
@@ -121,7 +92,7 @@ def precompute(job: Job, console: Console) -> Manifest:
             started_at=started_at,
             seconds=time.monotonic() - begin,
             scoring_seconds=scored.seconds,
-            tokens_per_second=sum(shard.tokens for shard in plan) / scored.seconds,
+            tokens_per_second=scored.tokens / scored.seconds,
         ),
         verification=verification,
         machine=f"{platform.node()} ({platform.system()} {platform.machine()})",
@@ -171,29 +142,12 @@ def _plan(
     return plan
 
 
-def _score(
-    job: Job,
-    plan: list[PlannedShard],
-    scorer: Scorer,
-    quarantine: Quarantine,
-    console: Console,
-) -> _Scored:
-    scored = _Scored()
-    begin = time.monotonic()
-    with console.track("scoring", sum(shard.tokens for shard in plan), "tokens") as advance:
-        for number, planned in enumerate(plan):
-            table, faulty = score_table(read_plan(planned), scorer, advance)
-            for source_row, fault in faulty:
-                quarantine.add(
-                    fault, source_row=source_row, file=job.config.data, line=source_row + 1, row={}
-                )
-            scored.shards.append(write_shard(table, job.path("shard", f"-{number:05d}.parquet")))
-            scored.tokens.update(token_counts([table]))
-            cut = (table.column(f"{name}_truncated") for name in ("prompt", "chosen", "rejected"))
-            prompt, chosen, rejected = cut
-            scored.truncated += pc.sum(pc.or_(pc.or_(prompt, chosen), rejected)).as_py() or 0
-    scored.seconds = time.monotonic() - begin
-    return scored
+def _set_aside(scored: Scored, quarantine: Quarantine, source: str) -> None:
+    """Quarantine the rows whose scores cannot be right."""
+    for found in scored.shards:
+        for row, problem in found.problems:
+            fault = RowFault(Reason.BAD_SCORE, f"{problem.partition(':')[0]}_ids", problem)
+            quarantine.add(fault, source_row=row, file=source, line=row + 1, row={})
 
 
 def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | None:
@@ -202,22 +156,21 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
     Raises:
         ReflogpError: the engine's log-probs are not those of the checkpoint.
     """
-    if not job.config.verify_sample:
+    config = job.config
+    if not config.verify_sample:
         return None
     if obstacle := too_large(job.reference):
         console.warn(f"no rows are verified: {obstacle}")
         return None
-    verification = verify(
-        job.config.cache, shards, job.reference, job.dtype, job.config.verify_sample, console
-    )
-    if not verification.passed:
+    found = verify(config.cache, shards, job.reference, job.dtype, config.verify_sample, console)
+    if not found.passed:
         raise ReflogpError(
             f"the cache is not sealed: {job.engine.name} and a forward pass of {job.reference} do "
-            f"not agree: {'; '.join(verification.reasons)}. Score with --engine transformers, or "
+            f"not agree: {'; '.join(found.reasons)}. Score with --engine transformers, or "
             "pass --verify-sample 0 to seal the cache as it is."
         )
-    console.say(f"verified: {verification.summary()}")
-    return verification
+    console.say(f"verified: {found.summary()}")
+    return found
 
 
 def _remove_leftovers(job: Job, manifest: Manifest) -> None:

@@ -118,13 +118,13 @@ def test_a_cache_with_the_scores_of_other_rows_fails_and_names_the_worst(cache, 
 def test_precompute_does_not_seal_what_disagrees_with_the_model(
     checkpoint, few_preferences, tmp_path, console, monkeypatch
 ):
-    from stages.precompute import stage
+    from stages.precompute import scoring
 
     class Wrong(TransformersScorer):
         def score(self, requests):
             return [found - 0.05 for found in super().score(requests)]
 
-    monkeypatch.setattr(stage, "start", lambda *_: Wrong(checkpoint, dtype="float32"))
+    monkeypatch.setattr(scoring, "start", lambda *_: Wrong(checkpoint, dtype="float32"))
     config = PrecomputeConfig(
         reference=str(checkpoint), data=str(few_preferences), cache=tmp_path,
         engine="transformers", max_length=192,

@@ -34,6 +34,9 @@ class Scorer(Protocol):
     """
 
     device: str
+    """Kind of device that it runs on: cpu, cuda, ..."""
+    method: str
+    """How it gets log-probs, in a few words, for people and for the manifest."""
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """Score `requests`, in their order.

@@ -22,6 +22,7 @@ class TransformersScorer:
         self, model: Path, *, dtype: str, batch_tokens: int = 4096, device: str | None = None
     ) -> None:
         """Load `model` in `dtype` onto `device` (default: a GPU if there is one, else the CPU)."""
+        self.method = "transformers forward, response tokens only"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_tokens = batch_tokens
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))

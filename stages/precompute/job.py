@@ -1,0 +1,35 @@
+"""Stage one with everything resolved: what runs, on what, and where it writes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_schemas.manifest import Dtype, Inputs
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.scorers.choose import Choice
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a user's configuration comes to.
+
+    Attributes:
+        config: what the user set.
+        reference: folder of the checkpoint.
+        dtype: of weights and forward, never `auto`.
+        engine: the engine that runs.
+        inputs: digests of all that the log-probs depend on.
+    """
+
+    config: PrecomputeConfig
+    reference: Path
+    dtype: Dtype
+    engine: Choice
+    inputs: Inputs
+
+    def path(self, stem: str, ending: str = "") -> Path:
+        """A path in the cache that no earlier job with other inputs has used."""
+        return self.config.cache / f"{stem}-{self.inputs.digest()[:8]}{ending}"
+
+    def shard_path(self, number: int) -> Path:
+        """Where the finished shard `number` of the plan stands."""
+        return self.path("shard", f"-{number:05d}.parquet")

@@ -1,0 +1,119 @@
+"""Several engines at a time give what one gives; an engine that dies is named."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import ReflogpError
+from pipeline.run import run_precompute
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.scoring import _devices, _environment
+from stages.precompute.shards import write_shard
+
+
+@pytest.fixture
+def settings(checkpoint, few_preferences, tmp_path) -> PrecomputeConfig:
+    return PrecomputeConfig(
+        reference=str(checkpoint), data=str(few_preferences), cache=tmp_path / "cache",
+        engine="transformers", max_length=192, shard_tokens=1500, engines=2,
+    )  # fmt: skip
+
+
+def test_two_engines_give_the_rows_and_the_order_of_one(settings, cache, console):
+    manifest = run_precompute(settings, console)
+    assert len(manifest.shards) > 2
+    assert any("2 engines" in line for line in console.said)
+
+    def rows(folder):
+        shards = manifests.read(folder).shards
+        return [row for shard in shards for row in read_shard(folder / shard.file).to_pylist()]
+
+    found = {row["row_id"]: row for row in rows(settings.cache)}
+    for expected in rows(cache):
+        row = found.pop(expected["row_id"])
+        for name, value in expected.items():
+            same = pytest.approx(value, abs=1e-4) if name.startswith("ref_") else value
+            assert row[name] == same, name
+    assert not found
+
+
+def test_an_engine_that_is_killed_ends_the_run_with_a_message(settings, console):
+    def kill_one():
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.01)
+        pid = children[0].pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(ReflogpError, match=r"process died \(exit code -9\).*--engines"):
+        run_precompute(settings, console)
+    killer.join()
+    assert not manifests.is_sealed(settings.cache)
+    assert not multiprocessing.active_children()
+
+
+def test_a_run_goes_on_after_the_shards_that_a_killed_one_finished(settings, console, monkeypatch):
+    from stages.precompute import scoring
+
+    written: list[Path] = []
+
+    def die_at_the_third(table, path):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write_shard(table, path)
+
+    one = settings.model_copy(update={"engines": 1})
+    monkeypatch.setattr(scoring, "write_shard", die_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_precompute(one, console)
+    before = {path: path.stat().st_mtime_ns for path in written}
+    # a third shard was damaged on the way: it is not taken for finished
+    damaged = written[0].with_name(written[0].name.replace("00000", "00002"))
+    damaged.write_bytes(written[0].read_bytes()[:100])
+    monkeypatch.setattr(scoring, "write_shard", write_shard)
+    manifest = run_precompute(one, console)
+    assert f"2 of {len(manifest.shards)} shards are there from an earlier run" in console.said
+    assert {path: path.stat().st_mtime_ns for path in written} == before
+    ids = [
+        row_id
+        for shard in manifest.shards
+        for row_id in read_shard(one.cache / shard.file).column("row_id").to_pylist()
+    ]
+    assert len(set(ids)) == len(ids) == manifest.counts.rows == 22
+
+
+def test_an_error_in_an_engine_reaches_the_user(settings, console, monkeypatch):
+    # the weights go away after the fingerprint was taken, before the engines start
+    from stages.precompute import scoring
+
+    def remove_weights(*arguments):
+        next((settings.cache.parent / "checkpoint").glob("*.safetensors")).unlink()
+        return devices(*arguments)
+
+    import shutil
+
+    copy = shutil.copytree(settings.reference, settings.cache.parent / "checkpoint")
+    devices = scoring._devices
+    monkeypatch.setattr(scoring, "_devices", remove_weights)
+    with pytest.raises(ReflogpError, match="safetensors"):
+        run_precompute(settings.model_copy(update={"reference": str(copy)}), console)
+
+
+def test_engines_share_the_cores_and_the_environment_is_put_back():
+    shares = list(_devices(2, 1))
+    cores = [core for share in shares for core in share["VLLM_CPU_OMP_THREADS_BIND"].split(",")]
+    assert sorted(map(int, cores)) == sorted(os.sched_getaffinity(0))
+    before = dict(os.environ)
+    with _environment({"OMP_NUM_THREADS": "1", "REFLOGP_TEST": "1"}):
+        assert os.environ["REFLOGP_TEST"] == "1"
+    assert dict(os.environ) == before
