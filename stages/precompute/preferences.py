@@ -9,7 +9,6 @@ conversations differ before their last turn, the row is set aside; TRL would tak
 the common beginning as the response, later questions of the user included.
 """
 
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,17 +17,16 @@ from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
+from stages.precompute import fields
 from stages.precompute.faults import RowFault
+from stages.precompute.fields import Content, Message
 
-Message = dict[str, Any]
-Content = str | list[Message]
-
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant",
-          "observation": "tool", "function": "tool"}  # fmt: skip
 _CONVERSATION = ("messages", "conversations", "conversation")
-_SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"),
-           ("chosen_rating", "rejected_rating"))  # fmt: skip
-_TURN = "\n\nAssistant:"
+_TURN, _USER_TURN = "\n\nAssistant:", "\n\nHuman:"
+COLUMNS = {"prompt", "chosen", "rejected", "completion", "label", "system", "confidence"}.union(
+    _CONVERSATION, *fields.SCORES
+)
+"""The names that mean something here, and that --columns can give to other columns."""
 FORMS_HELP = (
     "prompt+chosen+rejected, chosen+rejected (whole texts or conversations), "
     "messages/conversations+chosen+rejected, prompt+completion+label, messages+label"
@@ -97,60 +95,22 @@ def normalize(row: Mapping[str, Any], form: Form, source_row: int) -> Preference
         RowFault: the row cannot be used.
     """
     prompt, chosen, rejected = form.reader(row)
-    if not prompt:
+    if not fields.text(prompt).strip():
         raise RowFault(Reason.EMPTY_PROMPT, "prompt", "the prompt is empty")
     for field, response in (("chosen", chosen), ("rejected", rejected)):
-        if response is not None and not _text(response).strip():
-            raise RowFault(Reason.EMPTY_RESPONSE, field, f"the {field} response is empty")
+        if response is not None and not fields.text(response).strip():
+            column = next(name for name in (field, "completion", *_CONVERSATION) if name in row)
+            raise RowFault(Reason.EMPTY_RESPONSE, column, f"the response in {column!r} is empty")
     if chosen == rejected:
         raise RowFault(Reason.IDENTICAL_RESPONSES, "chosen", "chosen and rejected are the same")
     for field, content in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        _require_unicode(field, content)
-    return Preference(source_row, prompt, chosen, rejected, _confidence(row))
-
-
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise RowFault(Reason.MISSING_FIELD, name, f"the field {name!r} is missing")
-    value = row[name]
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # an empty CSV cell
-        raise RowFault(Reason.NULL_FIELD, name, f"the field {name!r} is null")
-    return value
-
-
-def _content(row: Mapping[str, Any], name: str) -> Content:
-    """A field as text or as messages."""
-    value = _field(row, name)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list):
-        kind = type(value).__name__
-        raise RowFault(Reason.WRONG_TYPE, name, f"{name!r} is {kind}, not text or messages")
-    return [_message(name, position, message) for position, message in enumerate(value)]
-
-
-def _message(field: str, position: int, message: Any) -> Message:
-    where = f"message {position} of {field!r}"
-    if not isinstance(message, Mapping):
-        raise RowFault(Reason.BAD_MESSAGES, field, f"{where} is no object with role and content")
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise RowFault(Reason.BAD_MESSAGES, field, f"{where} needs text for role and content")
-    # Keys such as tool_calls and name matter to templates; nulls come from a shared Arrow schema.
-    extra = {
-        key: value
-        for key, value in message.items()
-        if key not in {"role", "from", "content", "value"} and value is not None
-    }
-    return {"role": _ROLES.get(role, role), "content": content, **extra}
+        fields.require_unicode(field, content)
+    return Preference(source_row, prompt, chosen, rejected, fields.confidence(row))
 
 
 def _explicit(row: Mapping[str, Any], prompt_field: str) -> tuple[Content, Content, Content]:
-    prompt = _content(row, prompt_field)
-    chosen, rejected = _content(row, "chosen"), _content(row, "rejected")
+    prompt = fields.content(row, prompt_field)
+    chosen, rejected = fields.content(row, "chosen"), fields.content(row, "rejected")
     if all(isinstance(part, str) for part in (prompt, chosen, rejected)):
         return prompt, chosen, rejected
     messages = _with_system(row, _as_messages(prompt, "user"))
@@ -162,7 +122,7 @@ def _explicit(row: Mapping[str, Any], prompt_field: str) -> tuple[Content, Conte
 
 
 def _implicit(row: Mapping[str, Any]) -> tuple[Content, Content, Content]:
-    chosen, rejected = _content(row, "chosen"), _content(row, "rejected")
+    chosen, rejected = fields.content(row, "chosen"), fields.content(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _split_texts(chosen, rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
@@ -181,30 +141,21 @@ def _implicit(row: Mapping[str, Any]) -> tuple[Content, Content, Content]:
 
 
 def _completion(row: Mapping[str, Any]) -> tuple[Content, Content | None, Content | None]:
-    prompt, completion = _content(row, "prompt"), _content(row, "completion")
+    prompt, completion = fields.content(row, "prompt"), fields.content(row, "completion")
     if not (isinstance(prompt, str) and isinstance(completion, str)):
         prompt = _with_system(row, _as_messages(prompt, "user"))
         answer = _after_prompt(prompt, _as_messages(completion, "assistant"))
         completion = _one_turn("completion", answer)
-    return (prompt, completion, None) if _label(row) else (prompt, None, completion)
+    return (prompt, completion, None) if fields.label(row) else (prompt, None, completion)
 
 
 def _labelled(row: Mapping[str, Any], field: str) -> tuple[Content, Content | None, Content | None]:
-    messages = _content(row, field)
+    messages = fields.content(row, field)
     if isinstance(messages, str):
         raise RowFault(Reason.WRONG_TYPE, field, f"{field!r} is text, not messages")
     prompt = _with_system(row, messages[:-1])
     response = _one_turn(field, messages[-1:])
-    return (prompt, response, None) if _label(row) else (prompt, None, response)
-
-
-def _label(row: Mapping[str, Any]) -> bool:
-    value = _field(row, "label")
-    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
-        return value.strip().lower() == "true"
-    if value in (0, 1):  # True and False too
-        return bool(value)
-    raise RowFault(Reason.WRONG_TYPE, "label", f"label is {value!r}, not true or false")
+    return (prompt, response, None) if fields.label(row) else (prompt, None, response)
 
 
 def _as_messages(content: Content, role: str) -> list[Message]:
@@ -253,42 +204,19 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
             raise RowFault(
                 Reason.PROMPTS_DIFFER, "chosen", "the two dialogues differ before their last turn"
             )
-        return chosen[:cut], chosen[cut:], rejected[cut:]
-    common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - of texts, not paths
-    word = re.search(r"\S(?=\s+\S*$)", common)
-    cut = word.end() if word else 0
+        for field, response in (("chosen", chosen[cut:]), ("rejected", rejected[cut:])):
+            if _USER_TURN in response:
+                raise RowFault(
+                    Reason.BAD_MESSAGES, field, f"the dialogue in {field!r} ends in a user's turn"
+                )
+    else:
+        common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - of texts, not paths
+        word = re.search(r"\S(?=\s+\S*\Z)", common)
+        if word is None:
+            raise RowFault(
+                Reason.EMPTY_PROMPT,
+                "chosen",
+                "there is no prompt: chosen and rejected do not begin with the same words",
+            )
+        cut = word.end()
     return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def _text(content: Content) -> str:
-    return content if isinstance(content, str) else "".join(m["content"] for m in content)
-
-
-def _require_unicode(field: str, content: Content | None) -> None:
-    """A JSON escape can smuggle in half a surrogate pair, which no tokenizer takes."""
-    try:
-        _text(content or "").encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowFault(
-            Reason.INVALID_UTF8, field, f"{field!r} holds half a surrogate pair: {error.reason}"
-        ) from error
-
-
-def _confidence(row: Mapping[str, Any]) -> float | None:
-    if "confidence" in row:
-        return _number(row, "confidence")
-    for good, bad in _SCORES:
-        if good in row and bad in row:
-            return _number(row, good) - _number(row, bad)
-    return None
-
-
-def _number(row: Mapping[str, Any], field: str) -> float:
-    value = row[field]
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise RowFault(Reason.BAD_CONFIDENCE, field, f"{field!r} is {value!r}, not a number")
-    return number

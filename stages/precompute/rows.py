@@ -8,7 +8,7 @@ from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.faults import RowFault
-from stages.precompute.preferences import Form, Preference, detect, no_form, normalize
+from stages.precompute.preferences import COLUMNS, Form, Preference, detect, no_form, normalize
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.sources import RawRow, read_source
 from stages.precompute.tokenize import TokenizedRow, Tokenizer
@@ -61,30 +61,37 @@ class Rows:
             raise InputError(
                 f"{self._config.data}: the data set is empty. Check --data and --split."
             )
-        tables = [self._standard(raw.data) for raw in head if raw.data is not None]
-        forms = (detect(set(row)) for row in tables)
-        form = next((form for form in forms if form is not None), None)
-        if form is None and not tables:
+        tables = [raw.data for raw in head if raw.data is not None]
+        if not tables:
             broken = head[0].fault
             raise InputError(
-                f"{self._config.data}: none of the first {len(head)} rows can be read; line "
+                f"{head[0].file}: none of the first {len(head)} rows can be read; line "
                 f"{head[0].line}: {broken.detail if broken else 'empty'}. Check --data."
             )
+        self._check_columns(set().union(*tables))
+        forms = (detect(set(self._standard(row))) for row in tables)
+        form = next((form for form in forms if form is not None), None)
         if form is None:
             raise no_form(set(tables[0]), self._config.data)
-        named = set().union(*(raw.data for raw in head if raw.data is not None))
-        for standard, column in self._config.columns.items():
-            if column not in named:
-                raise InputError(
-                    f"{self._config.data}: --columns {standard}={column}: there is no column "
-                    f"{column!r}; there are {', '.join(sorted(named))}."
-                )
         return form
+
+    def _check_columns(self, there: set[str]) -> None:
+        for standard, column in self._config.columns.items():
+            where = f"{self._config.data}: --columns {standard}={column}"
+            if standard not in COLUMNS:
+                raise InputError(
+                    f"{where}: {standard!r} is no standard name; those are "
+                    f"{', '.join(sorted(COLUMNS))}."
+                )
+            if column not in there:
+                raise InputError(
+                    f"{where}: there is no column {column!r}; there are {', '.join(sorted(there))}."
+                )
 
     def _standard(self, row: dict[str, Any]) -> dict[str, Any]:
         """`row` with the user's columns under their standard names."""
-        taken = set(self._config.columns.values())
-        kept = {name: value for name, value in row.items() if name not in taken}
+        mapped = {*self._config.columns, *self._config.columns.values()}
+        kept = {name: value for name, value in row.items() if name not in mapped}
         renamed = {new: row[old] for new, old in self._config.columns.items() if old in row}
         return kept | renamed
 

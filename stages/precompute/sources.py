@@ -5,9 +5,12 @@ other. JSON is parsed here, line by line: `datasets` infers one schema for a who
 single broken line, or one field of another type, would cost all the others.
 """
 
+import codecs
+import glob
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +20,12 @@ from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
 from stages.precompute.faults import RowFault
 
-_BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
-_JSON = {".jsonl", ".ndjson", ".json"}
-SUFFIXES = sorted(_JSON | set(_BUILDERS))
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_LINES = {".jsonl", ".ndjson"}
+_TEXT = {".json", *_LINES, *_SEPARATORS}
+SUFFIXES = sorted(_TEXT | {".parquet", ".arrow"})
+# What save_to_disk writes beside its Arrow files, and what map() caches there later.
+_NO_ROWS = re.compile(r"(state|dataset_info|dataset_dict)\.json|cache-.*\.arrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ def is_hub_id(source: str) -> bool:
     """Whether `source` names a hub data set: `owner/name`, and no such file or folder here."""
     return (
         not Path(source).exists()
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+        and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
         and (_suffix(Path(source)) not in SUFFIXES)
     )
 
@@ -56,7 +62,8 @@ def source_files(source: str, split: str = "train") -> list[Path]:
         if _suffix(path) not in SUFFIXES:
             raise InputError(
                 f"{path}: cannot read '{_suffix(path) or path.name}' files. Give one of "
-                f"{', '.join(SUFFIXES)} (each also as .gz), a folder of them, or a hub data set id."
+                f"{', '.join(SUFFIXES)} (those of text also as .gz), a folder of them, or a hub "
+                "data set id."
             )
         return [path]
     if not path.is_dir():
@@ -74,6 +81,7 @@ def read_source(source: str, split: str = "train") -> Iterator[RawRow]:
         InputError: the source as a whole cannot be read.
     """
     index = 0
+    parts: list[tuple[str, Iterable[tuple[int, _Content]]]]
     if is_hub_id(source):
         parts = [(source, _hub_rows(source, split))]
     else:
@@ -91,96 +99,118 @@ _Content = dict[str, Any] | tuple[str, RowFault]
 
 
 def _suffix(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    return next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+    """The suffix that tells what the file holds: `.json` of `a.json` and of `a.json.gz`."""
+    suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    return inner if suffix == ".gz" and inner in _TEXT else suffix
 
 
 def _folder_files(folder: Path, split: str) -> list[Path]:
     files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and _suffix(path) in SUFFIXES
-        and not path.name.startswith(".")
-        # save_to_disk leaves these beside its Arrow files; they are no rows
-        and path.name not in {"state.json", "dataset_info.json", "dataset_dict.json"}
+        path for path in folder.rglob("*") if path.is_file() and _holds_rows(path, folder)
     )
     if not files:
         raise InputError(f"{folder}: the folder holds no {', '.join(SUFFIXES)} file. Check --data.")
     from datasets import data_files
 
-    patterns = data_files.get_data_patterns(str(folder))
+    base = glob.escape(str(folder))
+    patterns = data_files.get_data_patterns(base)
     if set(map(str, patterns)) <= {"train"}:
         return files
     if split not in patterns:
         raise InputError(
             f"{folder}: no split '{split}'; it has {', '.join(map(str, patterns))}. Give --split."
         )
-    wanted = {
-        str(Path(name).resolve())
-        for pattern in patterns[split]
-        for name in data_files.resolve_pattern(pattern, str(folder))
-    }
-    return [path for path in files if str(path.resolve()) in wanted]
+    names = data_files.DataFilesList.from_patterns(patterns[split], base_path=base)
+    wanted = {Path(name).resolve() for name in names}
+    return [path for path in files if path.resolve() in wanted]
+
+
+def _holds_rows(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+    return not hidden and _suffix(path) in SUFFIXES and not _NO_ROWS.fullmatch(path.name)
 
 
 def _file_rows(path: Path) -> Iterable[tuple[int, _Content]]:
     suffix = _suffix(path)
-    if suffix in {".jsonl", ".ndjson"}:
-        return _json_lines(path)
     if suffix == ".json":
         return _json_document(path)
-    options = {"sep": "\t"} if suffix == ".tsv" else {}
-    return _dataset_rows(
-        str(path), _BUILDERS[suffix], data_files=str(path), split="train", **options
-    )
+    return _json_lines(path) if suffix in _LINES else _local_rows(path, suffix)
 
 
-def _hub_rows(name: str, split: str) -> Iterable[tuple[int, _Content]]:
-    return _dataset_rows(f"hub data set {name}", name, split=split)
-
-
-def _dataset_rows(where: str, builder: str, **options: Any) -> Iterator[tuple[int, _Content]]:
-    """Stream rows through `datasets`; whatever it raises becomes one message."""
-    from datasets import load_dataset  # takes seconds to import, and JSON does without
-
-    line = 0
+def _local_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
+    """CSV, Parquet and Arrow through `datasets`."""
+    options: dict[str, Any] = {"data_files": glob.escape(str(path)), "split": "train"}
     try:
-        for line, row in enumerate(load_dataset(builder, streaming=True, **options), 1):
-            yield line, dict(row)
+        if suffix in _SEPARATORS:
+            yield from _dataset_rows("csv", **options, **_csv_options(path, _SEPARATORS[suffix]))
+        elif suffix == ".parquet":
+            # by default a batch is the first row group, and a file without rows has none
+            yield from _dataset_rows("parquet", **options, batch_size=1_000)
+        else:
+            yield from _dataset_rows("arrow", **options)
     except Exception as error:  # datasets, pandas and Arrow raise all sorts of types
-        cause = error.__cause__ or error
-        message = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        after = f" after row {line}" if line else ""
+        raise _unreadable(path, error) from error
+
+
+def _csv_options(path: Path, separator: str) -> dict[str, Any]:
+    """Every cell is text as it stands: no 4 that becomes a number, no answer "None" a null.
+
+    pandas takes the first column for an index where the first row is longer than the header, and
+    shifts all others; reading that row as if there were no header refuses it.
+    """
+    import pandas as pd  # type: ignore[import-untyped]
+    from datasets import Features, Value
+
+    pd.read_csv(path, sep=separator, header=None, nrows=2)
+    columns = pd.read_csv(path, sep=separator, nrows=0).columns
+    return {
+        "sep": separator,
+        "features": Features({str(name): Value("string") for name in columns}),
+        "keep_default_na": False,
+        "na_values": [""],
+    }
+
+
+def _hub_rows(name: str, split: str) -> Iterator[tuple[int, _Content]]:
+    try:
+        yield from _dataset_rows(name, split=split)
+    except Exception as error:  # the hub, its client and every builder: all sorts of types
         raise InputError(
-            f"{where}: cannot be read{after}: {message}. Check the file, and --split."
+            f"hub data set {name}: cannot be read: {_first_line(error)}. Check the name, the "
+            "network and --split."
         ) from error
 
 
+def _dataset_rows(builder: str, **options: Any) -> Iterator[tuple[int, _Content]]:
+    import datasets  # takes seconds to import, and JSON does without
+
+    # It logs each error that it raises; ours is the one message.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    for line, row in enumerate(datasets.load_dataset(builder, streaming=True, **options), 1):
+        yield line, dict(row)
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, _Content]]:
-    with _open(path) as lines:
-        try:
+    try:
+        with _open(path) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _parse(line)
-        except (OSError, EOFError) as error:  # a gzip stream that was cut or is none
-            raise InputError(f"{path}: cannot be read: {error}. Check the file.") from error
+    except (OSError, EOFError, zlib.error) as error:  # a gzip stream that was cut or is none
+        raise _unreadable(path, error) from error
 
 
 def _json_document(path: Path) -> Iterator[tuple[int, _Content]]:
     """A JSON array of objects; a file of JSON lines that is only called .json is read as such."""
     try:
         with _open(path) as file:
-            text = file.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read: {error}. Check the file.") from error
-    if not text.lstrip().startswith("["):
-        yield from _json_lines(path)
-        return
-    try:
-        rows = json.loads(text)
+            content = file.read().removeprefix(codecs.BOM_UTF8)
+        if not content.lstrip().startswith(b"["):
+            yield from _json_lines(path)
+            return
+        rows = json.loads(content.decode("utf-8"))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: broken JSON: {error}. Mend it, or save it as JSONL.") from error
     for number, row in enumerate(rows, 1):
@@ -192,7 +222,7 @@ def _parse(line: bytes) -> _Content:
         text = line.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         fault = RowFault(Reason.INVALID_UTF8, None, f"not UTF-8 at byte {error.start} of the line")
-        return line.decode("utf-8", "replace"), fault
+        return line.decode("utf-8", "backslashreplace").strip(), fault
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -206,3 +236,14 @@ def _not_an_object(text: str) -> tuple[str, RowFault]:
 
 def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, UnicodeDecodeError):
+        return InputError(f"{path}: not UTF-8 ({error.reason}). Save it as UTF-8.")
+    return InputError(f"{path}: cannot be read: {_first_line(error)}. Check the file.")
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(". ")

@@ -31,7 +31,8 @@ from transformers import PreTrainedTokenizerBase
 from data_schemas.quarantine import Reason
 from stages.precompute.config import Truncate
 from stages.precompute.faults import RowFault
-from stages.precompute.preferences import Content, Preference
+from stages.precompute.fields import Content
+from stages.precompute.preferences import Preference
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,11 @@ class Tokenizer:
         tails = [self._close(tail, raw=isinstance(preference.prompt, str)) for tail in tails]
         kept_prompt, kept = self._truncate(prompt, tails)
         if len(kept) == 2 and kept[0] == kept[1]:
+            within = f" within max_length {self._rules.max_length}" * (tails[0] != tails[1])
             raise RowFault(
-                Reason.IDENTICAL_RESPONSES, "chosen", "chosen and rejected have the same tokens"
+                Reason.IDENTICAL_RESPONSES,
+                "chosen",
+                f"chosen and rejected have the same tokens{within}",
             )
         cut = iter([len(short) < len(long) for short, long in zip(kept, tails, strict=True)])
         ids = iter(kept)
@@ -118,7 +122,7 @@ class Tokenizer:
             self.template_diverged += 1
             ids = ids[:shared]
         tails = [
-            found[len(ids) :] if found[: len(ids)] == ids else self._ids(whole[len(text) :])
+            found[len(ids) :] if found[: len(ids)] == ids else self._inner_ids(whole[len(text) :])
             for whole, found in zip(wholes, whole_ids, strict=True)
         ]
         if isinstance(prompt, str) and ids[: len(self._bos)] != self._bos:
@@ -131,17 +135,24 @@ class Tokenizer:
         # Templates write their own special tokens, and raw text gets BOS in one place, above.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _inner_ids(self, text: str) -> list[int]:
+        """Ids of `text` without the space that SentencePiece puts before the first word of all."""
+        line, found = self._ids("\n"), self._ids("\n" + text)
+        return found[len(line) :] if found[: len(line)] == line else self._ids(text)
+
     def _render(self, messages: Content, *, add_generation_prompt: bool = False) -> str:
         if self._tokenizer.chat_template is None:
             raise RowFault(
                 Reason.TEMPLATE_FAILED, "prompt", "messages, but the tokenizer has no chat template"
             )
         try:
-            return str(
+            text = str(
                 self._tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
+            text.encode("utf-8")  # half a surrogate pair in a role, say, which no tokenizer takes
+            return text
         except Exception as error:  # a template is a program and can raise anything
             raise RowFault(
                 Reason.TEMPLATE_FAILED, "prompt", f"the chat template refused the messages: {error}"
@@ -164,6 +175,16 @@ class Tokenizer:
                 return False
         return False
 
+    def _beginning(self, prompt: list[int]) -> list[int]:
+        """What the tokenizer puts before raw text, or the one BOS that a template writes.
+
+        Where BOS comes again, it is ChatML's `<|im_start|>`: the head of a turn, not of the text.
+        """
+        if self._bos and prompt[: len(self._bos)] == self._bos:
+            return self._bos
+        bos = self._tokenizer.bos_token_id
+        return prompt[:1] if prompt[:1] == [bos] and bos not in prompt[1:] else []
+
     def _truncate(
         self, prompt: list[int], responses: list[list[int]]
     ) -> tuple[list[int], list[list[int]]]:
@@ -176,7 +197,7 @@ class Tokenizer:
                 Reason.TOO_LONG, None, f"{len(prompt) + longest} tokens, over max_length {limit}"
             )
         if self._rules.truncate == "prompt":
-            bos = self._bos if prompt[: len(self._bos)] == self._bos else []
+            bos = self._beginning(prompt)
             # One token must stay: the first response token is predicted from it.
             keep = max(len(prompt) - over - len(bos), 0 if bos else 1)
             prompt = bos + prompt[len(prompt) - keep :]

@@ -1,0 +1,184 @@
+"""One YAML file and the command line make one validated model; a mistake is named and put right."""
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from typer.testing import CliRunner
+
+from data_schemas.errors import InputError
+from pipeline.cli import app
+from pipeline.config import SECTIONS, build, load_file
+from stages.precompute.config import PrecomputeConfig
+from stages.train.config import LossName, TrainConfig
+from stages.train.losses import LOSSES
+
+FIRST = {"reference": "model", "data": "pairs.jsonl", "cache": "cache"}
+SECOND = {"cache": "cache", "output": "out"}
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def precompute(**given: Any) -> PrecomputeConfig:
+    return build(PrecomputeConfig, FIRST, given)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("precompute: {max_lenght: 5}", "precompute: there is no key 'max_lenght'; did you mean "
+         "'max_length'?"),
+        ("train:\n  learning-rate: 1", "train: there is no key 'learning-rate'; did you mean "
+         "'learning_rate'?"),
+        ("train: {xyzzy: 1}", "train: there is no key 'xyzzy'; known: cache, output, policy"),
+        ("train: {max_length: 5}", "no key 'max_length'; it belongs under 'precompute'."),
+        ("precompute: {beta: 5}", "no key 'beta'; it belongs under 'train'."),
+        ("precomput: {}", "there is no section 'precomput'; did you mean 'precompute'?"),
+        ("trian: {}", "there is no section 'trian'; did you mean 'train'?"),
+        ("reference: model", "no section 'reference'; it belongs under 'precompute'."),
+        ("cache: folder", "no section 'cache'; it belongs under 'precompute' or 'train'."),
+        ("7: {}", "there is no section 7; known: precompute, train."),
+        ("train: {7: 1}", "there is no key 7; known: cache, "),
+        ("- train", "expected keys with values, got list."),
+        ("train: [1]", "train: expected keys with values, got list."),
+        ("train: beta", "train: expected keys with values, got str."),
+        ("train: {beta: 1", "not valid YAML: "),
+        ("train: {\t}: 1", "not valid YAML: "),
+        ("!!python/object:os.system {}", "not valid YAML: "),
+        (b"train: {policy: caf\xe9}", "not valid YAML: "),
+    ],
+)  # fmt: skip
+def test_a_yaml_file_with_a_mistake_is_refused_with_its_place_and_the_remedy(
+    content, expected, yaml_file
+):
+    path = yaml_file(content)
+    with pytest.raises(InputError, match=re.escape(expected)) as caught:
+        load_file(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_yaml_file_that_is_not_there_is_named(tmp_path):
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(InputError, match=rf"--config {re.escape(str(path))}: cannot be read"):
+            load_file(path)
+
+
+@pytest.mark.parametrize("content", ["", "# nothing yet", "train:\nprecompute:\n", "train: {}"])
+def test_what_a_yaml_file_leaves_out_is_left_to_the_defaults(content, yaml_file):
+    assert load_file(yaml_file(content)) == {"precompute": {}, "train": {}} == load_file(None)
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "expected"),
+    [
+        (PrecomputeConfig, {"max_length": "many"}, "--max-length (in YAML: max_length): input "
+         "should be a valid integer, unable to parse string as an integer, got 'many'"),
+        (PrecomputeConfig, {"max_length": 1}, "--max-length (in YAML: max_length): input should be "
+         "greater than or equal to 2, got 1"),
+        (PrecomputeConfig, {"engine": "vlm"}, "--engine (in YAML: engine): input should be 'auto', "
+         "'vllm' or 'transformers', got 'vlm'"),
+        (PrecomputeConfig, {"columns": "prompt"}, "--columns (in YAML: columns): 'prompt' is not "
+         "of the form name=value,name=value"),
+        (PrecomputeConfig, {"columns": {"prompt": 3}}, "--columns (in YAML: columns): input should "
+         "be a valid string, got 3"),
+        (PrecomputeConfig, {"data": None}, "--data (in YAML: data): input should be a valid "),
+        (PrecomputeConfig, {"min_confidence": "high"}, "--min-confidence"),
+        (TrainConfig, {"loss": "ppo"}, "--loss (in YAML: loss): input should be 'dpo', got 'ppo'"),
+        (TrainConfig, {"beta": 0}, "--beta (in YAML: beta): input should be greater than 0, got 0"),
+        (TrainConfig, {"lora_dropout": 1}, "--lora-dropout"),
+        (TrainConfig, {"gradient_checkpointing": "maybe"}, "--gradient-checkpointing"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_names_its_option(model, values, expected):
+    complete = FIRST if model is PrecomputeConfig else SECOND
+    with pytest.raises(InputError, match=re.escape(expected)):
+        build(model, complete | values, {})
+
+
+def test_all_that_is_missing_or_wrong_is_said_at_once():
+    with pytest.raises(InputError) as caught:
+        build(PrecomputeConfig, {"max_length": 0}, {"data": "pairs.jsonl"})
+    message = str(caught.value)
+    for expected in ("--reference (in YAML: reference) is required", "--cache", "--max-length"):
+        assert expected in message
+    assert "--data" not in message
+    assert message.endswith(" See --help.")
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_the_default(yaml_file):
+    section = load_file(yaml_file("precompute: {max_length: 512, truncate: prompt}"))["precompute"]
+    config = build(PrecomputeConfig, section | FIRST, {"max_length": 256, "truncate": None})
+    assert (config.max_length, config.truncate, config.split) == (256, "prompt", "train")
+
+
+def test_numbers_in_yaml_may_have_an_exponent_without_a_point(yaml_file):
+    section = load_file(yaml_file("train: {learning_rate: 5e-5, max_steps: -1}"))["train"]
+    assert build(TrainConfig, section | SECOND, {}).learning_rate == 5e-5
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": "question", "chosen": "1", "rejected": "true"},
+        "prompt=question,chosen=1,rejected=true",
+        " prompt = question , chosen=1, rejected=true,",
+    ],
+)
+def test_columns_are_a_mapping_or_assignments(columns):
+    expected = {"prompt": "question", "chosen": "1", "rejected": "true"}
+    assert precompute(columns=columns).columns == expected
+
+
+@pytest.mark.parametrize("columns", ["prompt", "prompt=", "=question", "prompt=a,b", " = "])
+def test_columns_of_another_form_are_refused(columns):
+    with pytest.raises(InputError, match=r"--columns .* is not of the form name=value"):
+        precompute(columns=columns)
+
+
+def test_engine_arguments_are_what_they_look_like():
+    given = "gpu_memory_utilization=0.5,max_num_seqs=8,enforce_eager=True,quantization=fp8,x=a=b"
+    expected = {
+        "gpu_memory_utilization": 0.5,
+        "max_num_seqs": 8,
+        "enforce_eager": True,
+        "quantization": "fp8",
+        "x": "a=b",
+    }
+    assert precompute(engine_args=given).engine_args == expected
+    assert precompute(engine_args=expected).engine_args == expected
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_is_an_option_with_its_description_and_default(section):
+    shown = CliRunner().invoke(app, [section, "--help"], env={"COLUMNS": "400", "TERM": "dumb"})
+    assert shown.exit_code == 0
+    text = " ".join(ANSI.sub("", shown.output).replace("│", " ").split())
+    for name, field in SECTIONS[section].model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text
+        assert field.description is not None
+        assert field.description in text
+        if field.is_required():
+            assert f"{field.description} (required, here or in --config)" in text
+    assert "--config" in text
+
+
+@pytest.mark.parametrize("command", ["precompute", "train", "run", "inspect"])
+def test_the_help_lists_every_command(command):
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert shown.exit_code == 0
+    assert command in shown.output
+
+
+def test_every_loss_that_can_be_named_exists():
+    assert set(LOSSES) == set(get_args(LossName))

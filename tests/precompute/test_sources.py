@@ -1,0 +1,338 @@
+"""Every kind of file gives its rows, with their lines; what cannot be read is said in one line."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_schemas.errors import InputError
+from data_schemas.quarantine import Reason
+from stages.precompute.sources import RawRow, is_hub_id, read_source
+from tests.precompute.conftest import PAIR, arrow_bytes, save
+
+ROWS = [
+    {"prompt": "¿Dos y dos?", "chosen": 'Cuatro, "4".', "rejected": "5"},
+    {"prompt": "two\nlines,\tand a tab", "chosen": "None", "rejected": "🌍 ✓"},
+    {"prompt": "3", "chosen": "true", "rejected": " 007 "},
+]
+TEXT_KINDS = ["jsonl", "ndjson", "json", "csv", "tsv"]
+LINE = json.dumps(PAIR).encode() + b"\n"
+TABLE = b"prompt,chosen,rejected\na,b,c\n"
+
+
+def read(source: object, split: str = "train") -> list[RawRow]:
+    return list(read_source(str(source), split))
+
+
+def data(source: object, split: str = "train") -> list[dict[str, Any] | None]:
+    return [row.data for row in read(source, split)]
+
+
+@pytest.fixture
+def file(tmp_path) -> Callable[[str, bytes], Path]:
+    def write(name: str, content: bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "kind", [*TEXT_KINDS, "parquet", "arrow", *(f"{kind}.gz" for kind in TEXT_KINDS)]
+)
+def test_every_kind_of_file_gives_its_rows_in_order_with_their_numbers(kind, tmp_path):
+    path = save(tmp_path / f"some.data.{kind}", ROWS)
+    assert read(path) == [RawRow(i, str(path), i + 1, row) for i, row in enumerate(ROWS)]
+
+
+def test_both_arrow_formats_are_read(file):
+    assert data(file("stream.arrow", arrow_bytes(ROWS))) == ROWS
+    assert data(file("file.arrow", arrow_bytes(ROWS, pa.ipc.new_file))) == ROWS
+
+
+@pytest.mark.parametrize("name", ["lines.json", "lines.json.gz"])
+def test_a_json_file_that_holds_lines_is_read_as_lines(name, file):
+    content = LINE + b"\xff\n" + LINE
+    path = file(name, gzip.compress(content) if name.endswith(".gz") else content)
+    assert [(row.line, row.data) for row in read(path)] == [(1, PAIR), (2, None), (3, PAIR)]
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS)
+def test_a_byte_order_mark_is_no_part_of_the_first_row(kind, file, tmp_path):
+    content = save(tmp_path / f"plain.{kind}", ROWS).read_bytes()
+    assert data(file(f"marked.{kind}", b"\xef\xbb\xbf" + content)) == ROWS
+
+
+def test_blank_lines_are_no_rows_but_count_as_lines(file):
+    path = file("a.jsonl", b"\n" + LINE + b"  \r\n\n" + LINE.replace(b"\n", b"\r\n") + LINE[:-1])
+    assert [(row.index, row.line, row.data) for row in read(path)] == [
+        (0, 2, PAIR),
+        (1, 5, PAIR),
+        (2, 6, PAIR),
+    ]
+
+
+def test_broken_json_in_line_17_is_set_aside_and_the_other_lines_survive(file):
+    lines = [LINE] * 20
+    lines[16] = b'{"prompt": "2 + 2 =", "chosen": " 4\n'
+    rows = read(file("a.jsonl", b"".join(lines)))
+    assert len(rows) == 20
+    assert [row.line for row in rows if row.data != PAIR] == [17]
+    broken = rows[16]
+    assert broken.fault is not None
+    assert broken.fault.reason is Reason.BROKEN_JSON
+    assert "Unterminated string" in broken.fault.detail
+    assert broken.text == lines[16].decode().strip()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"prompt": "caf\xe9"}', Reason.INVALID_UTF8),
+        (b'{"prompt": "\xed\xa0\x80"}', Reason.INVALID_UTF8),
+        (b'["a", "b"]', Reason.NOT_AN_OBJECT),
+        (b"17", Reason.NOT_AN_OBJECT),
+        (b"null", Reason.NOT_AN_OBJECT),
+        (b'{"a": 1} {"b": 2}', Reason.BROKEN_JSON),
+        (b"{'a': 1}", Reason.BROKEN_JSON),
+        (b'{"a": ' + b"[" * 100_000, Reason.BROKEN_JSON),
+        (b'{"a": ' + b"1" * 5_000 + b"}", Reason.BROKEN_JSON),
+    ],
+)
+def test_a_line_that_is_no_row_says_why(line, reason, file):
+    before, faulty, after = read(file("a.jsonl", LINE + line + b"\n" + LINE))
+    assert before.data == after.data == PAIR
+    assert faulty.data is None
+    assert faulty.text == line.decode("utf-8", "backslashreplace")
+    assert faulty.fault is not None
+    assert faulty.fault.reason is reason
+
+
+def test_what_is_no_object_in_a_json_array_is_set_aside(file):
+    path = file("a.json", b"[" + LINE + b", 3, " + LINE + b"]")
+    assert [(row.line, row.data, row.text) for row in read(path)] == [
+        (1, PAIR, ""),
+        (2, None, "3"),
+        (3, PAIR, ""),
+    ]
+
+
+def test_only_an_empty_cell_of_a_table_is_null(file):
+    path = file("a.csv", b'p,c,r,n\nq,None,NA,1\nq,,"",nan\nq,null\n')
+    assert [list(row.data.values()) for row in read(path) if row.data] == [
+        ["q", "None", "NA", "1"],
+        ["q", None, None, "nan"],
+        ["q", "null", None, None],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b""),
+        ("a.jsonl", b"\n \n"),
+        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.json", b""),
+        ("a.json", b"[]"),
+        ("a.csv", b"prompt,chosen,rejected\n"),
+    ],
+)
+def test_a_file_without_rows_gives_none(name, content, file):
+    assert read(file(name, content)) == []
+
+
+def test_a_parquet_file_without_rows_gives_none(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS).slice(0, 0), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("cut.jsonl.gz", gzip.compress(LINE * 99)[:-9], "ended before the end-of-stream marker"),
+        ("cut.json.gz", gzip.compress(LINE * 99)[:-9], "ended before the end-of-stream marker"),
+        ("cut.csv.gz", gzip.compress(TABLE)[:-9], "ended before the end-of-stream marker"),
+        ("damaged.jsonl.gz", gzip.compress(b"")[:10] + b"\xff" * 20, "invalid block type"),
+        ("plain.jsonl.gz", LINE, "Not a gzipped file"),
+        ("plain.csv.gz", TABLE, "Not a gzipped file"),
+        ("broken.json", b"[" + LINE + b",\n{]", "broken JSON: .* line 3 .* save it as JSONL"),
+        ("latin.json", b'[{"prompt": "caf\xe9"}]', "not UTF-8 .*Save it as UTF-8"),
+        ("latin.csv", TABLE + b"caf\xe9,b,c\n", "not UTF-8 .*Save it as UTF-8"),
+        ("empty.csv", b"", "No columns to parse"),
+        ("first.csv", b"p,c,r\n1,2,3,4\n1,2,3,4\n", "Expected 3 fields in line 2, saw 4"),
+        ("later.csv", TABLE + b"a,b,c,d\n", "Expected 3 fields in line 3, saw 4"),
+        ("empty.parquet", b"", "file size is 0 bytes"),
+        ("corrupt.parquet", b"PAR1" + b"x" * 99 + b"PAR1", "Parquet file size"),
+        ("plain.parquet", LINE, "Parquet magic bytes not found"),
+        ("corrupt.arrow", b"x" * 99, "Not an Arrow file"),
+        ("zipped.parquet.gz", gzip.compress(b"PAR1"), r"cannot read '\.gz' files.* \.parquet"),
+        ("notes.txt", LINE, r"cannot read '\.txt' files\. Give one of .*\.jsonl"),
+        ("README", LINE, "cannot read 'README' files. Give one of"),
+    ],
+)
+def test_a_file_that_cannot_be_read_gives_one_line_that_names_it(
+    name, content, expected, file, caplog
+):
+    path = file(name, content)
+    with pytest.raises(InputError, match=expected) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert not message.endswith("..")
+    assert caplog.records == []  # no library speaks up beside it
+
+
+def test_a_file_that_the_system_does_not_open_is_named(file, monkeypatch):
+    path = file("a.jsonl", LINE)
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"a\.jsonl: cannot be read: .*Permission denied"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["missing", "./missing", "../missing/", "folder/missing.jsonl", "a/b/c", "~/x.csv.gz"]
+)
+def test_a_file_that_is_not_there_is_named(name):
+    with pytest.raises(InputError, match=r"no such file or folder.*Check --data") as caught:
+        read(name)
+    assert str(caught.value).startswith(f"{name}: ")
+
+
+def test_a_name_with_wildcards_means_itself(tmp_path):
+    folder = tmp_path / "run [1]"
+    names = ["a1.parquet", "a[1].csv", "a[1].parquet"]
+    for name, row in zip(names, ROWS, strict=True):
+        save(folder / name, [row])
+    assert [data(folder / name) for name in names] == [[row] for row in ROWS]
+    assert data(folder) == ROWS
+
+
+def test_a_folder_is_read_file_by_file_in_the_order_of_names(tmp_path):
+    for name, row in zip(["b.csv", "a/z.jsonl", "c.json.gz"], ROWS, strict=True):
+        save(tmp_path / name, [row, row])
+    found = read(tmp_path)
+    assert [row.data for row in found] == [ROWS[i] for i in (1, 1, 0, 0, 2, 2)]
+    assert [row.index for row in found] == list(range(6))
+    assert [row.line for row in found] == [1, 2] * 3
+    assert [Path(row.file).name for row in found[::2]] == ["z.jsonl", "b.csv", "c.json.gz"]
+
+
+def test_hidden_files_and_other_kinds_in_a_folder_are_no_rows(tmp_path, file):
+    save(tmp_path / "a.jsonl", ROWS)
+    for name in [".a.jsonl", ".checkpoints/a.jsonl", "__MACOSX/a.jsonl"]:
+        save(tmp_path / name, ROWS)
+    file("README.md", b"about")
+    assert data(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("my-train-1.csv", "my-test-1.csv"),
+        ("train/a.parquet", "test/a.parquet"),
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+    ],
+)
+def test_of_a_folder_with_splits_only_the_wanted_one_is_read(train, test, tmp_path):
+    save(tmp_path / train, ROWS[:2])
+    save(tmp_path / test, ROWS[2:])
+    assert data(tmp_path) == ROWS[:2]
+    assert data(tmp_path, "test") == ROWS[2:]
+    with pytest.raises(
+        InputError, match=r"no split 'validation'; it has train, test. Give --split"
+    ):
+        read(tmp_path, "validation")
+
+
+def test_a_folder_without_the_wanted_split_names_the_one_it_has(tmp_path):
+    save(tmp_path / "test.jsonl", ROWS)
+    with pytest.raises(InputError, match=r"no split 'train'; it has test. Give --split"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, "README.md", ".hidden.jsonl"])
+def test_a_folder_without_data_says_what_it_would_take(name, tmp_path, file):
+    if name:
+        file(name, b"about")
+    with pytest.raises(InputError, match=r"the folder holds no \.arrow, .*\.tsv file") as caught:
+        read(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+
+
+def test_a_folder_from_save_to_disk_is_read_without_what_map_cached_there(tmp_path):
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.save_to_disk(tmp_path)
+    datasets.load_from_disk(tmp_path).map(lambda row: {"prompt": row["prompt"] + "!"})
+    assert list(tmp_path.glob("cache-*.arrow"))
+    assert data(tmp_path) == ROWS
+
+
+def test_splits_from_save_to_disk_are_told_apart(tmp_path):
+    rows = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict(train=rows, test=rows.select([1])).save_to_disk(tmp_path)
+    assert data(tmp_path) == ROWS
+    assert data(tmp_path, "test") == [ROWS[1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Anthropic/hh-rlhf", True),
+        ("a/b.c_d-e", True),
+        ("squad", False),
+        ("./data", False),
+        ("../data", False),
+        ("/data", False),
+        ("a/b/c", False),
+        ("data/pairs.jsonl", False),
+        ("data/pairs.csv.gz", False),
+    ],
+)
+def test_owner_and_name_mean_the_hub_and_paths_do_not(name, expected):
+    assert is_hub_id(name) is expected
+
+
+def test_a_folder_of_that_name_goes_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "owner" / "name" / "a.jsonl", ROWS)
+    assert not is_hub_id("owner/name")
+    assert data("owner/name") == ROWS
+
+
+def test_rows_of_the_hub_are_streamed_and_carry_its_name(monkeypatch):
+    def load_dataset(name: str, *, split: str, streaming: bool) -> datasets.IterableDataset:
+        assert (name, split, streaming) == ("owner/name", "test", True)
+        return datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read("owner/name", "test") == [
+        RawRow(i, "owner/name", i + 1, row) for i, row in enumerate(ROWS)
+    ]
+
+
+def test_a_hub_that_is_out_of_reach_gives_one_line(monkeypatch):
+    def load_dataset(*arguments: object, **options: object) -> None:
+        raise ConnectionError("Couldn't reach 'owner/name' on the Hub\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError) as caught:
+        read("owner/name")
+    assert str(caught.value) == (
+        "hub data set owner/name: cannot be read: Couldn't reach 'owner/name' on the Hub. "
+        "Check the name, the network and --split."
+    )
