@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Rows of logits that are in float32 at one time: 64 x 49k x 4 bytes stay near the CPU's cache, and
-# amax/exp/sum over such chunks is some 20 times faster there than torch.logsumexp.
-_CHUNK_ROWS = 64
+# Rows of logits that are in float32 at one time. On a CPU 16 x 49k x 4 bytes stay in its cache: 21
+# microseconds a row on two cores, against 37 for chunks of 64. On sharp logits torch.logsumexp, and
+# exp and sum by hand, take 5 times as long as log_softmax: what they store is full of denormals.
+_CHUNK_ROWS_CPU = 16
+_CHUNK_ROWS_GPU = 1024
 
 # A response of 1,000 nats has a float32 spacing of 6e-5, and the margin is a difference of four
 # such sums; in float64 it is as good as the tokens are. Apple's MPS has no float64.
@@ -59,9 +61,10 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() and logits.requires_grad:
         return torch.log_softmax(logits.float(), dim=-1).gather(1, targets[:, None]).squeeze(1)
+    step = _CHUNK_ROWS_CPU if logits.device.type == "cpu" else _CHUNK_ROWS_GPU
     parts = [
-        _chunk_logps(logits[start : start + _CHUNK_ROWS], targets[start : start + _CHUNK_ROWS])
-        for start in range(0, len(targets), _CHUNK_ROWS)
+        _chunk_logps(logits[start : start + step], targets[start : start + step])
+        for start in range(0, len(targets), step)
     ]
     return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
@@ -73,9 +76,8 @@ def sum_by_row(logps: Tensor, rows: Tensor, batch: int) -> Tensor:
 
 
 def _chunk_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    scores = logits.float()
-    shifted = scores - scores.amax(dim=-1, keepdim=True)
-    return shifted.gather(1, targets[:, None]).squeeze(1) - shifted.exp_().sum(dim=-1).log()
+    scores = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    return scores.gather(1, targets[:, None]).squeeze(1)
 
 
 @contextmanager
