@@ -4,7 +4,6 @@ vLLM computes the head and a rank over the vocabulary for every prompt token as 
 reuse a shared prompt here; what it gives is exact and works for every model that vLLM runs.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_schemas.errors import ReflogpError
+from stages.precompute.scorers import vllm_engine
 from stages.precompute.scorers.protocol import Logps, Request
 
 
@@ -32,11 +32,7 @@ class VllmPromptLogprobsScorer:
         Raises:
             ReflogpError: the engine does not start.
         """
-        _prepare_environment()
-        from vllm import LLM, SamplingParams  # vLLM reads its environment when imported
-        from vllm.platforms import current_platform
-
-        self.device = current_platform.device_type
+        self.device = vllm_engine.device_type()
         arguments: dict[str, Any] = {
             "model": str(model),
             "dtype": dtype,
@@ -44,17 +40,10 @@ class VllmPromptLogprobsScorer:
             "max_model_len": max_length + 1,
             # A cached prompt has no hidden states, so it gives no log-probs.
             "enable_prefix_caching": False,
-            # Compiling the model takes minutes on a CPU and gains nothing in a prefill.
-            "enforce_eager": self.device == "cpu",
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
         }
-        try:
-            self._engine = LLM(**(arguments | settings))
-        except Exception as error:
-            raise ReflogpError(
-                f"vLLM could not start: {error}. Give --engine transformers, or mend --engine-args."
-            ) from error
+        self._engine = vllm_engine.start_engine(arguments | settings)
+        from vllm import SamplingParams
+
         # In the constructor: set later, prompt_logprobs would leave the prefix cache switched on.
         self._sampling = SamplingParams(
             prompt_logprobs=0, max_tokens=1, temperature=1.0, detokenize=False, flat_logprobs=True
@@ -71,7 +60,7 @@ class VllmPromptLogprobsScorer:
 
     def close(self) -> None:
         """See Scorer.close."""
-        self._engine.llm_engine.engine_core.shutdown()
+        vllm_engine.stop_engine(self._engine)
         del self._engine
 
 
@@ -88,24 +77,3 @@ def _response_part(flat: Any, request: Request) -> Logps:
             "vLLM returned log-probs of other tokens than it was given; please report"
         )
     return np.array([flat.logprobs[place] for place in places], dtype=np.float32)
-
-
-def _prepare_environment() -> None:
-    """Defaults that must stand before vLLM is imported; the user's own settings win."""
-    cores = sorted(os.sched_getaffinity(0))
-    defaults = {
-        # what goes wrong is raised; the rest is not for the user
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONWARNINGS": "ignore",
-        # without these vLLM runs its CPU engine on one thread
-        "OMP_NUM_THREADS": str(len(cores)),
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        # one token more than the model's own limit, which is never computed
-        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
