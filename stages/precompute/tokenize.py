@@ -9,19 +9,17 @@ Rules, with TRL 1.16 as the yardstick:
   very prompt ids that it sees at inference; TRL lets the response begin where the ids diverge.
   Where the template itself renders an answered prompt otherwise, there is no such text, and TRL's
   rule holds; the row is counted as `template_diverged`.
-- A response ends with a stop token, once. Raw text gets EOS, as in TRL. A rendered message keeps
-  what the template closes the turn with (`<|im_end|>` and a newline, say); EOS is added only where
-  none of the model's stop tokens is there, which TRL leaves out, and a policy trained that way
-  never learns to stop.
+- A response ends with a stop token, once. Raw text gets EOS, as in TRL, or keeps another of the
+  model's stop tokens. A rendered message keeps what the template closes the turn with (`<|im_end|>`
+  and a newline, say); EOS is added only where none of the model's stop tokens is there, which TRL
+  leaves out, and a policy trained that way never learns to stop.
 - Over `max_length`, either the responses lose their end (TRL's keep_start) or the prompt loses its
   beginning, the same for both responses; a BOS stays.
 
 A change here that can give other ids for the same input raises RULES_VERSION in config.py.
 """
 
-import hashlib
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from stages.precompute.config import Truncate
 from stages.precompute.faults import RowFault
 from stages.precompute.fields import Content
 from stages.precompute.preferences import Preference
+from stages.precompute.row_ids import RowIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._rules = rules
         self._bos = _special_prefix(tokenizer)
-        self._seen: dict[bytes, int] = {}
+        self._row_ids = RowIds()
         self.template_diverged = 0
 
     def __call__(self, preference: Preference) -> TokenizedRow:
@@ -96,7 +95,7 @@ class Tokenizer:
         ids = iter(kept)
         chosen, rejected = (None if r is None else next(ids) for r in responses)
         return TokenizedRow(
-            row_id=self._row_id(kept_prompt, chosen, rejected),
+            row_id=self._row_ids.assign(kept_prompt, chosen, rejected),
             source_row=preference.source_row,
             prompt_ids=kept_prompt,
             chosen_ids=chosen,
@@ -210,16 +209,6 @@ class Tokenizer:
                 "response; raise --max-length, or --truncate prompt",
             )
         return prompt, [response[:room] for response in responses]
-
-    def _row_id(self, *parts: list[int] | None) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for part in parts:
-            digest.update(struct.pack("<q", -1 if part is None else len(part)))
-            digest.update(struct.pack(f"<{len(part or [])}i", *(part or [])))
-        key = digest.digest()
-        copies = self._seen.get(key, 0)
-        self._seen[key] = copies + 1
-        return key.hex() + (f"-{copies}" if copies else "")
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> list[int]:

@@ -22,7 +22,7 @@ from stages.precompute.tokenize import TokenizedRow, Tokenizer, TokenRules
 from tests.checkpoints import make_tokenizer
 
 Row = Mapping[str, Any]
-PAIR = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
+PAIR: dict[str, Any] = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
 UNLIMITED = 1_000_000
 
 trained_tokenizer = functools.cache(make_tokenizer)

@@ -110,8 +110,9 @@ def test_the_counts_add_up_over_files_and_reasons(load, tmp_path):
 
 
 def test_a_table_of_labels_and_scores_loads_though_all_its_cells_are_text(load, tmp_path):
-    row = {"prompt": "2 + 2 =", "completion": "4", "confidence": 0.5}
-    loaded = load(save(tmp_path / "a.csv", [row | {"label": label} for label in (True, False, 1)]))
+    row = {"prompt": "2 + 2 =", "completion": "4", "confidence": "0.5"}
+    labels = ("True", "false", "1")
+    loaded = load(save(tmp_path / "a.csv", [row | {"label": label} for label in labels]))
     assert [row.chosen_ids is None for row in loaded.rows] == [False, True, False]
     assert [row.confidence for row in loaded.rows] == [0.5] * 3
 

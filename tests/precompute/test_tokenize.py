@@ -420,18 +420,6 @@ def test_copies_of_a_row_have_ids_of_their_own():
     assert [second, third] == [f"{first}-1", f"{first}-2"]
 
 
-def test_a_row_id_tells_where_the_prompt_ends_and_which_response_is_which():
-    tokenizer = tokenizer_of(trained_tokenizer())
-    rows: list[dict[str, Any]] = [
-        {"prompt": " a b", "chosen": " c", "rejected": " d"},
-        {"prompt": " a", "chosen": " b c", "rejected": " b d"},
-        {"prompt": " a b", "chosen": " d", "rejected": " c"},
-    ]
-    ids = {tokenizer(Preference(0, **row)).row_id for row in rows}
-    assert len(ids) == 3
-    assert not any("-" in name for name in ids)
-
-
 # --- properties ----------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
