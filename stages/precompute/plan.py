@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import PLAN_SCHEMA
 from stages.precompute.tokenize import TokenizedRow
 
@@ -27,17 +26,15 @@ class PlannedShard:
 
 def write_plan(rows: Iterable[TokenizedRow], folder: Path, shard_tokens: int) -> list[PlannedShard]:
     """Write `rows` into shards of about `shard_tokens` tokens to score each."""
+    folder.mkdir(parents=True, exist_ok=True)
     planned = []
     for number, shard in enumerate(_split(rows, shard_tokens)):
         path = folder / f"plan-{number:05d}.arrow"
         # Rows of one prompt side by side: an engine that keeps prompts reads the second from cache.
         shard.sort(key=lambda row: (row.prompt_ids, row.source_row))
         columns = {name: [getattr(row, name) for row in shard] for name in PLAN_SCHEMA.names}
-        with (
-            atomic_path(path) as temporary,
-            pa.OSFile(str(temporary), "wb") as file,
-            pa.ipc.new_file(file, PLAN_SCHEMA) as writer,
-        ):
+        # Neither fsynced nor renamed: a run that died makes its plan anew.
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, PLAN_SCHEMA) as writer:
             writer.write_table(pa.table(columns, schema=PLAN_SCHEMA))
         planned.append(PlannedShard(path, len(shard), sum(map(scored_tokens, shard))))
     return planned

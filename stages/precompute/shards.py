@@ -1,7 +1,7 @@
 """Planned shard + scorer -> finished shard on disk. No number gets in unchecked."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from data_schemas.manifest import Shard
 from stages.precompute.columns import View, list_column, views
 from stages.precompute.scorers.protocol import Logps, Request, Scorer
 
-_ROWS_AT_ONCE = 128  # asked of the engine in one call, between two steps of the progress bar
+_REQUESTS_AT_ONCE = 256  # in one call of the engine, between two steps of the progress bar
 _ROUNDING = 1e-4  # a log-prob may exceed 0 by this much through the rounding of a log-sum-exp
 _SIDES = ("chosen", "rejected")
 _LISTS = [f"{f.name}.list.element" for f in SHARD_SCHEMA if pa.types.is_list(f.type)]
@@ -34,45 +34,80 @@ def score_table(
         The finished rows as SHARD_SCHEMA, and the source rows whose scores cannot be right, with
         why.
     """
-    prompts = views(table.column("prompt_ids"))
-    responses = {side: views(table.column(f"{side}_ids")) for side in _SIDES}
-    logps: dict[str, list[View | None]] = {side: [None] * table.num_rows for side in _SIDES}
-    sums: dict[str, list[float | None]] = {side: [None] * table.num_rows for side in _SIDES}
+    places, requests = _requests(table)
+    found: list[Logps] = []
+    for start in range(0, len(requests), _REQUESTS_AT_ONCE):
+        part = requests[start : start + _REQUESTS_AT_ONCE]
+        found += scorer.score(part)
+        advance(sum(request.length for request in part))
+    sums, wrong = check(requests, found)
     problems: dict[int, str] = {}
-    for start in range(0, table.num_rows, _ROWS_AT_ONCE):
-        rows = range(start, min(start + _ROWS_AT_ONCE, table.num_rows))
-        wanted, requests = [], []
-        for row in rows:
-            for side in _SIDES:
-                prompt, response = prompts[row], responses[side][row]
-                if prompt is not None and response is not None:
-                    wanted.append((row, side))
-                    requests.append(Request(prompt, response))
-        for (row, side), request, found in zip(
-            wanted, requests, scorer.score(requests), strict=True
-        ):
-            total = float(found.sum(dtype=np.float64))
-            if problem := _problem(request, found, total):
-                problems.setdefault(row, f"{side}: {problem}")
-            else:
-                logps[side][row], sums[side][row] = found, total
-        advance(sum(request.length for request in requests))
+    for position, problem in wrong.items():
+        row, side = places[position]
+        problems.setdefault(row, f"{side}: {problem}")
     for side in _SIDES:
-        for name, column in (
-            (
-                f"ref_{side}_logps",
-                list_column(logps[side], SHARD_SCHEMA.field(f"ref_{side}_logps").type),
-            ),
-            (f"ref_{side}_logp_sum", pa.array(sums[side], pa.float64())),
-        ):
-            table = table.append_column(SHARD_SCHEMA.field(name), column)
+        logps: list[View | None] = [None] * table.num_rows
+        totals: list[float | None] = [None] * table.num_rows
+        for (row, its_side), values, total in zip(places, found, sums, strict=True):
+            if its_side == side:
+                logps[row], totals[row] = values, total
+        tokens, whole = (SHARD_SCHEMA.field(f"ref_{side}_{n}") for n in ("logps", "logp_sum"))
+        table = table.append_column(tokens, list_column(logps, tokens.type))
+        table = table.append_column(whole, pa.array(totals, whole.type))
     return _split_off(table.select(SHARD_SCHEMA.names), problems)
+
+
+def check(
+    requests: Sequence[Request], found: Sequence[Logps]
+) -> tuple[list[float], dict[int, str]]:
+    """Sums of the log-probs of each response, and which of them cannot be right, with why.
+
+    Args:
+        requests: what was asked for.
+        found: float32 [tokens of the response] each, in nats.
+
+    Returns:
+        The sums in nats, accumulated in float64; and problems by position.
+    """
+    if not requests:
+        return [], {}
+    got = np.array([len(values) for values in found])
+    wanted = np.array([len(request.response_ids) for request in requests])
+    problems = {
+        int(i): f"{got[i]} log-probs for {wanted[i]} tokens" for i in np.flatnonzero(got != wanted)
+    }
+    # A zero ends each response, so that an empty one too is a segment of its own.
+    zero = np.zeros(1, np.float32)
+    joined = np.concatenate([part for values in found for part in (values, zero)])
+    starts = np.concatenate([[0], np.cumsum(got + 1)[:-1]])
+    sums = np.add.reduceat(joined, starts, dtype=np.float64)
+    # one NaN or infinity makes the sum so
+    for i in np.flatnonzero(~np.isfinite(sums)):
+        problems.setdefault(int(i), "a log-prob is not finite")
+    highest = np.maximum.reduceat(joined, starts)
+    for i in np.flatnonzero(highest > _ROUNDING):
+        problems.setdefault(int(i), f"a log-prob is {highest[i]:.4f}, above 0")
+    return sums.tolist(), problems
+
+
+def _requests(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
+    """What to score of a planned shard, row after row; and the row and side of each."""
+    prompts = views(table.column("prompt_ids"))
+    responses = [(side, views(table.column(f"{side}_ids"))) for side in _SIDES]
+    places, requests = [], []
+    for row, prompt in enumerate(prompts):
+        for side, column in responses:
+            response = column[row]
+            if prompt is not None and response is not None:
+                places.append((row, side))
+                requests.append(Request(prompt, response))
+    return places, requests
 
 
 def _split_off(table: pa.Table, problems: dict[int, str]) -> tuple[pa.Table, list[tuple[int, str]]]:
     """`table` without the rows that have a problem, and the source rows of those."""
     sources = table.column("source_row")
-    faulty = [(sources[row].as_py(), problem) for row, problem in problems.items()]
+    faulty = [(sources[row].as_py(), problem) for row, problem in sorted(problems.items())]
     if faulty:
         table = table.filter(pa.array([row not in problems for row in range(table.num_rows)]))
     return table.cast(SHARD_SCHEMA), faulty
@@ -113,14 +148,3 @@ def token_counts(tables: Iterable[pa.Table]) -> dict[str, int]:
         for name in counts:
             counts[name] += sum(len(chunk.flatten()) for chunk in table.column(name).chunks)
     return counts
-
-
-def _problem(request: Request, logps: Logps, total: float) -> str | None:
-    """Why these log-probs cannot be right, if they cannot; `total` is their sum."""
-    if len(logps) != len(request.response_ids):
-        return f"{len(logps)} log-probs for {len(request.response_ids)} tokens"
-    if not np.isfinite(total):  # one NaN or infinity makes the sum so
-        return "a log-prob is not finite"
-    if logps.max() > _ROUNDING:
-        return f"a log-prob is {logps.max():.4f}, above 0"
-    return None
