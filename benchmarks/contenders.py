@@ -103,7 +103,7 @@ def pooler(model: Path, pairs: list[dict[str, Any]]) -> Run:
     requests = requests_of(pairs)
 
     def run() -> float:
-        scorer.reset()  # or the second run would find every prompt in the cache
+        scorer._engine.reset_prefix_cache()  # or the second run would find every prompt there
         return timed(lambda: scorer.score(requests))
 
     return run

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CHATML = (
@@ -71,4 +77,11 @@ def make_checkpoint(
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_random_model(folder: Path, config: PretrainedConfig, *, seed: int = 0) -> Path:
+    """Save a float32 model of any architecture, without a tokenizer, to `folder`."""
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(folder)
     return folder

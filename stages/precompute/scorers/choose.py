@@ -47,14 +47,28 @@ def start(engine: Choice, model: Path, dtype: str, config: PrecomputeConfig) -> 
     """
     # Each engine is imported only where it runs: vLLM is heavy, and need not be installed.
     if engine.name == "vllm":
-        from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
-
-        return VllmPromptLogprobsScorer(
-            model, dtype=dtype, max_length=config.max_length, settings=config.engine_args
-        )
+        return _start_vllm(model, dtype, config)
     from stages.precompute.scorers.transformers import TransformersScorer
 
     return TransformersScorer(model, dtype=dtype, batch_tokens=config.batch_tokens)
+
+
+def _start_vllm(model: Path, dtype: str, config: PrecomputeConfig) -> Scorer:
+    """The pooling model where it can run; else vLLM's own prompt_logprobs, which says why."""
+    from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer, unsupported
+    from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
+
+    limit, settings = config.max_length, config.vllm_arguments()
+    obstacle = "asked for" if config.method == "prompt_logprobs" else unsupported(model)
+    if obstacle is None:
+        return VllmPoolerScorer(
+            model, dtype=dtype, max_length=limit, settings=settings, head_dtype=config.head_dtype
+        )
+    if config.method == "pooler":
+        raise InputError(f"--method pooler: {obstacle}. Give --method prompt_logprobs.")
+    return VllmPromptLogprobsScorer(
+        model, dtype=dtype, max_length=limit, settings=settings, why=obstacle
+    )
 
 
 def _has_gpu() -> bool:

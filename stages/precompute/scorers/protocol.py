@@ -30,7 +30,7 @@ class Request(NamedTuple):
 class Scorer(Protocol):
     """An engine that is loaded and ready.
 
-    Implementations: vllm_prompt_logprobs.py, transformers.py.
+    Implementations: vllm_pooler.py, vllm_prompt_logprobs.py, transformers.py.
     """
 
     device: str

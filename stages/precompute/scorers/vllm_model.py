@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from vllm import ModelRegistry
 from vllm.model_executor.layers.pooler import Pooler
 
+from stages.precompute.scorers.protocol import Ids
 from stages.precompute.scorers.vllm_plugin import PREFIX, unpack
 from stages.response_logps import token_logps
 
@@ -30,7 +30,6 @@ from stages.response_logps import token_logps
 _HEAD_ROWS = {"cpu": 256}
 _HEAD_ROWS_ELSEWHERE = 1024
 
-Ids = NDArray[np.int32]
 _NOTHING: Final = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 

@@ -9,9 +9,8 @@ recognises what is a causal language model.
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ids = NDArray[np.int32]
+from stages.precompute.scorers.protocol import Ids
 
 PREFIX = "Reflogp"
 _MODELS = "stages.precompute.scorers.vllm_model"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data_schemas.errors import ReflogpError
 from stages.precompute.scorers import vllm_engine
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.precompute.scorers.shared_beginnings import Question, plan
@@ -42,13 +43,15 @@ class VllmPoolerScorer:
             max_length: longest prompt + response, in tokens.
             settings: more arguments of vllm.LLM, which win over those set here.
             head_dtype: dtype of the head's product. "model" rounds as a training forward does;
-                "float32" is nearer to the truth, and on a CPU costs 4 times the head's work.
-                vLLM 0.24 knows only "model".
+                "float32" does not round the logits, and on a CPU costs 4 times the head's work.
 
         Raises:
-            ReflogpError: the engine does not start.
+            ReflogpError: the engine does not start, or cannot run the head in float32.
         """
+        self.method = f"vLLM pooling model, response tokens only, {head_dtype} head dtype"
         self.device = vllm_engine.device_type()
+        if head_dtype != "model":
+            _check_head_dtype()
         base = _architecture(model)
         arguments: dict[str, Any] = {
             "model": str(model),
@@ -94,7 +97,7 @@ class VllmPoolerScorer:
         from vllm import PoolingParams
 
         outputs = self._engine.encode(
-            [{"prompt_token_ids": question.ids} for question in questions],
+            [{"prompt_token_ids": question.token_ids.tolist()} for question in questions],
             [
                 PoolingParams(
                     task=_TASK,
@@ -131,6 +134,16 @@ def unsupported(model: Path) -> str | None:
     if info.has_inner_state:
         return f"{base} keeps a recurrent state, which a prefix cache of tokens does not hold"
     return None
+
+
+def _check_head_dtype() -> None:
+    from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+    # Older releases take the setting and do not heed it.
+    if not hasattr(LogitsProcessor, "_apply_head"):
+        raise ReflogpError(
+            "this vLLM runs the head in the model's dtype only. Use a newer one, or leave it so."
+        )
 
 
 def _architecture(model: Path) -> str:

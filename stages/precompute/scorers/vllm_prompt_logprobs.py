@@ -19,7 +19,13 @@ class VllmPromptLogprobsScorer:
     """A Scorer over vllm.LLM."""
 
     def __init__(
-        self, model: Path, *, dtype: str, max_length: int, settings: dict[str, Any]
+        self,
+        model: Path,
+        *,
+        dtype: str,
+        max_length: int,
+        settings: dict[str, Any],
+        why: str = "asked for",
     ) -> None:
         """Start the engine for sequences of up to `max_length` tokens.
 
@@ -28,10 +34,12 @@ class VllmPromptLogprobsScorer:
             dtype: dtype of the weights and the forward pass.
             max_length: longest prompt + response, in tokens.
             settings: more arguments of vllm.LLM, which win over those set here.
+            why: why this and not the pooling model.
 
         Raises:
             ReflogpError: the engine does not start.
         """
+        self.method = f"vLLM prompt_logprobs ({why})"
         self.device = vllm_engine.device_type()
         arguments: dict[str, Any] = {
             "model": str(model),

@@ -1,0 +1,73 @@
+"""What is asked of the engine: every log-prob once, and none that its cache could have taken."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.precompute.scorers.protocol import Request
+from stages.precompute.scorers.shared_beginnings import Question, plan
+
+
+def ids(*tokens: int) -> np.ndarray:
+    return np.array(tokens, np.int32)
+
+
+# Two tokens and short sequences, so that copies, beginnings and continuations are all common.
+tokens = st.lists(st.integers(0, 1), min_size=1, max_size=6).map(lambda found: ids(*found))
+requests = st.lists(st.builds(Request, tokens, tokens), max_size=8)
+
+
+def name_of(context: np.ndarray, token: int) -> float:
+    """A number, exact in float32, that stands for log p(token | context)."""
+    return float(int("1" + "".join(map(str, [*context, token])), 2))
+
+
+def answer(question: Question) -> np.ndarray:
+    pairs = zip(question.rows, question.targets, strict=True)
+    named = [name_of(question.token_ids[: row + 1], target) for row, target in pairs]
+    return np.array(named, np.float32)
+
+
+@given(requests)
+def test_every_request_gets_each_of_its_tokens_from_the_right_context(wanted):
+    work = plan(wanted)
+    found = work.collect([answer(question) for question in work.questions])
+    for request, logps in zip(wanted, found, strict=True):
+        start = len(request.prompt_ids)
+        sequence = request.token_ids
+        truth = [name_of(sequence[:at], sequence[at]) for at in range(start, len(sequence))]
+        assert logps.tolist() == truth
+
+
+@given(tokens, st.lists(tokens, max_size=8))
+def test_no_row_that_is_asked_for_was_computed_for_an_earlier_response(prompt, responses):
+    computed: set[bytes] = set()
+    for question in plan([Request(prompt, response) for response in responses]).questions:
+        contexts = [question.token_ids[: row + 1].tobytes() for row in question.rows]
+        assert not computed & set(contexts)
+        assert (np.diff(question.rows) >= 0).all()
+        length = len(question.token_ids)
+        computed |= {question.token_ids[:end].tobytes() for end in range(1, length + 1)}
+
+
+def test_two_responses_that_begin_alike_share_the_rows_of_their_beginning():
+    prompt = ids(7, 7, 7)
+    first, second = plan(
+        [Request(prompt, ids(1, 2, 3, 4)), Request(prompt, ids(1, 2, 5, 6))]
+    ).questions
+    # the row of token 2, at position 4, predicts both 3 and 5
+    assert first.rows.tolist() == [2, 3, 4, 4, 5]
+    assert sorted(first.targets.tolist()) == [1, 2, 3, 4, 5]
+    assert (second.rows.tolist(), second.targets.tolist()) == ([5], [6])
+
+
+def test_a_copy_and_a_response_that_differs_in_its_last_token_are_not_computed():
+    prompt = ids(7)
+    responses = [ids(1, 2, 3), ids(1, 2, 3), ids(1, 2, 4)]
+    assert len(plan([Request(prompt, response) for response in responses]).questions) == 1
+
+
+def test_a_prompt_comes_before_the_longer_prompts_that_begin_with_it():
+    long, short = Request(ids(7, 1, 2, 9), ids(3)), Request(ids(7), ids(1, 2, 300))
+    questions = plan([long, short]).questions
+    assert questions[0].token_ids.tolist() == [7, 1, 2, 300]

@@ -1,0 +1,277 @@
+"""Pooling models in a real vLLM, per token against a plain float32 forward of the same model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    OlmoeConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from stages.precompute.scorers.protocol import Request
+from stages.precompute.scorers.shared_beginnings import plan
+from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer, unsupported
+from tests.checkpoints import make_random_model
+
+pytestmark = pytest.mark.vllm
+
+VOCABULARY = 640
+BLOCK = 32
+MAX_LENGTH = 256
+# Less than the longest sequence, so that long ones are computed in chunks.
+STEP_TOKENS = 96
+TINY: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_LENGTH,
+    # wide enough that log-probs differ from token to token and depend on the context
+    "initializer_range": 0.15,
+    "tie_word_embeddings": False,
+}
+GPT2: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 128,
+    "n_head": 2,
+    "n_layer": 2,
+    "n_positions": MAX_LENGTH,
+    "initializer_range": 0.15,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+ARCHITECTURES = {
+    "Qwen2, tied head": Qwen2Config(**TINY | {"tie_word_embeddings": True}),
+    "Qwen3": Qwen3Config(**TINY, head_dim=64),
+    "GPT-2": GPT2Config(**GPT2),
+    "Gemma 2, soft-capped": Gemma2Config(
+        # a vocabulary that vLLM pads, caps low enough to bend these logits, and a window that is
+        # shorter than the sequences
+        **TINY | {"tie_word_embeddings": True, "vocab_size": VOCABULARY + 1},
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        sliding_window=64,
+        final_logit_softcapping=4.0,
+        attn_logit_softcapping=5.0,
+    ),
+    "OLMoE, experts": OlmoeConfig(**TINY, num_experts=4, num_experts_per_tok=2, eos_token_id=0),
+}
+
+
+def tokens(seed: int, length: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, length).astype(np.int32)
+
+
+def pair(prompt: int, alike: int, chosen: int, rejected: int, seed: int = 0) -> list[Request]:
+    """Two responses to a prompt of `prompt` tokens, `alike` tokens at their beginning the same."""
+    shared = tokens(seed + 1, alike)
+    responses = [
+        np.concatenate([shared, [first], tokens(seed + 2 + first, length)]).astype(np.int32)
+        for first, length in enumerate((chosen, rejected))
+    ]
+    return [Request(tokens(seed, prompt), response) for response in responses]
+
+
+# Responses that begin alike up to just before, at and after the border of a cached block.
+BORDERS = [
+    request
+    for total in (BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1)
+    for prompt in (1, 20, total)
+    for request in pair(prompt, total - prompt, 9, 40, seed=1000 * total + prompt)
+]
+PROMPT, RESPONSE = tokens(1, 50), tokens(2, 70)
+CORNERS = {
+    "one token each": [Request(tokens(3, 1), tokens(4, 1)), Request(tokens(3, 1), tokens(5, 1))],
+    "alike but for the last token": pair(40, 30, 0, 0),
+    "one begins with the other": [Request(PROMPT, RESPONSE), Request(PROMPT, RESPONSE[:33])],
+    "copies": [Request(PROMPT, RESPONSE)] * 3,
+    "a conversation and its next turn": [
+        Request(np.concatenate([PROMPT, RESPONSE]), tokens(6, 20)),
+        Request(PROMPT, RESPONSE),
+        Request(np.concatenate([PROMPT, RESPONSE[:40]]), RESPONSE[40:]),
+    ],
+    "as long as the engine allows": pair(200, 10, MAX_LENGTH - 211, MAX_LENGTH - 211),
+    "longer than a step": pair(3 * BLOCK, 2 * BLOCK, 60, 70) + pair(1, 100, 100, 120, seed=9),
+}
+
+
+class Truth:
+    """The definition: one sequence at a time, float32, full log-softmax."""
+
+    def __init__(self, folder: Path) -> None:
+        # sdpa leaves out Gemma 2's soft-capping of attention
+        self._model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+
+    @torch.inference_mode()
+    def logps(self, request: Request) -> np.ndarray:
+        ids = torch.from_numpy(request.token_ids).long()
+        start = len(request.prompt_ids)
+        logps = torch.log_softmax(self._model(ids[None]).logits[0].double(), dim=-1)
+        found: np.ndarray = logps[start - 1 : -1].gather(1, ids[start:, None]).squeeze(1).numpy()
+        return found
+
+    def check(self, requests: list[Request], found: list[np.ndarray]) -> float:
+        """Compare, and return the largest difference of a token."""
+        worst = 0.0
+        for request, logps in zip(requests, found, strict=True):
+            assert logps.dtype == np.float32
+            truth = self.logps(request)
+            np.testing.assert_allclose(logps, truth, atol=1e-4, rtol=0)
+            worst = max(worst, float(np.abs(logps - truth).max()))
+        return worst
+
+
+def start(folder: Path, **more: Any) -> VllmPoolerScorer:
+    settings = {"max_num_batched_tokens": STEP_TOKENS, "max_num_seqs": 16} | more
+    return VllmPoolerScorer(folder, dtype="float32", max_length=MAX_LENGTH, settings=settings)
+
+
+def every_next_token(folder: Path) -> list[Request]:
+    vocabulary = AutoConfig.from_pretrained(folder).vocab_size
+    return [Request(PROMPT, np.array([token], np.int32)) for token in range(vocabulary)]
+
+
+@pytest.fixture(scope="module")
+def truth(checkpoint: Path) -> Truth:
+    return Truth(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def scorer(checkpoint: Path) -> Iterator[VllmPoolerScorer]:
+    """One engine, with what it has cached so far, for all Llama cases."""
+    assert unsupported(checkpoint) is None
+    engine = start(checkpoint)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("case", CORNERS)
+def test_corner_cases_are_scored_exactly(case, scorer, truth):
+    requests = CORNERS[case]
+    truth.check(requests, scorer.score(requests))
+
+
+def test_responses_that_part_at_the_border_of_a_block_are_scored_exactly(scorer, truth):
+    truth.check(BORDERS, scorer.score(BORDERS))
+
+
+def test_a_cache_that_holds_every_row_already_takes_none_of_the_scores(scorer, truth):
+    requests = [request for case in CORNERS.values() for request in case]
+    for order in (requests, requests[::-1]):
+        truth.check(order, scorer.score(order))
+
+
+def test_siblings_lose_no_row_to_the_cache_that_they_share(scorer, monkeypatch):
+    asked = []
+    ask = scorer._ask
+
+    def count(questions, *, use_cache):
+        asked.append((use_cache, len(questions)))
+        return ask(questions, use_cache=use_cache)
+
+    monkeypatch.setattr(scorer, "_ask", count)
+    scorer._engine.reset_prefix_cache()
+    scorer.score(BORDERS)
+    assert asked == [(True, len(BORDERS)), (False, 0)]
+
+
+def test_a_row_that_the_cache_holds_comes_back_as_nan_and_the_others_are_right(scorer, truth):
+    request = Request(tokens(71, 40), tokens(72, 100))
+    scorer.score([request])
+    (logps,) = scorer._ask(plan([request]).questions, use_cache=True)
+    missing = np.isnan(logps)
+    # whole blocks of the 140 tokens are held, but for the block of the last token
+    assert missing.sum() == 4 * BLOCK - (40 - 1)
+    np.testing.assert_allclose(logps[~missing], truth.logps(request)[~missing], atol=1e-4, rtol=0)
+
+
+def test_the_probabilities_of_all_one_token_responses_add_up_to_one(scorer, checkpoint):
+    found = np.concatenate(scorer.score(every_next_token(checkpoint)))
+    assert np.exp(found.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_float32_head_does_not_round_the_logits_of_a_bfloat16_model(checkpoint):
+    scorer = VllmPoolerScorer(
+        checkpoint, dtype="bfloat16", max_length=MAX_LENGTH, settings={}, head_dtype="float32"
+    )
+    try:
+        found = np.concatenate(scorer.score(every_next_token(checkpoint)))
+    finally:
+        scorer.close()
+    # rounded to bfloat16, with its 8 bits, hundreds of these logits would be the same
+    assert len(np.unique(found)) > 0.95 * len(found)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 90), st.integers(0, 70), st.integers(0, 45), st.integers(0, 45)),
+        min_size=1,
+        max_size=5,
+    )
+)
+@example([(BLOCK, 0, 0, BLOCK), (BLOCK, BLOCK, 0, 0), (1, 0, 0, 0)])
+def test_any_lengths_and_shared_beginnings_are_scored_exactly(scorer, truth, shapes):
+    requests = [request for shape in shapes for request in pair(*shape)]
+    truth.check(requests, scorer.score(requests))
+
+
+def test_nothing_to_score_gives_nothing(scorer):
+    assert scorer.score([]) == []
+
+
+def test_a_request_that_loses_its_place_and_begins_again_is_scored_exactly(checkpoint, truth):
+    requests = [request for seed in range(6) for request in pair(150, 20, 50, 60, seed=50 * seed)]
+    scorer = start(
+        checkpoint,
+        # Room for one sequence and a half; each step takes a piece of four, until room runs out.
+        num_gpu_blocks_override=13,
+        long_prefill_token_threshold=24,
+        scheduler_reserve_full_isl=False,
+        disable_log_stats=False,
+    )
+    try:
+        found = scorer.score(requests)
+        counts = {metric.name: metric for metric in scorer._engine.get_metrics()}
+    finally:
+        scorer.close()
+    assert counts["vllm:num_preemptions"].value > 0
+    truth.check(requests, found)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_equals_a_plain_float32_forward(name, tmp_path):
+    config: PretrainedConfig = ARCHITECTURES[name]
+    folder = make_random_model(tmp_path / "model", config)
+    assert unsupported(folder) is None
+    requests = [*BORDERS, *(request for case in CORNERS.values() for request in case)]
+    scorer = start(folder)
+    try:
+        found = scorer.score(requests)
+    finally:
+        scorer.close()
+    worst = Truth(folder).check(requests, found)
+    print(f"{name}: {worst:.1e} over {sum(map(len, found))} tokens")
+    # the model must tell tokens apart, or the comparison above would be worth nothing
+    assert np.concatenate(found).std() > 0.5
+
+
+def test_an_architecture_that_vllm_does_not_know_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["NobodysForCausalLM"]}')
+    assert unsupported(tmp_path) == "vLLM has no NobodysForCausalLM of its own"
