@@ -55,10 +55,15 @@ def train_rows(output: Path, record: RunRecord) -> Rows:
         ("model", str(output)),
         ("pairs", f"{record.pairs:,}, {record.steps} steps, {record.pairs_per_second:.2f} pairs/s"),
         ("loss", f"{first.loss:.4f} -> {last.loss:.4f}"),
-        ("margin", f"{first.margin:+.4f} -> {last.margin:+.4f}"),
+        ("margin", f"{first.margin:+.4f}{_noise(record)} -> {last.margin:+.4f}"),
         ("accuracy", f"{first.accuracy:.2f} -> {last.accuracy:.2f}"),
         ("", "first step -> mean of the last quarter of the steps"),
     ]
+
+
+def _noise(record: RunRecord) -> str:
+    noise = record.first_margin_noise
+    return "" if noise is None else f" (0 but for rounding, about {noise:.4f})"
 
 
 def verify_rows(verification: Verification) -> Rows:

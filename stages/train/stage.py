@@ -1,5 +1,6 @@
 """Stage two, joined: a sealed cache -> batches -> policy log-probs -> loss -> a trained policy."""
 
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ from stages.train.config import TrainConfig
 from stages.train.losses import LOSSES
 from stages.train.policy import load_policy, trainable_parameters
 from stages.train.trainer import PreferenceTrainer
+
+_STANDARD_DEVIATIONS = 5.0  # the noise is estimated from few rows
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,12 @@ def train(job: Job, console: Console) -> RunRecord:
     loop_seconds = time.monotonic() - loop
     if not metrics.steps:
         raise ReflogpError("training ended without a step; check --epochs and --max-steps")
+    first, noise = _mean(metrics.steps[:1]), first_margin_noise(config, job.manifest)
+    if noise is not None and abs(first.margin) > _STANDARD_DEVIATIONS * noise + _ROUNDING:
+        console.warn(
+            f"the first margin is {first.margin:+.4f}, not 0: rounding explains about {noise:.4f}. "
+            "Policy and cache do not agree; run `reflogp verify`."
+        )
     record = RunRecord(
         reflogp_version=version("reflogp"),
         fingerprint=job.fingerprint,
@@ -85,7 +95,8 @@ def train(job: Job, console: Console) -> RunRecord:
         pairs=len(pairs),
         steps=trainer.state.global_step,
         trained_parameters=trained,
-        first=_mean(metrics.steps[:1]),
+        first=first,
+        first_margin_noise=noise,
         last=_mean(metrics.steps[-max(1, len(metrics.steps) // 4) :]),
         started_at=started_at,
         seconds=time.monotonic() - begin,
@@ -134,6 +145,17 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return TrainingArguments(**options)
+
+
+def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
+    """Standard deviation that rounding gives the first step's mean margin, which is 0 but for it.
+
+    A pair's margin is beta times the difference of two responses, each off by `response_sd`.
+    """
+    if manifest.verification is None:
+        return None
+    pairs = min(config.batch_size * config.accumulation, manifest.counts.rows)
+    return config.beta * manifest.verification.training.response_sd * math.sqrt(2 / pairs)
 
 
 def _mean(steps: list[dict[str, float]]) -> StepMetrics:

@@ -111,6 +111,19 @@ def test_at_the_first_step_policy_and_cache_agree(cache, console, tmp_path):
     assert abs(first["rewards/chosen"]) < 1e-4
 
 
+def test_a_first_margin_that_rounding_cannot_explain_is_warned_of(
+    cache, other_checkpoint, console, tmp_path
+):
+    run_train(config(cache, tmp_path / "same"), console)
+    assert console.warned == []
+    run_train(
+        config(cache, tmp_path / "other", policy=str(other_checkpoint), allow_mismatch=True),
+        console,
+    )
+    assert "the first margin is" in console.warned[-1]
+    assert "reflogp verify" in console.warned[-1]
+
+
 def test_a_lora_run_learns_and_leaves_a_loadable_adapter(cache, checkpoint, console, tmp_path):
     settings = TrainConfig(
         cache=cache, output=tmp_path, batch_size=4, accumulation=1, epochs=4, learning_rate=1e-2
