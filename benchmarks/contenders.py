@@ -2,8 +2,9 @@
 
     python -m benchmarks.contenders NAME MODEL PAIRS.json
 
-For each line on standard input it runs all pairs once and answers with the seconds that took, as
-JSON. Each contender lives in a process of its own, so that they can be timed in turn.
+For each line on standard input it runs that many pairs, from the first on, and answers with the
+seconds that took, as JSON. Each contender lives in a process of its own, so that they can be timed
+in turn.
 """
 
 import json
@@ -16,13 +17,25 @@ from typing import Any
 import numpy as np
 import psutil
 
-from stages.precompute.scorers.protocol import Request
+from stages.precompute.scorers.protocol import Request, Scorer
 
 MAX_LENGTH = 1024
-Run = Callable[[], float]
+Pairs = list[dict[str, Any]]
+Run = Callable[[Pairs], float]
+"""Takes pairs through a contender that is loaded; returns the seconds."""
 
 
-def requests_of(pairs: list[dict[str, Any]]) -> list[Request]:
+def scoring(scorer: Scorer) -> Run:
+    """A run of one of reflogp's scorers."""
+
+    def run(pairs: Pairs) -> float:
+        requests = requests_of(pairs)
+        return timed(lambda: scorer.score(requests))
+
+    return run
+
+
+def requests_of(pairs: Pairs) -> list[Request]:
     """Two requests a pair, side by side."""
     return [
         Request(np.array(pair["prompt_ids"], np.int32), np.array(pair[f"{side}_ids"], np.int32))
@@ -45,7 +58,7 @@ def peak_mib() -> float:
     return sum(int(text.split("VmHWM:")[1].split()[0]) for text in status) / 1024
 
 
-def trl(model: Path, pairs: list[dict[str, Any]], batch_size: int) -> Run:
+def trl(model: Path, batch_size: int) -> Run:
     """TRL's own precompute, through its public API: what the flag adds to making the trainer."""
     import datasets
     import torch
@@ -57,9 +70,8 @@ def trl(model: Path, pairs: list[dict[str, Any]], batch_size: int) -> Run:
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(model)
     columns = ("prompt", "chosen", "rejected")
-    rows = [{name: pair[name] for name in columns} for pair in pairs]
 
-    def make(precompute: bool) -> None:
+    def make(pairs: Pairs, precompute: bool) -> None:
         config = DPOConfig(
             output_dir="/tmp/trl-benchmark",  # noqa: S108 - nothing is written there
             max_length=MAX_LENGTH,
@@ -72,44 +84,42 @@ def trl(model: Path, pairs: list[dict[str, Any]], batch_size: int) -> Run:
             disable_tqdm=True,
         )
         # A data set in memory is never found in a cache: each run computes.
-        data = datasets.Dataset.from_list(rows)
+        data = datasets.Dataset.from_list([{name: p[name] for name in columns} for p in pairs])
         DPOTrainer(model=policy, args=config, train_dataset=data, processing_class=tokenizer)
 
-    return lambda: timed(lambda: make(True)) - timed(lambda: make(False))
+    return lambda pairs: timed(lambda: make(pairs, True)) - timed(lambda: make(pairs, False))
 
 
-def transformers(model: Path, pairs: list[dict[str, Any]]) -> Run:
+def transformers(model: Path) -> Run:
     """reflogp's transformers engine."""
     from stages.precompute.scorers.transformers import TransformersScorer
 
-    scorer, requests = TransformersScorer(model, dtype="bfloat16"), requests_of(pairs)
-    return lambda: timed(lambda: scorer.score(requests))
+    return scoring(TransformersScorer(model, dtype="bfloat16"))
 
 
-def stock(model: Path, pairs: list[dict[str, Any]]) -> Run:
+def stock(model: Path) -> Run:
     """vLLM's stock prompt_logprobs."""
     from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 
-    scorer = VllmPromptLogprobsScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings={})
-    requests = requests_of(pairs)
-    return lambda: timed(lambda: scorer.score(requests))
+    return scoring(
+        VllmPromptLogprobsScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings={})
+    )
 
 
-def pooler(model: Path, pairs: list[dict[str, Any]]) -> Run:
+def pooler(model: Path) -> Run:
     """reflogp's pooling model in vLLM."""
     from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer
 
     scorer = VllmPoolerScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings={})
-    requests = requests_of(pairs)
 
-    def run() -> float:
+    def run(pairs: Pairs) -> float:
         scorer._engine.reset_prefix_cache()  # or the second run would find every prompt there
-        return timed(lambda: scorer.score(requests))
+        return scoring(scorer)(pairs)
 
     return run
 
 
-def prefill(model: Path, pairs: list[dict[str, Any]]) -> Run:
+def prefill(model: Path) -> Run:
     """The limit: vLLM's plain prefill of each distinct token of a pair, with no log-probs.
 
     Prompt and chosen response are one sequence, the rejected response's own tokens another, without
@@ -129,14 +139,18 @@ def prefill(model: Path, pairs: list[dict[str, Any]]) -> Run:
             "enable_prefix_caching": False,
         }
     )
-    sequences = []
-    for pair in pairs:
-        chosen, rejected = np.array(pair["chosen_ids"]), np.array(pair["rejected_ids"])
-        own = rejected[common_length(chosen, rejected) :].tolist()
-        sequences += [pair["prompt_ids"] + pair["chosen_ids"], *([own] if own else [])]
-    prompts = [{"prompt_token_ids": ids} for ids in sequences]
     sampling = SamplingParams(max_tokens=1, detokenize=False)
-    return lambda: timed(lambda: engine.generate(prompts, sampling, use_tqdm=False))
+
+    def run(pairs: Pairs) -> float:
+        sequences = []
+        for pair in pairs:
+            chosen, rejected = np.array(pair["chosen_ids"]), np.array(pair["rejected_ids"])
+            own = rejected[common_length(chosen, rejected) :].tolist()
+            sequences += [pair["prompt_ids"] + pair["chosen_ids"], *([own] if own else [])]
+        prompts = [{"prompt_token_ids": ids} for ids in sequences]
+        return timed(lambda: engine.generate(prompts, sampling, use_tqdm=False))
+
+    return run
 
 
 def main() -> None:
@@ -144,16 +158,16 @@ def main() -> None:
     name, model, file = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     pairs = json.loads(file.read_text())
     if name.startswith("trl-"):
-        run = trl(model, pairs, int(name.removeprefix("trl-")))
+        run = trl(model, int(name.removeprefix("trl-")))
     else:
         run = {
             "transformers": transformers, "stock": stock, "pooler": pooler, "prefill": prefill,
-        }[name](model, pairs)  # fmt: skip
+        }[name](model)  # fmt: skip
     answers = sys.stdout
     sys.stdout = sys.stderr  # libraries may print; only answers go to the parent
     print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        seconds = run()
+    for line in sys.stdin:
+        seconds = run(pairs[: int(line)])
         print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), file=answers, flush=True)
 
 

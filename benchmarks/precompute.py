@@ -32,6 +32,7 @@ from stages.precompute.stage import load_tokenizer
 
 TRL_BATCH_SIZES = (2, 4, 8, 16)
 TRL_TRIAL_PAIRS = 32
+WARM_UP_PAIRS = 16
 
 
 class Worker:
@@ -49,10 +50,10 @@ class Worker:
         )
         self._read()
 
-    def run(self) -> dict[str, float]:
-        """One run over all pairs."""
+    def run(self, pairs: int) -> dict[str, float]:
+        """One run over the first pairs."""
         assert self._process.stdin is not None
-        self._process.stdin.write("run\n")
+        self._process.stdin.write(f"{pairs}\n")
         self._process.stdin.flush()
         return dict(json.loads(self._read()))
 
@@ -110,8 +111,8 @@ def best_trl(model: Path, pairs: list[dict[str, Any]], folder: Path) -> str:
     """The TRL contender with the batch size that is fastest on a part of the pairs."""
     seconds = {}
     for size in TRL_BATCH_SIZES:
-        worker = Worker(f"trl-{size}", model, pairs[:TRL_TRIAL_PAIRS], folder)
-        seconds[worker.name] = worker.run()["seconds"]
+        worker = Worker(f"trl-{size}", model, pairs, folder)
+        seconds[worker.name] = worker.run(TRL_TRIAL_PAIRS)["seconds"]
         worker.stop()
     print({name: round(TRL_TRIAL_PAIRS / value, 2) for name, value in seconds.items()}, "pairs/s")
     return min(seconds, key=lambda name: seconds[name])
@@ -161,11 +162,11 @@ def main(
             names.insert(0, best_trl(model, chosen, folder))
         workers = [Worker(n, model, chosen, folder) for n in names if n not in without.split(",")]
         for worker in workers:
-            worker.run()  # warms up kernels and allocators, counted nowhere
+            worker.run(WARM_UP_PAIRS)  # kernels and allocators; counted nowhere
         results: dict[str, list[dict[str, float]]] = {worker.name: [] for worker in workers}
         for number in range(rounds):
             for worker in workers:
-                results[worker.name].append(worker.run())
+                results[worker.name].append(worker.run(len(chosen)))
                 print(f"round {number + 1}: {worker.name} {results[worker.name][-1]}", flush=True)
         for worker in workers:
             worker.stop()
