@@ -9,6 +9,7 @@ in turn.
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,7 @@ def trl(model: Path, batch_size: int) -> Run:
 
     def make(pairs: Pairs, precompute: bool) -> None:
         config = DPOConfig(
-            output_dir="/tmp/trl-benchmark",  # noqa: S108 - nothing is written there
+            output_dir=tempfile.gettempdir(),  # nothing is written there
             max_length=MAX_LENGTH,
             precompute_ref_log_probs=precompute,
             precompute_ref_batch_size=batch_size,

@@ -183,6 +183,36 @@ def read(cache: Path) -> Manifest:
         ) from error
 
 
+def missing_files(cache: Path, manifest: Manifest) -> list[str]:
+    """Names of the cache's files that are gone or of another size than when it was sealed."""
+    return [
+        record.file
+        for record in [*manifest.shards, manifest.quarantine]
+        if not (cache / record.file).is_file()
+        or (cache / record.file).stat().st_size != record.bytes
+    ]
+
+
+def require_intact(path: Path, record: Shard) -> None:
+    """Refuse a file whose content is not what was sealed.
+
+    Raises:
+        InputError: it is missing, or its SHA-256 differs.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}). Run `reflogp precompute` again."
+        ) from error
+    if digest != record.sha256:
+        raise InputError(
+            f"{path}: damaged: its SHA-256 is not the one in {FILE_NAME}. Delete it and run "
+            "`reflogp precompute` again."
+        )
+
+
 def is_sealed(cache: Path) -> bool:
     """Whether `cache` holds a manifest at all."""
     return (cache / FILE_NAME).is_file()

@@ -58,5 +58,5 @@ def read(output: Path) -> RunRecord | None:
     path = output / FILE_NAME
     try:
         return RunRecord.model_validate(json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, ValidationError):
+    except (OSError, ValueError, ValidationError):
         return None

@@ -41,7 +41,10 @@ def checkpoint_folder(name: str, option: str) -> Path:
 
 def checkpoint_dtype(folder: Path) -> Dtype:
     """The dtype that a checkpoint was saved in: as its config says, else as its weights are."""
-    config = json.loads((folder / "config.json").read_bytes())
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'}: not valid JSON: {error}") from error
     declared = config.get("dtype") or config.get("torch_dtype")
     if declared is None:
         for path in sorted(folder.glob("*.safetensors")):

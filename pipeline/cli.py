@@ -106,6 +106,6 @@ def main() -> None:
     except ReflogpError as error:
         TerminalConsole().error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        TerminalConsole().error("interrupted")
-        sys.exit(130)
+    except OSError as error:  # a disk that is full, a file where a folder should be, no permission
+        TerminalConsole().error(f"{error.filename or 'a file'}: {error.strerror or error}")
+        sys.exit(1)

@@ -12,16 +12,16 @@ from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Inputs
-from stages.precompute.config import PrecomputeConfig
+from stages.precompute.config import SCORING_VERSION, PrecomputeConfig
 from stages.precompute.scorers.choose import Choice
 from stages.precompute.sources import is_hub_id, source_files
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
-              "merges.txt", "added_tokens.json")  # fmt: skip
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "add_eos_token")
-# Written by whichever library saved the config last; they change no number.
+              "merges.txt", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
+# Written by whichever library saved the file last; they change no number.
 _VOLATILE = {"transformers_version", "_name_or_path", "use_cache", "architectures"}
+_VOLATILE_TOKENIZER = {"chat_template", "is_local", "local_files_only", "name_or_path"}
 
 
 def model_inputs(folder: Path) -> dict[str, str]:
@@ -34,12 +34,13 @@ def model_inputs(folder: Path) -> dict[str, str]:
     if not weights:
         raise InputError(f"{folder}: the folder holds no *.safetensors or *.bin weights.")
     settings = _json(folder / "tokenizer_config.json")
-    special = {name: settings[name] for name in _SPECIAL if name in settings}
+    special = {k: v for k, v in settings.items() if k not in _VOLATILE_TOKENIZER}
+    stops = _json(folder / "generation_config.json").get("eos_token_id")
     config = {k: v for k, v in _json(folder / "config.json").items() if k not in _VOLATILE}
     return {
         "weights": _files(weights),
         "architecture": _value(config),
-        "tokenizer": _value([_files(_present(folder, _TOKENIZER)), special]),
+        "tokenizer": _value([_files(_present(folder, _TOKENIZER)), special, stops]),
         "chat_template": _value(
             [settings.get("chat_template"), _files(_present(folder, ("chat_template.jinja",)))]
         ),
@@ -56,7 +57,9 @@ def precompute_inputs(folder: Path, config: PrecomputeConfig, engine: Choice, dt
         **model_inputs(folder),
         data=_data(config.data, config.split),
         rules=_value(config.rules()),
-        engine=_value([engine.name, engine.version, dtype, config.engine_settings()]),
+        engine=_value(
+            [engine.name, engine.version, SCORING_VERSION, dtype, config.engine_settings()]
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_schemas import manifest as manifests
 from data_schemas import run_record
 from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest
+from data_schemas.manifest import Manifest, missing_files
 from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
 from pipeline.checkpoint import checkpoint_dtype, checkpoint_folder
@@ -32,6 +32,7 @@ def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
     earlier = _earlier_manifest(config.cache, console)
     if earlier is not None:
         changed = earlier.inputs.differences(inputs)
+        changed += [f"{name} (damaged)" for name in missing_files(config.cache, earlier)]
         if not changed:
             console.say(
                 f"stage one: up to date: {config.cache} was made from the same weights, tokenizer, "
@@ -55,11 +56,13 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
         InputError: the cache is not sealed or not of this policy, or an option cannot be used.
     """
     manifest = manifests.read(config.cache)
-    policy = checkpoint_folder(config.policy or manifest.reference.path, "policy")
-    _require_same_start(policy, manifest, config, console)
-    fingerprint = _train_fingerprint(config, manifest)
+    policy = checkpoint_folder(config.policy or _reference(manifest), "policy")
+    digests = model_inputs(policy)
+    _require_same_start(policy, digests, manifest, config, console)
+    fingerprint = _train_fingerprint(config, digests, manifest)
     earlier = run_record.read(config.output)
-    if earlier is not None and earlier.fingerprint == fingerprint:
+    weights = any(config.output.glob("*.safetensors"))
+    if earlier is not None and weights and earlier.fingerprint == fingerprint:
         console.say(f"stage two: up to date: {config.output} has this cache, policy and settings")
         return earlier
     from stages.train.stage import Job, train
@@ -77,8 +80,8 @@ def run_verify(
         InputError: the cache is not sealed, or `reference` is not the checkpoint that was scored.
     """
     manifest = manifests.read(cache)
-    checkpoint = checkpoint_folder(reference or manifest.reference.path, "reference")
-    differing = _model_differences(checkpoint, manifest)
+    checkpoint = checkpoint_folder(reference or _reference(manifest), "reference")
+    differing = _model_differences(model_inputs(checkpoint), manifest)
     if differing:
         raise InputError(
             f"--reference {checkpoint} is not the checkpoint that was scored "
@@ -109,14 +112,18 @@ def _earlier_manifest(cache: Path, console: Console) -> Manifest | None:
 
 
 def _require_same_start(
-    policy: Path, manifest: Manifest, config: TrainConfig, console: Console
+    policy: Path,
+    digests: dict[str, str],
+    manifest: Manifest,
+    config: TrainConfig,
+    console: Console,
 ) -> None:
     """Refuse a policy that is not the checkpoint that was scored.
 
     The reference must be what the policy starts from (Rafailov et al. 2023, section 4): the
     log-ratio of two different models is no implicit reward.
     """
-    differing = _model_differences(policy, manifest)
+    differing = _model_differences(digests, manifest)
     if not differing:
         return
     message = (
@@ -131,14 +138,20 @@ def _require_same_start(
     console.warn(message)
 
 
-def _model_differences(checkpoint: Path, manifest: Manifest) -> list[str]:
+def _model_differences(digests: dict[str, str], manifest: Manifest) -> list[str]:
     """Which digests of a checkpoint are not those of the cache's reference."""
     scored = manifest.inputs.model_dump()
-    return [name for name, digest in model_inputs(checkpoint).items() if digest != scored[name]]
+    return [name for name, digest in digests.items() if digest != scored[name]]
 
 
-def _train_fingerprint(config: TrainConfig, manifest: Manifest) -> str:
+def _reference(manifest: Manifest) -> str:
+    """The reference where it was read from, or, on another machine, by its name."""
+    reference = manifest.reference
+    return reference.path if Path(reference.path).is_dir() else reference.name
+
+
+def _train_fingerprint(config: TrainConfig, digests: dict[str, str], manifest: Manifest) -> str:
     settings = config.model_dump(mode="json", exclude={"cache", "output", "policy"})
     shards = [shard.sha256 for shard in manifest.shards]
-    content = [manifest.inputs.digest(), shards, settings]
+    content = [manifest.inputs.digest(), shards, digests, settings]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

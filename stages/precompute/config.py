@@ -8,6 +8,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 RULES_VERSION = 1
 """Goes up with every change to the code that can give other rows or ids for the same input."""
 
+SCORING_VERSION = 1
+"""Goes up with every change to the scorers that can give other log-probs for the same ids."""
+
 Truncate = Literal["response", "prompt", "never"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 

@@ -105,9 +105,13 @@ def _score_here(job: Job, tasks: Tasks, console: Console) -> Scored:
     try:
         with console.track("scoring", _tokens(tasks), "tokens") as advance:
             shards = [_score_shard(job, *task, scorer, advance) for task in tasks]
+        seconds = time.monotonic() - begin
+    except RuntimeError as error:  # what torch and vLLM raise when a device fails or is full
+        raise ReflogpError(
+            f"scoring failed: {error}. Finished shards are kept: run the command again."
+        ) from error
     finally:
         scorer.close()
-    seconds = time.monotonic() - begin
     return Scored(shards, scorer.device, scorer.method, seconds, _tokens(tasks))
 
 
@@ -145,13 +149,13 @@ def _score_in_processes(job: Job, tasks: Tasks, console: Console) -> Scored:
     answers: Any = context.Queue()
     for task in [*tasks, *[None] * engines]:
         todo.put(task)
-    processes = []
-    for devices in _devices(engines, job.config.tensor_parallel_size):
-        process = context.Process(target=_work, args=(job, todo, answers))
-        with _environment(devices):
-            process.start()
-        processes.append(process)
+    processes: list[Any] = []
     try:
+        for devices in _devices(engines, job.config.tensor_parallel_size):
+            process = context.Process(target=_work, args=(job, todo, answers))
+            with _environment(devices):
+                process.start()
+            processes.append(process)
         # the clock starts with the first engine that is ready
         device, method = _next(answers, processes)
         console.say(f"scoring with {engines} engines, {method}")
@@ -180,7 +184,7 @@ def _work(job: Job, todo: Any, answers: Any) -> None:
         scorer = start(job.engine, job.reference, job.dtype, job.config)
         try:
             answers.put((scorer.device, scorer.method))
-            while (task := todo.get()) is not None:
+            while (task := _next_task(todo)) is not None:
                 number, planned = task
                 done = _score_shard(job, number, planned, scorer, lambda n: answers.put(float(n)))
                 answers.put(done)
@@ -188,6 +192,18 @@ def _work(job: Job, todo: Any, answers: Any) -> None:
             scorer.close()
     except Exception as error:  # noqa: BLE001 - it crosses to the parent, which raises it
         answers.put(error if isinstance(error, ReflogpError) else ReflogpError(repr(error)))
+
+
+def _next_task(todo: Any) -> tuple[int, PlannedShard] | None:
+    """The next shard to score; None when there is no more, or nobody left who waits for it."""
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        try:
+            task: tuple[int, PlannedShard] | None = todo.get(timeout=_PATIENCE_SECONDS)
+        except queue.Empty:
+            continue
+        return task
+    return None
 
 
 def _next(answers: Any, processes: list[Any]) -> Any:

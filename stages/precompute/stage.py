@@ -17,10 +17,11 @@ from data_schemas.errors import InputError, ReflogpError
 from data_schemas.manifest import Counts, Engine, Manifest, Reference, Shard, Source, Timing
 from data_schemas.quarantine import Reason
 from data_schemas.verification import Verification
+from stages.loading import loading
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.faults import RowFault
 from stages.precompute.job import Job
-from stages.precompute.plan import PlannedShard, write_plan
+from stages.precompute.plan import PlannedShard, read_plan, write_plan
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.rows import Rows
 from stages.precompute.scoring import Scored, score
@@ -47,7 +48,7 @@ def precompute(job: Job, console: Console) -> Manifest:
         plan = _plan(job, rows, tokenizer, quarantine, console)
         console.say(f"engine: {job.engine.name} {job.engine.version} ({job.engine.why})")
         scored = score(job, plan, console)
-        _set_aside(scored, quarantine, job.config.data)
+        _set_aside(scored, plan, quarantine, job.config.data)
     if quarantine.reasons:
         console.warn(quarantine.summary())
     shards = [found.shard for found in scored.shards]
@@ -107,16 +108,17 @@ def load_tokenizer(reference: Path, config: PrecomputeConfig) -> tuple[Tokenizer
     """The checkpoint's tokenizer under the rules of `config`, and its stop ids.
 
     Raises:
-        InputError: `max_length` is more than the model was built for.
+        InputError: they cannot be loaded, or the model was built for less than `max_length`.
     """
-    model_config = AutoConfig.from_pretrained(reference).get_text_config()
+    with loading("tokenizer or config", reference):
+        model_config = AutoConfig.from_pretrained(reference).get_text_config()
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference)
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise InputError(
             f"--max-length {config.max_length} is over the {limit} positions of the model in "
             f"{reference}. Give at most {limit}."
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference)
     stops = stop_ids(tokenizer, reference)
     rules = TokenRules(config.max_length, config.truncate, frozenset(stops))
     return Tokenizer(tokenizer, rules), stops
@@ -142,12 +144,17 @@ def _plan(
     return plan
 
 
-def _set_aside(scored: Scored, quarantine: Quarantine, source: str) -> None:
-    """Quarantine the rows whose scores cannot be right."""
+def _set_aside(
+    scored: Scored, plan: list[PlannedShard], quarantine: Quarantine, source: str
+) -> None:
+    """Quarantine the rows whose scores cannot be right, with their token ids."""
     for found in scored.shards:
-        for row, problem in found.problems:
+        if not found.problems:
+            continue
+        rows = {row["source_row"]: row for row in read_plan(plan[found.number]).to_pylist()}
+        for number, problem in found.problems:
             fault = RowFault(Reason.BAD_SCORE, f"{problem.partition(':')[0]}_ids", problem)
-            quarantine.add(fault, source_row=row, file=source, line=row + 1, row={})
+            quarantine.add(fault, source_row=number, file=source, line=number + 1, row=rows[number])
 
 
 def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | None:
@@ -174,8 +181,9 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
 
 
 def _remove_leftovers(job: Job, manifest: Manifest) -> None:
-    """Remove this job's plan, and the files of an earlier cache that the new seal has replaced."""
-    shutil.rmtree(job.path("plan"), ignore_errors=True)
+    """Remove plans, and the files of an earlier cache that the new seal has replaced."""
+    for plan in job.config.cache.glob("plan-????????"):
+        shutil.rmtree(plan, ignore_errors=True)
     kept = {shard.file for shard in [*manifest.shards, manifest.quarantine]}
     for path in _ours(job.config.cache):
         if path.name not in kept:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest
+from data_schemas.manifest import Manifest, require_intact
 from stages.response_logps import SUM_DTYPE
 
 _COLUMNS = [
@@ -57,6 +57,8 @@ class CachedPairs(Dataset[dict[str, Any]]):
                 f"{cache}: the cache is unpaired (prompt, completion, label); losses over pairs "
                 "need chosen and rejected. Precompute a paired data set."
             )
+        for shard in manifest.shards:
+            require_intact(cache / shard.file, shard)
         tables = [read_shard(cache / shard.file, _COLUMNS) for shard in manifest.shards]
         self._table: pa.Table = pa.concat_tables(tables)
         if self._table.num_rows != manifest.counts.rows:

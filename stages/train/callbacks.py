@@ -1,12 +1,14 @@
 """What happens at each step: a line of JSON in the run's folder, and a move of the progress bar."""
 
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from data_schemas.errors import ReflogpError
 from stages.progress import Console
 
 
@@ -29,6 +31,11 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         """Write one line."""
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
+        if not math.isfinite(logs["loss"]):
+            raise ReflogpError(
+                f"the loss of step {state.global_step} is {logs['loss']}: training has diverged. "
+                "Lower --learning-rate, or raise --beta. Nothing was saved."
+            )
         self.steps.append(logs)
         self._file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         self._file.flush()

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
+from stages.loading import loading
 from stages.train.config import TrainConfig
 
 
@@ -23,10 +24,11 @@ def load_policy(folder: Path, config: TrainConfig, dtype: Dtype) -> nn.Module:
     Dropout is off, as everywhere in DPO: with it policy and reference would differ at the start.
 
     Raises:
-        InputError: the LoRA settings do not fit the model.
+        InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
     """
     weights = getattr(torch, dtype) if config.lora_r else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights)
+    with loading("policy", folder):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights)
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -55,9 +55,8 @@ def train(job: Job, console: Console) -> RunRecord:
     """
     started_at, begin = datetime.now(UTC), time.monotonic()
     config = job.config
-    # An earlier run in this folder is no longer what its record says.
-    (config.output / run_record.FILE_NAME).unlink(missing_ok=True)
     pairs = CachedPairs(config.cache, job.manifest)
+    _remove_earlier(config.output)
     set_seed(config.seed)
     policy = load_policy(job.policy, config, job.manifest.engine.dtype)
     trained, total = trainable_parameters(policy)
@@ -108,6 +107,13 @@ def train(job: Job, console: Console) -> RunRecord:
     return record
 
 
+def _remove_earlier(output: Path) -> None:
+    """Remove what an earlier run left: an adapter beside a full model would be loaded on top."""
+    for pattern in (run_record.FILE_NAME, "adapter_*", "model*.safetensors*", "config.json"):
+        for path in output.glob(pattern):
+            path.unlink()
+
+
 def _save(policy: Any, job: Job) -> None:
     """Write the adapter or the model, with the tokenizer, as transformers and vLLM load them."""
     if not job.config.lora_r:
@@ -137,6 +143,7 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
         "seed": config.seed,
         "data_seed": config.seed,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would show a diverged run as a good one
         "save_strategy": "no",
         "report_to": "none",
         "remove_unused_columns": False,
@@ -144,7 +151,12 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return TrainingArguments(**options)
+    arguments = TrainingArguments(**options)
+    # With several GPUs in sight Trainer would use DataParallel, which splits batches inside the
+    # model; more processes (torchrun) are the way to more GPUs. n_gpu is set on its first use.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:

@@ -82,6 +82,8 @@ def reasons_to_fail(
         noise: the training forward against float32.
         dtype: of the cache.
     """
+    if not all(np.isfinite([found.mean, found.rms]).all() for found in (float32, training, noise)):
+        return ["a rescored log-prob is not finite: the model gives NaN or infinity here"]
     if dtype == "float32":
         return [] if float32.max <= _FLOAT32_MAX else [
             f"a float32 cache is up to {float32.max:.2g} nats a token from a float32 forward; "

@@ -1,11 +1,11 @@
 """Rescore a sample of a sealed cache and say whether its numbers may be trusted."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def verify(
 
 def too_large(checkpoint: Path) -> str | None:
     """Why a float32 forward of `checkpoint` does not fit here, if it does not."""
-    parameters = 0
+    parameters = sum(path.stat().st_size // 2 for path in checkpoint.glob("*.bin"))
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             shapes = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118
@@ -75,7 +75,7 @@ def too_large(checkpoint: Path) -> str | None:
     if torch.cuda.is_available():
         room = torch.cuda.mem_get_info()[0]
     else:
-        room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        room = psutil.virtual_memory().available
     needed = 4 * parameters
     if needed < _SHARE_OF_MEMORY * room:
         return None

@@ -57,6 +57,10 @@ def test_stage_one_does_not_run_again_when_nothing_changed(settings, console):
         ("weights", lambda s: make_checkpoint(Path(s.reference), seed=3)),
         ("chat_template", lambda s: append(f"{s.reference}/chat_template.jinja", " ")),
         ("architecture", lambda s: edit_json(Path(s.reference) / "config.json", rms_norm_eps=1e-5)),
+        (
+            "tokenizer",
+            lambda s: edit_json(Path(s.reference) / "generation_config.json", eos_token_id=[3, 4]),
+        ),
         ("rules", lambda s: s.model_copy(update={"max_length": 150})),
         ("engine", lambda s: s.model_copy(update={"dtype": "bfloat16"})),
     ],
@@ -181,6 +185,45 @@ def test_a_checkpoint_without_weights_is_refused(settings, console):
     next(Path(settings.reference).glob("*.safetensors")).unlink()
     with pytest.raises(InputError, match=r"no \*\.safetensors"):
         run_precompute(settings, console)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_refused(settings, console):
+    weights = next(Path(settings.reference).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="the model cannot be loaded"):
+        run_precompute(settings, console)
+    (Path(settings.reference) / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="the tokenizer or config cannot be loaded"):
+        run_precompute(settings, console)
+    (Path(settings.reference) / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json: not valid JSON"):
+        run_precompute(settings, console)
+
+
+def test_a_shard_that_is_gone_is_scored_again(settings, console):
+    first = run_precompute(settings, console)
+    (settings.cache / first.shards[0].file).unlink()
+    again = run_precompute(settings, console)
+    assert f"{first.shards[0].file} (damaged)" in " ".join(console.said)
+    assert [shard.sha256 for shard in again.shards] == [shard.sha256 for shard in first.shards]
+
+
+def test_a_shard_with_altered_numbers_is_never_trained_against(settings, console, tmp_path):
+    first = run_precompute(settings, console)
+    path = settings.cache / first.shards[0].file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged: its SHA-256"):
+        run_train(TrainConfig(cache=settings.cache, output=tmp_path / "model"), console)
+
+
+def test_a_cache_whose_reference_has_moved_is_found_by_its_name(settings, console, tmp_path):
+    manifest = run_precompute(settings, console)
+    gone = manifest.reference.model_copy(update={"path": "/nowhere"})
+    manifests.write(settings.cache, manifest.model_copy(update={"reference": gone}))
+    config = TrainConfig(cache=settings.cache, output=tmp_path / "model", max_steps=1)
+    run_train(config, console)
 
 
 def test_data_of_which_no_row_can_be_used_is_refused_with_the_reasons(settings, console):

@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 
 from data_schemas import manifest as manifests
 from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError
+from data_schemas.errors import InputError, ReflogpError
 from pipeline.run import run_train
 from stages.train.batches import CachedPairs, collate
 from stages.train.config import TrainConfig
@@ -172,6 +172,32 @@ def test_another_policy_than_the_reference_is_refused(cache, other_checkpoint, c
     knowingly = config(cache, tmp_path, policy=str(other_checkpoint), allow_mismatch=True)
     run_train(knowingly, console)
     assert "weights differ" in console.warned[0]
+
+
+def test_another_policy_is_another_run(cache, checkpoint, other_checkpoint, console, tmp_path):
+    records = [
+        run_train(config(cache, tmp_path, policy=str(policy), allow_mismatch=True), console)
+        for policy in (checkpoint, other_checkpoint)
+    ]
+    assert records[0].fingerprint != records[1].fingerprint
+    next(tmp_path.glob("*.safetensors")).unlink()
+    run_train(config(cache, tmp_path, policy=str(other_checkpoint), allow_mismatch=True), console)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_a_full_model_is_not_left_beside_an_earlier_adapter(cache, console, tmp_path):
+    run_train(config(cache, tmp_path), console)
+    run_train(config(cache, tmp_path, lora_r=0), console)
+    assert not list(tmp_path.glob("adapter_*"))
+    run_train(config(cache, tmp_path), console)
+    assert not list(tmp_path.glob("model*.safetensors"))
+
+
+def test_a_run_that_diverges_stops_and_saves_nothing(cache, console, tmp_path):
+    with pytest.raises(ReflogpError, match=r"training has diverged.*--learning-rate"):
+        run_train(config(cache, tmp_path, lora_r=0, learning_rate=1e20, warmup=0), console)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / "reflogp_run.json").exists()
 
 
 def test_unknown_lora_targets_are_refused(cache, console, tmp_path):

@@ -71,6 +71,13 @@ def test_float32_must_agree_to_rounding():
     assert "float32" in reasons_to_fail(off, off, exact, "float32")[0]
 
 
+def test_a_rescoring_that_is_not_finite_never_passes():
+    usual, broken = noise(0.05), compare([[float("nan"), 0.1], [0.0]])
+    for dtype in ("bfloat16", "float32"):
+        assert "not finite" in reasons_to_fail(broken, usual, usual, dtype)[0]
+        assert "not finite" in reasons_to_fail(usual, usual, broken, dtype)[0]
+
+
 def test_an_honest_cache_passes(cache, console):
     found = run_verify(cache, 10, None, 0, console)
     assert found.passed

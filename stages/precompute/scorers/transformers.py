@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from stages.loading import loading
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.response_logps import response_logps
 
@@ -25,7 +26,8 @@ class TransformersScorer:
         self.method = "transformers forward, response tokens only"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_tokens = batch_tokens
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        with loading("model", model):
+            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         self._model.to(self.device).eval()
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:

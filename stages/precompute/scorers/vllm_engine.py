@@ -13,6 +13,7 @@ def prepare_environment() -> None:
         # what goes wrong is raised; the rest is not for the user
         "VLLM_LOGGING_LEVEL": "ERROR",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TORCH_LOGS": "-torch._library",  # a warning that a CPU has no Triton
         "PYTHONWARNINGS": "ignore",
         # without these vLLM runs its CPU engine on one thread
         "OMP_NUM_THREADS": str(len(cores)),
