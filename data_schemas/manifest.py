@@ -6,10 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
+from data_schemas.record import Record
 from data_schemas.verification import Verification
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -18,11 +19,7 @@ FILE_NAME = "manifest.json"
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Inputs(_Record):
+class Inputs(Record):
     """SHA-256 of each thing that the log-probs depend on; equal inputs give an equal cache."""
 
     weights: str = Field(description="Content of the reference's weight files.")
@@ -43,7 +40,7 @@ class Inputs(_Record):
         return [name for name in mine if mine[name] != theirs[name]]
 
 
-class Reference(_Record):
+class Reference(Record):
     """The frozen model that gave the log-probs."""
 
     name: str = Field(description="As the user gave it: a hub id or a folder.")
@@ -51,7 +48,7 @@ class Reference(_Record):
     stop_token_ids: list[int] = Field(description="Ids that end a response, EOS included.")
 
 
-class Engine(_Record):
+class Engine(Record):
     """What computed the log-probs."""
 
     name: Literal["vllm", "transformers"]
@@ -63,7 +60,7 @@ class Engine(_Record):
     why: str = Field(description="Why this engine was taken.")
 
 
-class Source(_Record):
+class Source(Record):
     """The preferences as they were read."""
 
     source: str
@@ -72,7 +69,7 @@ class Source(_Record):
     rows: int = Field(ge=0, description="Rows read, the quarantined ones included.")
 
 
-class Shard(_Record):
+class Shard(Record):
     """One file of rows."""
 
     file: str = Field(description="Name inside the cache folder; never a path.")
@@ -90,7 +87,7 @@ class Shard(_Record):
         return name
 
 
-class Counts(_Record):
+class Counts(Record):
     """Totals over all shards."""
 
     rows: int = Field(ge=0)
@@ -109,7 +106,7 @@ class Counts(_Record):
         return sum(self.quarantined_by_reason.values())
 
 
-class Timing(_Record):
+class Timing(Record):
     """How long it took."""
 
     started_at: datetime
@@ -121,7 +118,7 @@ class Timing(_Record):
     )
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything about a sealed cache."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -183,6 +180,12 @@ def read(cache: Path) -> Manifest:
         ) from error
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def missing_files(cache: Path, manifest: Manifest) -> list[str]:
     """Names of the cache's files that are gone or of another size than when it was sealed."""
     return [
@@ -200,8 +203,7 @@ def require_intact(path: Path, record: Shard) -> None:
         InputError: it is missing, or its SHA-256 differs.
     """
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}). Run `reflogp precompute` again."

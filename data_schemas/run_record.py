@@ -5,28 +5,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from data_schemas.atomic import write_text
+from data_schemas.record import Record
 
 FILE_NAME = "reflogp_run.json"
 SCHEMA_VERSION = 1
 
 
-class StepMetrics(BaseModel):
+class StepMetrics(Record):
     """Means over the pairs of one or more optimizer steps, before each step's update."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     loss: float
     margin: float = Field(description="rewards/margins.")
     accuracy: float = Field(description="rewards/accuracies.")
 
 
-class RunRecord(BaseModel):
+class RunRecord(Record):
     """What was trained, from what, and what came out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     reflogp_version: str

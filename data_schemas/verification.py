@@ -1,13 +1,11 @@
 """What rescoring a sample said of a cache: in the manifest, and from `reflogp verify --json`."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from data_schemas.record import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WorstResponse(_Record):
+class WorstResponse(Record):
     """One response whose cached log-prob is far from the rescored one."""
 
     row_id: str
@@ -17,7 +15,7 @@ class WorstResponse(_Record):
     text: str = Field(description="The beginning of the response.")
 
 
-class Agreement(_Record):
+class Agreement(Record):
     """Cached minus rescored log-probs over a sample of responses, in nats."""
 
     against: str = Field(description="What was compared with, such as 'float32 forward'.")
@@ -33,7 +31,7 @@ class Agreement(_Record):
     worst: list[WorstResponse]
 
 
-class Verification(_Record):
+class Verification(Record):
     """The comparisons and the verdict."""
 
     sampled_rows: int

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -39,12 +40,23 @@ def checkpoint_folder(name: str, option: str) -> Path:
         ) from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint; empty where there is none.
+
+    Raises:
+        InputError: it is not valid JSON.
+    """
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(
+            f"{path}: not valid JSON: {error}. Check that the checkpoint is whole."
+        ) from error
+
+
 def checkpoint_dtype(folder: Path) -> Dtype:
     """The dtype that a checkpoint was saved in: as its config says, else as its weights are."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'}: not valid JSON: {error}") from error
+    config = read_json(folder / "config.json")
     declared = config.get("dtype") or config.get("torch_dtype")
     if declared is None:
         for path in sorted(folder.glob("*.safetensors")):

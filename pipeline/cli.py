@@ -107,5 +107,8 @@ def main() -> None:
         TerminalConsole().error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:  # a disk that is full, a file where a folder should be, no permission
-        TerminalConsole().error(f"{error.filename or 'a file'}: {error.strerror or error}")
+        TerminalConsole().error(
+            f"{error.filename or 'a file'}: {error.strerror or error}. Check the "
+            "path, its permissions and the space left."
+        )
         sys.exit(1)

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Inputs
+from pipeline.checkpoint import read_json
 from stages.precompute.config import SCORING_VERSION, PrecomputeConfig
 from stages.precompute.scorers.choose import Choice
 from stages.precompute.sources import is_hub_id, source_files
@@ -33,10 +34,10 @@ def model_inputs(folder: Path) -> dict[str, str]:
     weights = next((sorted(folder.glob(p)) for p in _WEIGHTS if any(folder.glob(p))), None)
     if not weights:
         raise InputError(f"{folder}: the folder holds no *.safetensors or *.bin weights.")
-    settings = _json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     special = {k: v for k, v in settings.items() if k not in _VOLATILE_TOKENIZER}
-    stops = _json(folder / "generation_config.json").get("eos_token_id")
-    config = {k: v for k, v in _json(folder / "config.json").items() if k not in _VOLATILE}
+    stops = read_json(folder / "generation_config.json").get("eos_token_id")
+    config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _VOLATILE}
     return {
         "weights": _files(weights),
         "architecture": _value(config),
@@ -92,10 +93,3 @@ def _value(value: Any) -> str:
 
 def _present(folder: Path, names: Iterable[str]) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error

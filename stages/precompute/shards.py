@@ -1,6 +1,5 @@
 """Planned shard + scorer -> finished shard on disk. No number gets in unchecked."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import SHARD_SCHEMA
-from data_schemas.manifest import Shard
+from data_schemas.manifest import Shard, file_sha256
 from stages.precompute.columns import View, list_column, views
 from stages.precompute.scorers.protocol import Logps, Request, Scorer
 
@@ -136,8 +135,7 @@ def describe_shard(table: pa.Table, path: Path) -> Shard:
 
 def describe(path: Path, *, rows: int, tokens: int) -> Shard:
     """The manifest's entry for the file at `path`."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     return Shard(file=path.name, rows=rows, tokens=tokens, bytes=path.stat().st_size, sha256=digest)
 
 

@@ -53,7 +53,10 @@ def precompute(job: Job, console: Console) -> Manifest:
         console.warn(quarantine.summary())
     shards = [found.shard for found in scored.shards]
     if not sum(shard.rows for shard in shards):
-        raise ReflogpError(f"{job.engine.name} gave no row log-probs that can be right")
+        raise ReflogpError(
+            f"{job.engine.name} gave no row log-probs that can be right, such as NaN throughout. "
+            "Give --engine transformers, or another --dtype."
+        )
     verification = _verify(job, shards, console)
     tokens: Counter[str] = Counter()
     for found in scored.shards:

@@ -1,6 +1,6 @@
 """The reference through vLLM's pooling models: response tokens only, each prompt computed once.
 
-The head, a third of SmolLM2's work, runs on the rows that predict a response token, and the prefix
+The head, a quarter of SmolLM2's time, runs only on rows that predict a response token; the prefix
 cache serves all responses of a prompt from its first. What a cache hit still leaves unscored (a
 row of another prompt's sequence, or one scored before) is asked again without the cache.
 Architectures that vLLM runs but this cannot are named by `unsupported`; VllmPromptLogprobsScorer
