@@ -1,10 +1,11 @@
-"""What stage one costs around the engine: plan, checks, shards and files, with a stub engine.
+"""What stage one costs around the engine: plan, score with a stub, shards, resume, seal, verify.
 
     python benchmarks/overhead.py [ROWS] [OUTPUT.json]
 
-Rows of 100 prompt tokens and two responses of 100 tokens are planned, scored by a stub that
-returns constants, and written. Prints microseconds a row, and peak memory along the way: it must
-not grow with the data.
+Rows of 100 prompt tokens and two responses of 100 tokens go through the real stage, with a stub for
+the engine that returns constants. Then the same command finds everything done, the finished shards
+are sealed, and the sealed cache is checked. Prints microseconds a row, seconds, and peak memory
+along the way: it must not grow with the data.
 """
 
 import json
@@ -14,18 +15,35 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from stages.precompute.plan import read_plan, write_plan
+from data_schemas import plan_record
+from data_schemas.manifest import Inputs
+from data_schemas.plan_record import PlanRecord
+from pipeline.run import run_integrity
+from stages.precompute import planning, worker
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.finished import survey
+from stages.precompute.job import Job
+from stages.precompute.plan import write_plan
+from stages.precompute.planning import Plan
+from stages.precompute.quarantine import Quarantine
+from stages.precompute.reuse import KnownRows
 from stages.precompute.row_ids import RowIds
+from stages.precompute.scorers.choose import Choice
 from stages.precompute.scorers.protocol import Logps, Request
-from stages.precompute.shards import score_table, write_shard
+from stages.precompute.scoring import score
+from stages.precompute.seal import seal
+from stages.precompute.shards import describe
 from stages.precompute.tokenize import TokenizedRow
 
 PROMPT, RESPONSE = 100, 100
+SHARD_TOKENS = 500_000
 
 
 class StubScorer:
@@ -42,6 +60,32 @@ class StubScorer:
         """Nothing to give back."""
 
 
+class Watch:
+    """A Console that notes peak memory from time to time."""
+
+    def __init__(self) -> None:
+        self.memory: list[int] = []
+
+    def say(self, message: str) -> None:
+        """Print it."""
+        print(message)
+
+    warn = say
+
+    @contextmanager
+    def track(self, what: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
+        """Note memory at each eighth of the way."""
+        done = 0.0
+
+        def advance(amount: float) -> None:
+            nonlocal done
+            before, done = done, done + amount
+            if total and int(8 * done / total) > int(8 * before / total):
+                self.memory.append(peak_mib())
+
+        yield advance
+
+
 def rows(count: int) -> Iterator[TokenizedRow]:
     """Rows of random ids; making them is timed apart."""
     source = random.Random(0)  # noqa: S311 - no secret
@@ -55,46 +99,80 @@ def rows(count: int) -> Iterator[TokenizedRow]:
         yield TokenizedRow(row_id, number, prompt, chosen, rejected, False, False, False, None)
 
 
-def peak_mib() -> float:
+def peak_mib() -> int:
     """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def make_job(cache: Path) -> Job:
+    """A job of no model and no data."""
+    config = PrecomputeConfig(reference="none", data="none", cache=cache, verify_sample=0)
+    inputs = Inputs(**dict.fromkeys(Inputs.model_fields, "none"))
+    return Job(config, cache, "float32", Choice("transformers", "none", "a stub"), inputs)
+
+
+def make_plan(job: Job, count: int) -> Plan:
+    """A plan of `count` rows, written as planning.py does it."""
+    folder = job.path("plan")
+    with Quarantine(folder / planning.QUARANTINE_NAME):
+        shards = write_plan(rows(count), folder, SHARD_TOKENS)
+    record = PlanRecord(
+        reflogp_version="none", inputs=job.inputs, kind="paired", form="none", rows_read=count,
+        template_diverged=0, stop_token_ids=[], shards=[planning.entry(shard) for shard in shards],
+        quarantine=describe(folder / planning.QUARANTINE_NAME, rows=0, tokens=0),
+        quarantined_by_reason={}, quarantine_summary="", config={}, reference="none",
+        dtype="float32", engine={},
+    )  # fmt: skip
+    plan_record.write(folder, record)
+    return Plan(folder, record, shards)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that `work` takes, and what it returns."""
+    begin = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, result
 
 
 def main() -> None:
-    """Run, print a table, and write the figures as JSON if asked to."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    folder = Path(tempfile.mkdtemp())
-    figures: dict[str, float | int | list[float]] = {"rows": count}
+    """Run once and print what it took."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    folder, watch = Path(tempfile.mkdtemp()), Watch()
+    worker.start = lambda *_: StubScorer()  # type: ignore[attr-defined]
+    job = make_job(folder)
     try:
-        begin = time.perf_counter()
-        for _ in rows(count):
-            pass
-        making = time.perf_counter() - begin
-        memory = [peak_mib()]
-        begin = time.perf_counter()
-        plan = write_plan(rows(count), folder / "plan", shard_tokens=500_000)
-        planning = time.perf_counter() - begin - making
-        memory.append(peak_mib())
-        begin = time.perf_counter()
-        for number, shard in enumerate(plan):
-            table, faulty = score_table(read_plan(shard), StubScorer(), lambda _: None)
-            assert not faulty
-            write_shard(table, folder / f"shard-{number:05d}.parquet")
-            if number % max(1, len(plan) // 8) == 0:
-                memory.append(peak_mib())
-        scoring = time.perf_counter() - begin
+        making, _ = timed(lambda: sum(1 for _ in rows(count)))
+        planning_seconds, plan = timed(lambda: make_plan(job, count))
+        watch.memory.append(peak_mib())
+        known = KnownRows(folder, job.inputs.scoring_digest())
+        scoring, _ = timed(lambda: score(job, plan.shards, known, watch))
+        resuming, found = timed(
+            lambda: (planning.find_plan(plan.folder), survey(job, plan.shards))[1]
+        )
+        assert not found.missing
+        sealing, manifest = timed(lambda: seal(job, plan, watch))
+        verifying, problems = timed(lambda: run_integrity(folder, watch))
+        indexing, known = timed(lambda: KnownRows(folder, job.inputs.scoring_digest()))
+        assert not problems
+        assert manifest.counts.rows == len(known) == count
+        watch.memory.append(peak_mib())
     finally:
         shutil.rmtree(folder)
-    figures |= {
-        "shards": len(plan),
-        "planning_us_per_row": 1e6 * planning / count,
+    planning_seconds -= making
+    figures: dict[str, Any] = {
+        "rows": count,
+        "shards": len(plan.shards),
+        "planning_us_per_row": 1e6 * planning_seconds / count,
         "scoring_and_writing_us_per_row": 1e6 * scoring / count,
-        "total_us_per_row": 1e6 * (planning + scoring) / count,
-        "peak_mib": memory,
+        "total_us_per_row": 1e6 * (planning_seconds + scoring) / count,
+        "resume_seconds": resuming,
+        "seal_seconds": sealing,
+        "verify_seconds": verifying,
+        "index_for_reuse_seconds": indexing,
+        "peak_mib": watch.memory,
     }
     for name, value in figures.items():
-        shown = [round(v) for v in value] if isinstance(value, list) else round(value, 1)
-        print(f"{name:32} {shown}")
+        print(f"{name:32} {value if isinstance(value, list) else round(value, 1)}")
     if len(sys.argv) > 2:
         Path(sys.argv[2]).write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -25,10 +25,10 @@ from rich.table import Table
 from benchmarks.contenders import MAX_LENGTH
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.faults import RowFault
+from stages.precompute.planning import load_tokenizer
 from stages.precompute.preferences import detect, normalize
 from stages.precompute.scorers.shared_beginnings import common_length
 from stages.precompute.sources import read_source
-from stages.precompute.stage import load_tokenizer
 
 TRL_BATCH_SIZES = (2, 4, 8, 16)
 TRL_TRIAL_PAIRS = 32

@@ -67,7 +67,11 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
         InputError: the file is missing, is no Parquet, or is of another schema version.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        # each page has a checksum, so a flipped bit is an error and not another number
+        with (
+            path.open("rb") as opened,
+            pq.ParquetFile(opened, page_checksum_verification=True) as file,
+        ):
             metadata = file.schema_arrow.metadata or {}
             version = metadata.get(b"reflogp.schema_version", b"none").decode()
             if version != str(SCHEMA_VERSION):
@@ -76,7 +80,8 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
                     f"{SCHEMA_VERSION}. Run `reflogp precompute` again, or install the reflogp "
                     "that wrote it."
                 )
-            return file.read(columns=columns)
+            # what only this file says of itself (its origin) is not the table's
+            return file.read(columns=columns).replace_schema_metadata(_METADATA)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: the shard is missing. Run `reflogp precompute` again."

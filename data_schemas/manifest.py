@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
+from data_schemas.job_record import JobRecord
 from data_schemas.record import Record
 from data_schemas.verification import Verification
 
@@ -17,6 +18,7 @@ SCHEMA_VERSION: Literal[1] = 1
 FILE_NAME = "manifest.json"
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+_EMPTY_SEAL = '"seal": ""'
 
 
 class Inputs(Record):
@@ -33,6 +35,11 @@ class Inputs(Record):
     def digest(self) -> str:
         """One SHA-256 over all of them, in hex."""
         return hashlib.sha256(json.dumps(self.model_dump()).encode()).hexdigest()
+
+    def scoring_digest(self) -> str:
+        """One SHA-256 over what the log-probs of given token ids depend on."""
+        ids_only = {"tokenizer", "chat_template", "data", "rules"}
+        return hashlib.sha256(json.dumps(self.model_dump(exclude=ids_only)).encode()).hexdigest()
 
     def differences(self, other: "Inputs") -> list[str]:
         """Names of the inputs that are not the same in `other`, in the order of the fields."""
@@ -107,10 +114,11 @@ class Counts(Record):
 
 
 class Timing(Record):
-    """How long it took."""
+    """How long it took, all jobs together."""
 
     started_at: datetime
-    seconds: float = Field(ge=0, description="The whole stage, the engine's start included.")
+    sealed_at: datetime
+    seconds: float = Field(ge=0, description="Of all jobs, the engines' start included.")
     scoring_seconds: float = Field(ge=0, description="Inside the engine, its start not included.")
     tokens_per_second: float = Field(
         ge=0,
@@ -136,13 +144,18 @@ class Manifest(Record):
     verification: Verification | None = Field(
         description="A small sample, rescored before the cache was sealed."
     )
-    machine: str
-    command: list[str]
+    jobs: list[JobRecord] = Field(description="The runs that made it, in the order of their start.")
+    seal: str = Field("", description="SHA-256 of this file with an empty seal.")
 
 
-def write(cache: Path, manifest: Manifest) -> None:
-    """Seal `cache` with `manifest`."""
-    write_text(cache / FILE_NAME, manifest.model_dump_json(indent=2) + "\n")
+def write(cache: Path, manifest: Manifest) -> Manifest:
+    """Seal `cache` with `manifest`; returns it with its seal."""
+    text = manifest.model_copy(update={"seal": ""}).model_dump_json(indent=2) + "\n"
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    # the seal is the last field; nothing before it can look like it unescaped
+    head, _, tail = text.rpartition(_EMPTY_SEAL)
+    write_text(cache / FILE_NAME, f'{head}"seal": "{seal}"{tail}')
+    return manifest.model_copy(update={"seal": seal})
 
 
 def read(cache: Path) -> Manifest:
@@ -159,8 +172,9 @@ def read(cache: Path) -> Manifest:
             "and let it end."
         )
     try:
-        raw = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = path.read_bytes()
+        raw = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not valid JSON ({error}). Run `reflogp precompute` again."
         ) from error
@@ -171,13 +185,19 @@ def read(cache: Path) -> Manifest:
             "Run `reflogp precompute` again, or install the reflogp that wrote it."
         )
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(
             f"{path}: damaged: {where}: {first['msg']}. Run `reflogp precompute` again."
         ) from error
+    unsealed = content.replace(f'"seal": "{manifest.seal}"'.encode(), _EMPTY_SEAL.encode())
+    if hashlib.sha256(unsealed).hexdigest() != manifest.seal:
+        raise InputError(
+            f"{path}: damaged: its content is not what was sealed. Run `reflogp precompute` again."
+        )
+    return manifest
 
 
 def file_sha256(path: Path) -> str:

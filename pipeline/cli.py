@@ -1,6 +1,7 @@
 """The command: parse, call, print, exit code."""
 
 import sys
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +9,16 @@ import typer
 
 from data_schemas import manifest as manifests
 from data_schemas.errors import ReflogpError
+from data_schemas.location import location, reaching
 from pipeline.config import build, load_file
 from pipeline.console import TerminalConsole
 from pipeline.options import options_of
-from pipeline.run import run_precompute, run_train, run_verify
+from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
 from pipeline.summary import cache_rows, inspect_rows, train_rows, verify_rows
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
+
+Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
 
 app = typer.Typer(
     name="reflogp",
@@ -35,7 +39,17 @@ def precompute(config: Path | None = None, **given: Any) -> None:
     """Stage one: score the preferences under the frozen reference and seal a cache."""
     settings = build(PrecomputeConfig, load_file(config)["precompute"], given)
     console = TerminalConsole()
-    console.table("", cache_rows(settings.cache, run_precompute(settings, console)))
+    manifest = run_share(settings, console)
+    if manifest is not None:
+        console.table("", cache_rows(settings.cache, manifest))
+
+
+@app.command()
+def merge(cache: Cache) -> None:
+    """Seal a cache that several jobs made, each with its --shard; refuses what does not fit."""
+    console = TerminalConsole()
+    folder = location(cache)
+    console.table("", cache_rows(folder, run_merge(folder, console)))
 
 
 @app.command()
@@ -66,36 +80,50 @@ def run(
 
 @app.command()
 def inspect(
-    cache: Annotated[Path, typer.Argument(help="Folder of a sealed cache.")],
+    cache: Cache,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """What is in a cache: rows, tokens, fingerprints, rows set aside by reason."""
-    manifest = manifests.read(cache)
+    """Where a cache comes from and what is in it: rows, tokens, fingerprints, jobs, machines."""
+    folder = location(cache)
+    with reaching(folder):
+        manifest = manifests.read(folder)
     console = TerminalConsole()
     if json:
         console.text(manifest.model_dump_json(indent=2))
     else:
-        console.table("", inspect_rows(cache, manifest))
+        console.table("", inspect_rows(folder, manifest))
 
 
 @app.command()
 def verify(
-    cache: Annotated[Path, typer.Argument(help="Folder of a sealed cache.")],
-    sample: Annotated[int, typer.Option(min=1, help="How many random rows to rescore.")] = 64,
+    cache: Cache,
+    sample: Annotated[
+        int, typer.Option(min=0, help="How many random rows to rescore; 0 needs no model.")
+    ] = 0,
     reference: Annotated[
         str | None, typer.Option(help="The checkpoint, if it is no longer where it was.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Rescore a sample of a cache in float32 and as training does; exit code 1 if it disagrees."""
-    console = TerminalConsole()
-    found = run_verify(cache, sample, reference, seed, console)
+    """Is a cache whole, every bit of it? With --sample also: are its numbers the reference's?
+
+    Checks checksums, schema, counts, ids, lengths and values of every file. --sample N rescores N
+    rows in float32 and as training does. Exit code 1 if anything is wrong.
+    """
+    console, folder = TerminalConsole(), location(cache)
+    damage = run_integrity(folder, console)
+    for problem in damage:
+        console.error(problem)
+    rescored = None
+    if sample and not damage:
+        rescored = run_verify(folder, sample, reference, seed, console)
     if json:
-        console.text(found.model_dump_json(indent=2))
+        found = None if rescored is None else rescored.model_dump()
+        console.text(dumps({"whole": not damage, "damage": damage, "rescored": found}, indent=2))
     else:
-        console.table("", verify_rows(found))
-    if not found.passed:
+        console.table("", verify_rows(damage, rescored))
+    if damage or (rescored is not None and not rescored.passed):
         raise typer.Exit(1)
 
 

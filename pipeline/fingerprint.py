@@ -1,7 +1,7 @@
 """Content hashes of what the log-probs depend on, so that nothing is scored twice or used wrongly.
 
-Weights are hashed whole: SHA-256 runs at over 1 GB/s on a current core, and a path or a date says
-nothing about a checkpoint that was trained further in place.
+Weights are hashed whole (digests.py remembers what has not changed since): a path or a date alone
+says nothing about a checkpoint that was trained further in place.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 from data_schemas.errors import InputError
 from data_schemas.manifest import Inputs
 from pipeline.checkpoint import read_json
+from pipeline.digests import file_digests
 from stages.precompute.config import SCORING_VERSION, PrecomputeConfig
 from stages.precompute.scorers.choose import Choice
 from stages.precompute.sources import is_hub_id, source_files
@@ -80,10 +81,10 @@ def _data(source: str, split: str) -> str:
 
 def _files(paths: Iterable[Path]) -> str:
     """One digest over the names and contents of `paths`, in their order."""
+    files = list(paths)
     whole = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            whole.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    for path, digest in zip(files, file_digests(files), strict=True):
+        whole.update(path.name.encode() + b"\0" + digest)
     return whole.hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_schemas import manifest as manifests
 from data_schemas import run_record
 from data_schemas.errors import InputError
+from data_schemas.location import reaching
 from data_schemas.manifest import Manifest, missing_files
 from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
@@ -19,12 +20,29 @@ from stages.train.config import TrainConfig
 
 
 def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
-    """Run stage one, unless the cache was made from the very same inputs.
+    """Run all of stage one, unless the cache was made from the very same inputs.
 
     Raises:
         InputError: the data, the model or the options cannot be used.
         ReflogpError: the engine failed.
     """
+    manifest = run_share(config, console)
+    if manifest is None:
+        raise InputError("--shard makes a part of a cache; run the other parts, then this.")
+    return manifest
+
+
+def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
+    """Run stage one, or the share of it that `config.shard` names.
+
+    Returns:
+        The manifest; None where other jobs still have their shares to do.
+    """
+    with reaching(config.cache):
+        return _precompute(config, console)
+
+
+def _precompute(config: PrecomputeConfig, console: Console) -> Manifest | None:
     reference = checkpoint_folder(config.reference, "reference")
     engine = choose(config.engine)
     dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
@@ -55,6 +73,11 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     Raises:
         InputError: the cache is not sealed or not of this policy, or an option cannot be used.
     """
+    with reaching(config.cache):
+        return _train(config, console)
+
+
+def _train(config: TrainConfig, console: Console) -> RunRecord:
     manifest = manifests.read(config.cache)
     policy = checkpoint_folder(config.policy or _reference(manifest), "policy")
     digests = model_inputs(policy)
@@ -71,6 +94,34 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     return train(Job(config, policy, manifest, fingerprint), console)
 
 
+def run_merge(cache: Path, console: Console) -> Manifest:
+    """Seal a cache whose shards were made by several jobs.
+
+    Raises:
+        InputError: there is not exactly one plan in the folder.
+        ReflogpError: shards are missing, foreign, twice there or damaged.
+    """
+    from stages.precompute.stage import merge
+
+    _quiet_transformers()
+    with reaching(cache):
+        return merge(cache, console)
+
+
+def run_integrity(cache: Path, console: Console) -> list[str]:
+    """What is wrong with the files of a sealed cache, each by name; empty if it is whole.
+
+    Raises:
+        InputError: the cache is not sealed, or its manifest is damaged.
+    """
+    from stages.verify.integrity import integrity
+
+    with reaching(cache):
+        manifest = manifests.read(cache)
+        with console.track("checking", len(manifest.shards), "shards") as advance:
+            return integrity(cache, manifest, advance)
+
+
 def run_verify(
     cache: Path, sample: int, reference: str | None, seed: int, console: Console
 ) -> Verification:
@@ -79,18 +130,20 @@ def run_verify(
     Raises:
         InputError: the cache is not sealed, or `reference` is not the checkpoint that was scored.
     """
-    manifest = manifests.read(cache)
-    checkpoint = checkpoint_folder(reference or _reference(manifest), "reference")
-    differing = _model_differences(model_inputs(checkpoint), manifest)
-    if differing:
-        raise InputError(
-            f"--reference {checkpoint} is not the checkpoint that was scored "
-            f"({manifest.reference.name}): {', '.join(differing)} differ."
-        )
-    from stages.verify.stage import verify
+    with reaching(cache):
+        manifest = manifests.read(cache)
+        checkpoint = checkpoint_folder(reference or _reference(manifest), "reference")
+        differing = _model_differences(model_inputs(checkpoint), manifest)
+        if differing:
+            raise InputError(
+                f"--reference {checkpoint} is not the checkpoint that was scored "
+                f"({manifest.reference.name}): {', '.join(differing)} differ."
+            )
+        from stages.verify.stage import verify
 
-    _quiet_transformers()
-    return verify(cache, manifest.shards, checkpoint, manifest.engine.dtype, sample, console, seed)
+        _quiet_transformers()
+        dtype = manifest.engine.dtype
+        return verify(cache, manifest.shards, checkpoint, dtype, sample, console, seed)
 
 
 def _quiet_transformers() -> None:

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from data_schemas.job_record import JobRecord
 from data_schemas.manifest import Manifest
 from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
 
 Rows = list[tuple[str, str]]
+_JOBS_SHOWN = 3
 
 
 def cache_rows(cache: Path, manifest: Manifest) -> Rows:
@@ -41,10 +43,27 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
         ("rules", ", ".join(f"{k}={v}" for k, v in manifest.rules.items() if v not in (None, {}))),
         ("verified", manifest.verification.summary() if manifest.verification else "no"),
         ("template", f"diverged in {counts.template_diverged:,} rows"),
-        ("made", f"{manifest.timing.started_at:%Y-%m-%d %H:%M} UTC on {manifest.machine}"),
-        ("by", f"reflogp {manifest.reflogp_version}: {' '.join(manifest.command)}"),
-    ]
+        ("sealed", f"{manifest.timing.sealed_at:%Y-%m-%d %H:%M} UTC by reflogp "
+         f"{manifest.reflogp_version}"),
+    ]  # fmt: skip
+    rows += _jobs(manifest.jobs)
     rows += [(f"{name} hash", digest[:16]) for name, digest in manifest.inputs.model_dump().items()]
+    return rows
+
+
+def _jobs(jobs: list[JobRecord]) -> Rows:
+    """The runs that made a cache: the last ones in full, for they are like the others."""
+    rows = [] if len(jobs) <= _JOBS_SHOWN else [("jobs", f"{len(jobs)}; the last {_JOBS_SHOWN}:")]
+    for job in jobs[-_JOBS_SHOWN:]:
+        speed = job.scored_tokens / job.scoring_seconds if job.scoring_seconds else 0
+        versions = ", ".join(f"{name} {version}" for name, version in job.versions.items())
+        rows += [
+            ("job", f"{job.started_at:%Y-%m-%d %H:%M} UTC, {job.seconds:.0f} s, {job.shards} "
+             f"shards, {job.scored_tokens:,} tokens, {speed:,.0f} tokens/s"),
+            ("", f"by {job.user} on {job.machine}, {job.device}"),
+            ("", f"with {versions}"),
+            ("", " ".join(job.command)),
+        ]  # fmt: skip
     return rows
 
 
@@ -66,10 +85,14 @@ def _noise(record: RunRecord) -> str:
     return "" if noise is None else f" (0 but for rounding, about {noise:.4f})"
 
 
-def verify_rows(verification: Verification) -> Rows:
-    """The comparisons of a verification, and the verdict."""
+def verify_rows(damage: list[str], verification: Verification | None) -> Rows:
+    """Whether the files are whole; and the comparisons of a verification, with the verdict."""
+    whole = "no: " + "; ".join(damage) if damage else "yes: checksums, schema, counts, ids, values"
+    rows = [("whole", whole)]
+    if verification is None:
+        return rows
     verdict = "passed" if verification.passed else "FAILED: " + "; ".join(verification.reasons)
-    rows = [("verdict", verdict), ("sample", f"{verification.sampled_rows} rows; nats a token")]
+    rows += [("verdict", verdict), ("sample", f"{verification.sampled_rows} rows; nats a token")]
     rows += [
         (
             found.against,

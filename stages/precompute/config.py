@@ -1,9 +1,11 @@
 """What a user can set of stage one. Each field is a YAML key and a command-line option."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from data_schemas.location import Location
+from stages.precompute.share import share
 
 RULES_VERSION = 1
 """Goes up with every change to the code that can give other rows or ids for the same input."""
@@ -44,6 +46,11 @@ def _plain(text: str) -> Any:
     return text
 
 
+def _share(text: str | None) -> str | None:
+    """The share as I/N, whatever form it had."""
+    return None if text is None else str(share(text))
+
+
 Columns = Annotated[dict[str, str], BeforeValidator(_assignments)]
 Arguments = Annotated[dict[str, Any], BeforeValidator(_arguments)]
 
@@ -60,7 +67,9 @@ class PrecomputeConfig(BaseModel):
         description="Preferences: a JSONL, JSON, CSV, Parquet or Arrow file (also .gz), a folder "
         "of them, or a hub data set id."
     )
-    cache: Path = Field(description="Folder of the cache to write.")
+    cache: Location = Field(
+        description="Folder of the cache to write, on disk or as a URL (s3://bucket/folder, ...)."
+    )
     split: str = Field("train", description="Which split of a hub data set or of a folder.")
     columns: Columns = Field(
         default_factory=dict,
@@ -108,8 +117,16 @@ class PrecomputeConfig(BaseModel):
     batch_tokens: int = Field(
         4096, ge=1, description="Padded tokens in one forward of the transformers engine."
     )
-    shard_tokens: int = Field(
-        500_000, ge=1, description="Tokens scored for one shard of the cache."
+    shard_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens scored for one shard of the cache, which is what a killed run can "
+        "lose (default: 100,000 on a CPU, 4 million on a GPU: a minute or two).",
+    )
+    shard: Annotated[str | None, AfterValidator(_share)] = Field(
+        None,
+        description="Do only a share of the work, as one of many jobs: 3/16 is the third of "
+        "sixteen; 'slurm' takes it from the SLURM array task. The last job to end seals the cache.",
     )
     verify_sample: int = Field(
         8, ge=0, description="Rows rescored with transformers before the cache is sealed; 0: none."

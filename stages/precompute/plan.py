@@ -1,17 +1,20 @@
 """Token ids -> planned shards: the units of work, on disk before any is scored.
 
 Writing the ids first costs a few bytes a token and buys much: the totals are known, so progress has
-an ETA; memory stays flat; and what is to be scored no longer depends on the source. A plan lives
-only until its cache is sealed.
+an ETA; memory stays flat; a run that was killed goes on without reading the data again; and many
+jobs can share the work. A plan lives only until its cache is sealed.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import PLAN_SCHEMA
+from data_schemas.errors import ReflogpError
 from stages.precompute.tokenize import TokenizedRow
 
 
@@ -19,31 +22,56 @@ from stages.precompute.tokenize import TokenizedRow
 class PlannedShard:
     """One unit of work: a file of token ids, and how much there is to score in it."""
 
+    number: int
     path: Path
     rows: int
     tokens: int
+    sha256: str
 
 
 def write_plan(rows: Iterable[TokenizedRow], folder: Path, shard_tokens: int) -> list[PlannedShard]:
     """Write `rows` into shards of about `shard_tokens` tokens to score each."""
-    folder.mkdir(parents=True, exist_ok=True)
     planned = []
     for number, shard in enumerate(_split(rows, shard_tokens)):
         path = folder / f"plan-{number:05d}.arrow"
         # Rows of one prompt side by side: an engine that keeps prompts reads the second from cache.
         shard.sort(key=lambda row: (row.prompt_ids, row.source_row))
         columns = {name: [getattr(row, name) for row in shard] for name in PLAN_SCHEMA.names}
-        # Neither fsynced nor renamed: a run that died makes its plan anew.
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, PLAN_SCHEMA) as writer:
-            writer.write_table(pa.table(columns, schema=PLAN_SCHEMA))
-        planned.append(PlannedShard(path, len(shard), sum(map(scored_tokens, shard))))
+        content = _serialized(pa.table(columns, schema=PLAN_SCHEMA))
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        tokens = sum(map(scored_tokens, shard))
+        planned.append(PlannedShard(number, path, len(shard), tokens, digest))
     return planned
 
 
 def read_plan(shard: PlannedShard) -> pa.Table:
-    """The rows of a planned shard, as PLAN_SCHEMA."""
-    with pa.memory_map(str(shard.path)) as file:
-        return pa.ipc.open_file(file).read_all()
+    """The rows of a planned shard, as PLAN_SCHEMA.
+
+    Raises:
+        ReflogpError: the file is gone, or its content is not what was planned.
+    """
+    try:
+        content = shard.path.read_bytes()
+    except FileNotFoundError as error:
+        raise ReflogpError(
+            f"{shard.path}: the plan is gone; another job may have sealed the cache. Run the "
+            "command again."
+        ) from error
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        raise ReflogpError(
+            f"{shard.path}: damaged: its content is not what was planned. Delete "
+            f"{shard.path.parent} and run the command again; finished shards are kept."
+        )
+    return pa.ipc.open_file(pa.BufferReader(content)).read_all()
+
+
+def _serialized(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def scored_tokens(row: TokenizedRow) -> int:

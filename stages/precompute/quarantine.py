@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,6 +61,13 @@ class Quarantine:
         )
         if len(self._batch) >= _BATCH_ROWS:
             self._flush()
+
+    def take_over(self, earlier: Path, reasons: Mapping[str, int]) -> None:
+        """Add the rows of a quarantine file that is closed, which are known by reason."""
+        self.reasons.update(reasons)
+        with earlier.open("rb") as opened, pq.ParquetFile(opened) as file:
+            for batch in file.iter_batches():
+                self._writer.write_batch(batch)
 
     def summary(self) -> str:
         """`3 rows set aside (empty_response 2, broken_json 1)`."""

@@ -9,6 +9,12 @@ kept, the recent ones in a set, the others in a sorted array. Two different rows
 import hashlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+CONTENT_DIGITS = 32
+"""How much of an id its content decides; what follows only tells copies apart."""
 
 _RECENT = 65_536
 
@@ -47,3 +53,29 @@ class RowIds:
     def _is_sorted(self, key: int) -> bool:
         place = int(np.searchsorted(self._sorted, np.uint64(key)))
         return place < len(self._sorted) and int(self._sorted[place]) == key
+
+
+def content_keys(row_ids: pa.Array) -> NDArray[np.uint64]:
+    """The first 64 bits of the content hash in each id, uint64 [rows].
+
+    Raises:
+        ValueError: one is no row id.
+    """
+    digits = "".join(pc.utf8_slice_codeunits(row_ids, 0, 16).to_pylist())
+    keys = np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
+    if len(keys) != len(row_ids):
+        raise ValueError("a row id is too short")
+    return keys
+
+
+def unique_keys(row_ids: pa.Array) -> NDArray[np.uint64]:
+    """A key of each id that is another for another copy of the same content, uint64 [rows].
+
+    Raises:
+        ValueError: one is no row id.
+    """
+    copies = pc.utf8_slice_codeunits(row_ids, CONTENT_DIGITS + 1)
+    texts = pc.if_else(pc.equal(copies, ""), "0", copies)
+    numbers: NDArray[np.uint64] = texts.cast(pa.uint64()).to_numpy()
+    # an odd factor spreads the copies' numbers over all bits; the product wraps around
+    return content_keys(row_ids) ^ (numbers * np.uint64(0x9E3779B97F4A7C15))

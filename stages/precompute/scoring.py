@@ -7,199 +7,118 @@ plan as they get free: scoring has no state between shards, so nothing else need
 import multiprocessing
 import os
 import queue
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError, ReflogpError
-from data_schemas.manifest import Shard
+from data_schemas.errors import ReflogpError
+from stages.precompute.account import Account
 from stages.precompute.job import Job
-from stages.precompute.plan import PlannedShard, read_plan
-from stages.precompute.scorers.choose import start
-from stages.precompute.scorers.protocol import Scorer
-from stages.precompute.shards import describe_shard, score_table, token_counts, write_shard
+from stages.precompute.plan import PlannedShard
+from stages.precompute.reuse import KnownRows
+from stages.precompute.worker import Done, Worker
 from stages.progress import Console
 
 _PATIENCE_SECONDS = 1.0  # between two looks at whether the engines are still alive
 
 
-@dataclass(frozen=True)
-class ScoredShard:
-    """A finished shard, and what the manifest and the quarantine need to know of it.
+def score(job: Job, missing: list[PlannedShard], known: KnownRows, console: Console) -> None:
+    """Score shards and write them. Each is on disk for good before the next one begins.
 
-    Attributes:
-        problems: source row and what is wrong, of rows whose scores cannot be right.
-    """
-
-    number: int
-    shard: Shard
-    tokens: dict[str, int]
-    truncated: int
-    problems: list[tuple[int, str]]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """All shards, in the order of the plan.
-
-    Attributes:
-        method: how the engine gave log-probs, and on what device.
-        seconds: from the first shard to the last, without the engines' start.
-        tokens: sequence tokens that were scored in that time.
-    """
-
-    shards: list[ScoredShard]
-    device: str
-    method: str
-    seconds: float
-    tokens: int
-
-
-Tasks = list[tuple[int, PlannedShard]]
-
-
-def score(job: Job, plan: list[PlannedShard], console: Console) -> Scored:
-    """Score every shard of the plan that is not finished yet.
-
-    A finished shard is a file of this job's name with exactly the planned rows: files appear whole
-    or not at all, so one that a killed run left behind is as good as new.
+    Args:
+        job: what to score with.
+        missing: what to score.
+        known: rows that need not be scored again.
+        console: for progress.
 
     Raises:
         ReflogpError: an engine does not start, or dies.
     """
-    finished = [found for task in enumerate(plan) if (found := _finished(job, *task))]
-    numbers = {found.number for found in finished}
-    tasks = [task for task in enumerate(plan) if task[0] not in numbers]
-    if finished:
-        console.say(f"{len(finished)} of {len(plan)} shards are there from an earlier run")
-    if not tasks:  # only the seal was missing; one shard again tells how it was scored
-        finished, tasks = finished[1:], [(finished[0].number, plan[finished[0].number])]
-    run = _score_here if min(job.config.engines, len(tasks)) == 1 else _score_in_processes
-    scored = run(job, tasks, console)
-    return replace(scored, shards=sorted([*finished, *scored.shards], key=lambda s: s.number))
-
-
-def _finished(job: Job, number: int, planned: PlannedShard) -> ScoredShard | None:
-    path = job.shard_path(number)
-    if not path.is_file():
-        return None
+    account = Account(job)
     try:
-        table = read_shard(path)
-    except InputError:
-        return None
-    if table.column("row_id") != read_plan(planned).column("row_id"):
-        return None
-    return _account(number, table, describe_shard(table, path), [])
+        run = _score_here if min(job.config.engines, len(missing)) == 1 else _score_in_processes
+        run(job, missing, known, account, console)
+    finally:
+        account.end()
 
 
-def _score_here(job: Job, tasks: Tasks, console: Console) -> Scored:
-    scorer = start(job.engine, job.reference, job.dtype, job.config)
-    console.say(f"scoring with {scorer.method}")
-    begin = time.monotonic()
+def _score_here(
+    job: Job, missing: list[PlannedShard], known: KnownRows, account: Account, console: Console
+) -> None:
+    worker = Worker(job, known)
+    total = sum(planned.tokens for planned in missing)
     try:
-        with console.track("scoring", _tokens(tasks), "tokens") as advance:
-            shards = [_score_shard(job, *task, scorer, advance) for task in tasks]
-        seconds = time.monotonic() - begin
+        with console.track("scoring", total, "tokens") as advance:
+            for planned in missing:
+                done = worker.score(planned, advance, console.say)
+                account.add(tokens=done.tokens, seconds=done.seconds)
     except RuntimeError as error:  # what torch and vLLM raise when a device fails or is full
         raise ReflogpError(
             f"scoring failed: {error}. Finished shards are kept: run the command again."
         ) from error
     finally:
-        scorer.close()
-    return Scored(shards, scorer.device, scorer.method, seconds, _tokens(tasks))
+        worker.close()
 
 
-def _score_shard(
-    job: Job,
-    number: int,
-    planned: PlannedShard,
-    scorer: Scorer,
-    advance: Callable[[float], None],
-) -> ScoredShard:
-    table, problems = score_table(read_plan(planned), scorer, advance)
-    return _account(number, table, write_shard(table, job.shard_path(number)), problems)
-
-
-def _account(
-    number: int, table: pa.Table, shard: Shard, problems: list[tuple[int, str]]
-) -> ScoredShard:
-    prompt, chosen, rejected = (
-        table.column(f"{name}_truncated") for name in ("prompt", "chosen", "rejected")
-    )
-    return ScoredShard(
-        number=number,
-        shard=shard,
-        tokens=token_counts([table]),
-        truncated=pc.sum(pc.or_(pc.or_(prompt, chosen), rejected)).as_py() or 0,
-        problems=problems,
-    )
-
-
-def _score_in_processes(job: Job, tasks: Tasks, console: Console) -> Scored:
-    engines = min(job.config.engines, len(tasks))
+def _score_in_processes(
+    job: Job, missing: list[PlannedShard], known: KnownRows, account: Account, console: Console
+) -> None:
+    engines = min(job.config.engines, len(missing))
     # fork would copy a process with threads and, on a GPU, a CUDA context
     context = multiprocessing.get_context("spawn")
     todo: Any = context.Queue()
     answers: Any = context.Queue()
-    for task in [*tasks, *[None] * engines]:
-        todo.put(task)
+    for planned in [*missing, *[None] * engines]:
+        todo.put(planned)
     processes: list[Any] = []
     try:
         for devices in _devices(engines, job.config.tensor_parallel_size):
-            process = context.Process(target=_work, args=(job, todo, answers))
+            process = context.Process(target=_work, args=(job, known, todo, answers))
             with _environment(devices):
                 process.start()
             processes.append(process)
-        # the clock starts with the first engine that is ready
-        device, method = _next(answers, processes)
-        console.say(f"scoring with {engines} engines, {method}")
-        begin = time.monotonic()
-        shards: list[ScoredShard] = []
-        with console.track("scoring", _tokens(tasks), "tokens") as advance:
-            while len(shards) < len(tasks):
+        console.say(f"scoring with {engines} engines")
+        finished = 0
+        with console.track("scoring", sum(p.tokens for p in missing), "tokens") as advance:
+            while finished < len(missing):
                 answer = _next(answers, processes)
-                if isinstance(answer, ScoredShard):
-                    shards.append(answer)
-                elif isinstance(answer, float):
+                if isinstance(answer, Done):
+                    finished += 1
+                    # engines work at the same time, so each takes its part of the wall clock
+                    account.add(tokens=answer.tokens, seconds=answer.seconds / engines)
+                else:
                     advance(answer)
-        seconds = time.monotonic() - begin
         for process in processes:
             process.join()
     finally:
         for process in processes:
             process.terminate()
             process.join()
-    return Scored(shards, device, method, seconds, _tokens(tasks))
 
 
-def _work(job: Job, todo: Any, answers: Any) -> None:
+def _work(job: Job, known: KnownRows, todo: Any, answers: Any) -> None:
     """An engine's process: shards out of `todo`, results, progress and errors into `answers`."""
     try:
-        scorer = start(job.engine, job.reference, job.dtype, job.config)
+        worker = Worker(job, known)
         try:
-            answers.put((scorer.device, scorer.method))
-            while (task := _next_task(todo)) is not None:
-                number, planned = task
-                done = _score_shard(job, number, planned, scorer, lambda n: answers.put(float(n)))
-                answers.put(done)
+            while (planned := _next_task(todo)) is not None:
+                answers.put(worker.score(planned, lambda n: answers.put(float(n)), _nobody))
         finally:
-            scorer.close()
+            worker.close()
     except Exception as error:  # noqa: BLE001 - it crosses to the parent, which raises it
         answers.put(error if isinstance(error, ReflogpError) else ReflogpError(repr(error)))
 
 
-def _next_task(todo: Any) -> tuple[int, PlannedShard] | None:
+def _nobody(_: str) -> None:
+    """An engine's process speaks through its shards only."""
+
+
+def _next_task(todo: Any) -> PlannedShard | None:
     """The next shard to score; None when there is no more, or nobody left who waits for it."""
     parent = multiprocessing.parent_process()
     while parent is None or parent.is_alive():
         try:
-            task: tuple[int, PlannedShard] | None = todo.get(timeout=_PATIENCE_SECONDS)
+            task: PlannedShard | None = todo.get(timeout=_PATIENCE_SECONDS)
         except queue.Empty:
             continue
         return task
@@ -262,7 +181,3 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _tokens(tasks: Tasks) -> int:
-    return sum(planned.tokens for _, planned in tasks)

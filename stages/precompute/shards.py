@@ -1,6 +1,6 @@
 """Planned shard + scorer -> finished shard on disk. No number gets in unchecked."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +112,8 @@ def _split_off(table: pa.Table, problems: dict[int, str]) -> tuple[pa.Table, lis
     return table.cast(SHARD_SCHEMA), faulty
 
 
-def write_shard(table: pa.Table, path: Path) -> Shard:
-    """Write a finished shard and return its entry for the manifest."""
+def write_shard(table: pa.Table, path: Path) -> None:
+    """Write a finished shard."""
     # Measured on real pairs: bytes of one significance side by side, and no dictionary, are written
     # 2.3 times as fast as Parquet's default, read twice as fast, and take 0.7 times the room.
     with atomic_path(path) as temporary:
@@ -124,13 +124,8 @@ def write_shard(table: pa.Table, path: Path) -> Shard:
             use_dictionary=False,
             column_encoding=dict.fromkeys(_LISTS, "BYTE_STREAM_SPLIT"),
             row_group_size=4096,
+            write_page_checksum=True,
         )
-    return describe_shard(table, path)
-
-
-def describe_shard(table: pa.Table, path: Path) -> Shard:
-    """The manifest's entry for the shard at `path`, which holds `table`."""
-    return describe(path, rows=table.num_rows, tokens=sum(token_counts([table]).values()))
 
 
 def describe(path: Path, *, rows: int, tokens: int) -> Shard:
@@ -139,10 +134,6 @@ def describe(path: Path, *, rows: int, tokens: int) -> Shard:
     return Shard(file=path.name, rows=rows, tokens=tokens, bytes=path.stat().st_size, sha256=digest)
 
 
-def token_counts(tables: Iterable[pa.Table]) -> dict[str, int]:
-    """How many tokens stand in each id column, over all `tables`."""
-    counts = dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), 0)
-    for table in tables:
-        for name in counts:
-            counts[name] += sum(len(chunk.flatten()) for chunk in table.column(name).chunks)
-    return counts
+def count_tokens(table: pa.Table, column: str) -> int:
+    """How many tokens stand in a column of ids."""
+    return sum(len(chunk.flatten()) for chunk in table.column(column).chunks)

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_schemas.location import Location
+
 LossName = Literal["dpo"]
 
 
@@ -13,7 +15,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cache: Path = Field(description="Folder of a sealed cache.")
+    cache: Location = Field(description="Folder or URL of a sealed cache.")
     output: Path = Field(description="Folder for the adapter or model, its card and its metrics.")
     policy: str | None = Field(
         None,

@@ -16,7 +16,7 @@ from data_schemas.quarantine import Reason
 from pipeline.checkpoint import checkpoint_dtype
 from pipeline.fingerprint import model_inputs
 from pipeline.run import run_precompute, run_train
-from stages.precompute import scoring
+from stages.precompute import worker
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
 from tests.checkpoints import make_checkpoint
@@ -90,7 +90,7 @@ def test_the_sealed_cache_stays_whole_when_the_next_one_fails(settings, console,
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scoring, "write_shard", fail)
+    monkeypatch.setattr(worker, "write_shard", fail)
     with pytest.raises(KeyboardInterrupt):
         run_precompute(settings.model_copy(update={"max_length": 150}), console)
     assert manifests.read(settings.cache) == first

@@ -62,7 +62,7 @@ def test_an_engine_that_is_killed_ends_the_run_with_a_message(settings, console)
 
 
 def test_a_run_goes_on_after_the_shards_that_a_killed_one_finished(settings, console, monkeypatch):
-    from stages.precompute import scoring
+    from stages.precompute import worker
 
     written: list[Path] = []
 
@@ -73,16 +73,18 @@ def test_a_run_goes_on_after_the_shards_that_a_killed_one_finished(settings, con
         return write_shard(table, path)
 
     one = settings.model_copy(update={"engines": 1})
-    monkeypatch.setattr(scoring, "write_shard", die_at_the_third)
+    monkeypatch.setattr(worker, "write_shard", die_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run_precompute(one, console)
     before = {path: path.stat().st_mtime_ns for path in written}
     # a third shard was damaged on the way: it is not taken for finished
     damaged = written[0].with_name(written[0].name.replace("00000", "00002"))
     damaged.write_bytes(written[0].read_bytes()[:100])
-    monkeypatch.setattr(scoring, "write_shard", write_shard)
+    monkeypatch.setattr(worker, "write_shard", write_shard)
     manifest = run_precompute(one, console)
-    assert f"2 of {len(manifest.shards)} shards are there from an earlier run" in console.said
+    there = f"2 of {len(manifest.shards)} shards are there from an earlier run"
+    assert any(line.startswith(there) for line in console.said)
+    assert any("00002.parquet is damaged" in line for line in console.warned)
     assert {path: path.stat().st_mtime_ns for path in written} == before
     ids = [
         row_id

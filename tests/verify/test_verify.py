@@ -13,7 +13,7 @@ from pipeline.run import run_precompute, run_verify
 from stages.precompute.columns import list_column, views
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.shards import write_shard
+from stages.precompute.shards import describe, write_shard
 from stages.verify.compare import agreement, reasons_to_fail
 
 
@@ -113,7 +113,8 @@ def test_a_cache_with_the_scores_of_other_rows_fails_and_names_the_worst(cache, 
         moved = [values * 1.05 for values in views(table.column(field.name)) if values is not None]
         index = table.schema.get_field_index(field.name)
         table = table.set_column(index, field, list_column(moved, field.type))
-        shards.append(write_shard(table, tmp_path / shard.file))
+        write_shard(table, tmp_path / shard.file)
+        shards.append(describe(tmp_path / shard.file, rows=shard.rows, tokens=shard.tokens))
     manifests.write(tmp_path, manifest.model_copy(update={"shards": shards}))
     found = run_verify(tmp_path, 100, None, 0, console)
     assert not found.passed
@@ -125,13 +126,13 @@ def test_a_cache_with_the_scores_of_other_rows_fails_and_names_the_worst(cache, 
 def test_precompute_does_not_seal_what_disagrees_with_the_model(
     checkpoint, few_preferences, tmp_path, console, monkeypatch
 ):
-    from stages.precompute import scoring
+    from stages.precompute import worker
 
     class Wrong(TransformersScorer):
         def score(self, requests):
             return [found - 0.05 for found in super().score(requests)]
 
-    monkeypatch.setattr(scoring, "start", lambda *_: Wrong(checkpoint, dtype="float32"))
+    monkeypatch.setattr(worker, "start", lambda *_: Wrong(checkpoint, dtype="float32"))
     config = PrecomputeConfig(
         reference=str(checkpoint), data=str(few_preferences), cache=tmp_path,
         engine="transformers", max_length=192,

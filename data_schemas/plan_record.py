@@ -1,0 +1,49 @@
+"""The plan of a cache that is being made: `plan-<digest>/plan.json`, written when it is complete.
+
+It holds all that sealing needs besides the finished shards, so that any job can do any part of the
+work, and `reflogp merge` the last, without reading the data again.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from data_schemas.atomic import write_text
+from data_schemas.manifest import Inputs, Shard
+from data_schemas.record import Record
+
+FILE_NAME = "plan.json"
+
+
+class PlanRecord(Record):
+    """Everything about a plan."""
+
+    reflogp_version: str
+    inputs: Inputs
+    kind: Literal["paired", "unpaired"]
+    form: str = Field(description="The input form that was detected.")
+    rows_read: int = Field(ge=0, description="Rows read, the quarantined ones included.")
+    template_diverged: int = Field(ge=0)
+    stop_token_ids: list[int]
+    shards: list[Shard] = Field(description="The planned shards; `tokens` are those to score.")
+    quarantine: Shard = Field(description="The rows that could not be planned.")
+    quarantined_by_reason: dict[str, int]
+    quarantine_summary: str
+    config: dict[str, Any] = Field(description="The configuration that made it.")
+    reference: str = Field(description="Folder of the checkpoint.")
+    dtype: Literal["bfloat16", "float16", "float32"]
+    engine: dict[str, str] = Field(description="Name, version and reason of the engine.")
+
+
+def write(folder: Path, record: PlanRecord) -> None:
+    """Mark the plan in `folder` as complete."""
+    write_text(folder / FILE_NAME, record.model_dump_json() + "\n")
+
+
+def read(folder: Path) -> PlanRecord | None:
+    """The plan in `folder`; None where there is none, or one of another release or damaged."""
+    try:
+        return PlanRecord.model_validate_json((folder / FILE_NAME).read_bytes())
+    except (OSError, ValueError, ValidationError):
+        return None

@@ -1,0 +1,57 @@
+"""What a finished shard says of itself, in its Parquet metadata.
+
+It makes a shard stand by itself: another job sees that it is finished, whose it is, and what the
+manifest must know of it, from the file's footer alone. Nothing in it depends on when or how fast
+it was made, so that the same work gives the same bytes.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
+
+from data_schemas.record import Record
+
+_KEY = b"reflogp.origin"
+
+
+class Problem(Record):
+    """A planned row that is not in the shard, because its scores cannot be right."""
+
+    source_row: int
+    field: str = Field(description="The column of token ids that could not be scored.")
+    detail: str
+
+
+class Origin(Record):
+    """Where a shard comes from, and its counts."""
+
+    inputs: str = Field(description="Digest of all inputs of the cache it was made for.")
+    scoring: str = Field(description="Digest of what the log-probs of given token ids depend on.")
+    plan: str = Field(description="SHA-256 of the planned shard that it was made from.")
+    number: int = Field(ge=0, description="Its place in the plan.")
+    method: str = Field(description="How the engine gave log-probs, in words.")
+    device: str
+    prompt_tokens: int = Field(ge=0)
+    chosen_tokens: int = Field(ge=0)
+    rejected_tokens: int = Field(ge=0)
+    truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
+    problems: list[Problem]
+
+
+def put_origin(table: pa.Table, origin: Origin) -> pa.Table:
+    """`table` with `origin` in its metadata."""
+    metadata = dict(table.schema.metadata or {})
+    return table.replace_schema_metadata(metadata | {_KEY: origin.model_dump_json().encode()})
+
+
+def read_origin(path: Path) -> tuple[Origin, int] | None:
+    """The origin and the number of rows of the shard at `path`; None if it is no whole shard."""
+    try:
+        with path.open("rb") as file:
+            parquet = pq.ParquetFile(file)
+            metadata = parquet.schema_arrow.metadata or {}
+            return Origin.model_validate_json(metadata.get(_KEY, b"")), parquet.metadata.num_rows
+    except (OSError, ValueError, ValidationError, pa.ArrowException):
+        return None

@@ -1,0 +1,81 @@
+"""Which planned shards are finished, by this job or by another, and which files do not belong.
+
+A finished shard is a file under the planned name whose origin names this plan and whose rows are
+those planned: files appear whole or not at all, so one that a killed run left is as good as new.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data_schemas.shard_origin import Origin, read_origin
+from stages.precompute.job import Job
+from stages.precompute.plan import PlannedShard
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished shard."""
+
+    planned: PlannedShard
+    origin: Origin
+    rows: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The planned shards that were looked at, each in one of these.
+
+    Attributes:
+        strange: by file name, why what stands under a planned name is not the planned shard.
+    """
+
+    finished: list[Finished]
+    missing: list[PlannedShard]
+    strange: dict[str, str]
+
+
+def survey(job: Job, planned: Iterable[PlannedShard]) -> Survey:
+    """Look for the finished shards of `planned` in the job's cache; reads only their footers."""
+    names = file_names(job)
+    found = Survey([], [], {})
+    for shard in planned:
+        path = job.shard_path(shard.number)
+        if path.name not in names:
+            found.missing.append(shard)
+            continue
+        read = read_origin(path)
+        problem = _problem(job, shard, read)
+        if problem is None and read is not None:
+            found.finished.append(Finished(shard, *read))
+        else:
+            found.missing.append(shard)
+            found.strange[path.name] = problem or ""
+    return found
+
+
+def foreign(job: Job, planned: Iterable[PlannedShard]) -> list[str]:
+    """Names of shards that carry this job's name, but that no plan has."""
+    ours = {job.shard_path(shard.number).name for shard in planned}
+    stem = job.path("shard").name
+    return sorted(name for name in file_names(job) if name.startswith(stem) and name not in ours)
+
+
+def file_names(job: Job) -> set[str]:
+    """Names of all files in the cache."""
+    cache = job.config.cache
+    return {path.name for path in cache.iterdir()} if cache.is_dir() else set()
+
+
+def _problem(job: Job, shard: PlannedShard, read: tuple[Origin, int] | None) -> str | None:
+    if read is None:
+        return "is damaged or no shard of this version"
+    origin, rows = read
+    if origin.inputs != job.inputs.digest():
+        return "is foreign: it was made from other inputs"
+    if origin.plan != shard.sha256:
+        if origin.number != shard.number:
+            return f"is a duplicate: it holds the rows of shard {origin.number:05d}"
+        return "is foreign: it was made from another plan"
+    if rows + len(origin.problems) != shard.rows:
+        return f"is damaged: it holds {rows} of {shard.rows} rows"
+    return None

@@ -1,0 +1,176 @@
+"""Source -> a complete plan on disk, or the one that an earlier run or another job has made."""
+
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from data_schemas import plan_record
+from data_schemas.errors import InputError
+from data_schemas.location import is_local
+from data_schemas.manifest import Shard
+from data_schemas.plan_record import PlanRecord
+from stages.loading import loading
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.job import Job
+from stages.precompute.plan import PlannedShard, write_plan
+from stages.precompute.quarantine import Quarantine
+from stages.precompute.rows import Rows
+from stages.precompute.shards import describe
+from stages.precompute.tokenize import Tokenizer, TokenRules, stop_ids
+from stages.progress import Console
+
+QUARANTINE_NAME = "quarantine.parquet"
+
+# About a minute or two of scoring, by kind of device: what a killed run can lose.
+_SHARD_TOKENS = {"cpu": 100_000}
+_SHARD_TOKENS_ELSEWHERE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A complete plan.
+
+    Attributes:
+        folder: where it is.
+        record: what sealing needs of it.
+        shards: the units of work.
+    """
+
+    folder: Path
+    record: PlanRecord
+    shards: list[PlannedShard]
+
+    @property
+    def rows(self) -> int:
+        """Rows to score."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Sequence tokens to score."""
+        return sum(shard.tokens for shard in self.shards)
+
+
+def make_plan(job: Job, console: Console) -> Plan:
+    """The plan of `job`: found if it is there and complete, else made from the source.
+
+    Raises:
+        InputError: the data or the tokenizer cannot be used, or no row is left to score.
+    """
+    plan = find_plan(job.path("plan"))
+    if plan is None or plan.record.inputs != job.inputs:
+        plan = _write(job, console)
+    if plan.record.quarantined_by_reason:
+        console.warn(plan.record.quarantine_summary)
+    count = len(plan.shards)
+    console.say(
+        f"{job.config.data}: {plan.rows:,} rows ({plan.record.form}), {plan.tokens:,} tokens to "
+        f"score in {count} shard{'s' * (count > 1)}"
+    )
+    return plan
+
+
+def find_plan(folder: Path) -> Plan | None:
+    """The plan in `folder`, or None if it is not complete."""
+    record = plan_record.read(folder)
+    if record is None:
+        return None
+    names = {path.name for path in folder.iterdir()}
+    if not names.issuperset({record.quarantine.file, *(shard.file for shard in record.shards)}):
+        return None
+    shards = [
+        PlannedShard(number, folder / shard.file, shard.rows, shard.tokens, shard.sha256)
+        for number, shard in enumerate(record.shards)
+    ]
+    return Plan(folder, record, shards)
+
+
+def load_tokenizer(reference: Path, config: PrecomputeConfig) -> tuple[Tokenizer, list[int]]:
+    """The checkpoint's tokenizer under the rules of `config`, and its stop ids.
+
+    Raises:
+        InputError: they cannot be loaded, or the model was built for less than `max_length`.
+    """
+    with loading("tokenizer or config", reference):
+        model_config = AutoConfig.from_pretrained(reference).get_text_config()
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference)
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and config.max_length > limit:
+        raise InputError(
+            f"--max-length {config.max_length} is over the {limit} positions of the model in "
+            f"{reference}. Give at most {limit}."
+        )
+    stops = stop_ids(tokenizer, reference)
+    rules = TokenRules(config.max_length, config.truncate, frozenset(stops))
+    return Tokenizer(tokenizer, rules), stops
+
+
+def remove_plan(folder: Path) -> None:
+    """Remove a plan; what another job removes at the same time is gone all the same."""
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+
+
+def _write(job: Job, console: Console) -> Plan:
+    folder = job.path("plan")
+    tokenizer, stops = load_tokenizer(job.reference, job.config)
+    with Quarantine(folder / QUARANTINE_NAME) as quarantine:
+        rows = Rows(job.config, quarantine)
+        with console.track("tokenizing", None, "rows") as advance:
+            tokenized = rows.tokenized(tokenizer, advance)
+            shards = write_plan(tokenized, folder, job.config.shard_tokens or _shard_tokens())
+    if not shards:
+        raise InputError(
+            f"{job.config.data}: not one of {rows.read} rows can be used: {quarantine.summary()}. "
+            "Mend the data, or the options that name its columns and limits."
+        )
+    aside = quarantine.reasons
+    record = PlanRecord(
+        reflogp_version=version("reflogp"),
+        inputs=job.inputs,
+        kind="paired" if rows.form.paired else "unpaired",
+        form=rows.form.name,
+        rows_read=rows.read,
+        template_diverged=tokenizer.template_diverged,
+        stop_token_ids=stops,
+        shards=[entry(shard) for shard in shards],
+        quarantine=describe(folder / QUARANTINE_NAME, rows=aside.total(), tokens=0),
+        quarantined_by_reason=dict(aside.most_common()),
+        quarantine_summary=quarantine.summary() if aside else "",
+        config=job.config.model_dump(mode="json"),
+        reference=str(job.reference),
+        dtype=job.dtype,
+        engine=_engine(job),
+    )
+    plan_record.write(folder, record)
+    return Plan(folder, record, shards)
+
+
+def _engine(job: Job) -> dict[str, Any]:
+    return {"name": job.engine.name, "version": job.engine.version, "why": job.engine.why}
+
+
+def entry(shard: PlannedShard) -> Shard:
+    """The record of a planned shard."""
+    size = shard.path.stat().st_size
+    return Shard(
+        file=shard.path.name,
+        rows=shard.rows,
+        tokens=shard.tokens,
+        bytes=size,
+        sha256=shard.sha256,
+    )
+
+
+def _shard_tokens() -> int:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _SHARD_TOKENS.get(device, _SHARD_TOKENS_ELSEWHERE)

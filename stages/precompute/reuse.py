@@ -1,0 +1,117 @@
+"""Rows that an earlier cache has already -> not scored again.
+
+A row is addressed by its content: its id is a hash of its token ids, and a shard names the digest
+of the model and engine that scored it. So whatever changed in the data or in the rules, a row whose
+ids and scorer are the same keeps its log-probs, from any shard that lies in the cache's folder:
+those of a sealed cache that is being replaced, or those that a killed run left behind.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data_schemas.cache_shard import SCORE_FIELDS, SHARD_SCHEMA, read_shard
+from data_schemas.errors import InputError
+from data_schemas.shard_origin import Origin, read_origin
+from stages.precompute.row_ids import CONTENT_DIGITS, content_keys
+
+_SCORES = [field.name for field in SCORE_FIELDS]
+
+
+class KnownRows:
+    """Finds rows by content, in 16 bytes of memory a row.
+
+    Attributes:
+        method, device: how the rows got their log-probs, as the first shard tells it.
+    """
+
+    def __init__(self, cache: Path, scoring: str, without: frozenset[str] = frozenset()) -> None:
+        """Index the shards in `cache`.
+
+        Args:
+            cache: the folder.
+            scoring: digest of model and engine (Inputs.scoring_digest).
+            without: names of shards that need not be looked at.
+        """
+        origins = {p: o for p, o in _shards(cache, scoring) if p.name not in without}
+        self._files = list(origins)
+        first = next(iter(origins.values()), None)
+        self.method, self.device = (first.method, first.device) if first else ("", "")
+        keys = [content_keys(_row_ids(path)) for path in self._files]
+        joined = np.concatenate([np.zeros(0, np.uint64), *keys])
+        order = np.argsort(joined, kind="stable")
+        self._keys = joined[order]
+        # which row of all files: 8 bytes, from which file and row follow
+        self._rows = order
+        self._starts = np.cumsum([0, *map(len, keys)])
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def split(self, planned: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Part what is known from what is to be scored.
+
+        Args:
+            planned: rows of PLAN_SCHEMA.
+
+        Returns:
+            The known rows as SHARD_SCHEMA, and the others as PLAN_SCHEMA.
+        """
+        scores, where = self._find(planned.column("row_id").combine_chunks())
+        known = planned.take(pa.array(where))
+        for name in _SCORES:
+            known = known.append_column(SHARD_SCHEMA.field(name), scores.column(name))
+        unknown = np.delete(np.arange(planned.num_rows), where)
+        return known.cast(SHARD_SCHEMA), planned.take(pa.array(unknown))
+
+    def _find(self, wanted: pa.StringArray) -> tuple[pa.Table, NDArray[np.int64]]:
+        """Scores of known rows, and their positions in `wanted`."""
+        keys = content_keys(wanted)
+        places = np.searchsorted(self._keys, keys)
+        hit = np.flatnonzero(places < len(self._keys))
+        hit = hit[self._keys[places[hit]] == keys[hit]]
+        rows = self._rows[places[hit]]
+        files = np.searchsorted(self._starts, rows, side="right") - 1
+        parts = [SHARD_SCHEMA.empty_table().select(_SCORES)]
+        where = [np.zeros(0, np.int64)]
+        for file in np.unique(files):
+            mine, inside = hit[files == file], rows[files == file] - self._starts[file]
+            try:
+                found = read_shard(self._files[file], ["row_id", *_SCORES]).take(pa.array(inside))
+            except (InputError, IndexError, pa.ArrowException):
+                continue  # damaged or replaced since it was indexed: its rows are scored again
+            # a 64-bit key is no proof; the whole hash is
+            same = pc.equal(_content(found.column("row_id")), _content(wanted.take(pa.array(mine))))
+            parts.append(found.filter(same).select(_SCORES).cast(parts[0].schema))
+            where.append(mine[same.to_numpy().astype(bool)])
+        return pa.concat_tables(parts), np.concatenate(where)
+
+
+def in_planned_order(planned: pa.Table, rows: pa.Table) -> pa.Table:
+    """Put the rows of `planned` that are in `rows` into the order of `planned`."""
+    places = pc.index_in(planned.column("row_id"), value_set=rows.column("row_id").combine_chunks())
+    return rows.take(places.drop_null())
+
+
+def _shards(cache: Path, scoring: str) -> Iterator[tuple[Path, Origin]]:
+    for path in sorted(cache.glob("shard-*.parquet")):
+        found = read_origin(path)
+        if found is not None and found[0].scoring == scoring:
+            yield path, found[0]
+
+
+def _row_ids(path: Path) -> pa.Array:
+    try:
+        return read_shard(path, ["row_id"]).column("row_id").combine_chunks()
+    except InputError:
+        return pa.array([], pa.string())
+
+
+def _content(row_ids: Any) -> Any:
+    """The part of each row's id that its content decides."""
+    return pc.utf8_slice_codeunits(row_ids, 0, CONTENT_DIGITS)

@@ -1,0 +1,243 @@
+"""Finished shards -> a sealed cache. Any job can do it, and nothing but the cache is needed."""
+
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from data_schemas import manifest as manifests
+from data_schemas import plan_record
+from data_schemas.atomic import is_temporary
+from data_schemas.errors import InputError, ReflogpError
+from data_schemas.job_record import JobRecord
+from data_schemas.manifest import Counts, Engine, Manifest, Reference, Shard, Source, Timing
+from data_schemas.quarantine import Reason
+from data_schemas.verification import Verification
+from stages.precompute.account import accounts
+from stages.precompute.faults import RowFault
+from stages.precompute.finished import Finished, Survey, file_names, foreign, survey
+from stages.precompute.job import Job
+from stages.precompute.plan import read_plan
+from stages.precompute.planning import Plan, remove_plan
+from stages.precompute.quarantine import Quarantine
+from stages.precompute.shards import describe
+from stages.progress import Console
+from stages.verify.integrity import damage
+from stages.verify.stage import too_large, verify
+
+_NAMED = 5  # files in one message
+_OLD_SECONDS = 24 * 3600
+_STEMS, _ENDINGS = ("shard-", "quarantine-", "job-"), (".parquet", ".json")
+
+
+def seal(job: Job, plan: Plan, console: Console) -> Manifest:
+    """Check that every planned shard is there and true, and write the manifest.
+
+    Raises:
+        ReflogpError: shards are missing, foreign, twice there or damaged; or the log-probs are not
+            the model's.
+    """
+    found = survey(job, plan.shards)
+    _require_complete(job, plan, found)
+    shards = _checked(job, found.finished, console)
+    problems = sum(len(one.origin.problems) for one in found.finished)
+    if not sum(shard.rows for shard in shards):
+        raise ReflogpError(
+            f"{job.engine.name} gave no row log-probs that can be right, such as NaN throughout. "
+            "Give --engine transformers, or another --dtype."
+        )
+    quarantine = _quarantine(job, plan, found.finished)
+    if problems:
+        console.warn(quarantine.summary())
+    verification = _verify(job, shards, console)
+    manifest = _manifest(job, plan, found.finished, shards, quarantine.reasons, verification)
+    earlier = _replaced(job.config.cache)
+    manifest = manifests.write(job.config.cache, manifest)
+    _remove_leftovers(job, earlier, manifest)
+    return manifest
+
+
+def _manifest(
+    job: Job,
+    plan: Plan,
+    finished: list[Finished],
+    shards: list[Shard],
+    aside: Counter[str],
+    verification: Verification | None,
+) -> Manifest:
+    config, record, jobs = job.config, plan.record, accounts(job)
+    return Manifest(
+        reflogp_version=version("reflogp"),
+        kind=record.kind,
+        inputs=job.inputs,
+        reference=Reference(
+            name=config.reference, path=str(job.reference), stop_token_ids=record.stop_token_ids
+        ),
+        engine=_engine(job, finished),
+        source=Source(
+            source=config.data, split=config.split, form=record.form, rows=record.rows_read
+        ),
+        rules=config.rules(),
+        shards=shards,
+        quarantine=describe(_quarantine_path(job), rows=aside.total(), tokens=0),
+        counts=_counts(plan, finished, aside),
+        timing=_timing(jobs),
+        verification=verification,
+        jobs=jobs,
+    )
+
+
+def _quarantine_path(job: Job) -> Path:
+    return job.path("quarantine", ".parquet")
+
+
+def _require_complete(job: Job, plan: Plan, found: Survey) -> None:
+    strange = found.strange | dict.fromkeys(
+        foreign(job, plan.shards), "is foreign: the plan has no such shard"
+    )
+    wrong = [f"{name} {problem}" for name, problem in sorted(strange.items())]
+    names = [job.shard_path(planned.number).name for planned in found.missing]
+    wrong += [f"{name} is missing" for name in names if name not in strange]
+    if wrong:
+        more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise ReflogpError(
+            f"{job.config.cache}: the cache is not sealed: {'; '.join(wrong[:_NAMED])}{more}. "
+            "Remove what is foreign, and run `reflogp precompute` for what is missing."
+        )
+
+
+def _checked(job: Job, finished: list[Finished], console: Console) -> list[Shard]:
+    """The manifest's entries; every shard is read once more, whoever wrote it and when."""
+    shards = []
+    with console.track("checking", len(finished), "shards") as advance:
+        for one in finished:
+            path, origin = job.shard_path(one.planned.number), one.origin
+            tokens = origin.prompt_tokens + origin.chosen_tokens + origin.rejected_tokens
+            shards.append(describe(path, rows=one.rows, tokens=tokens))
+            advance(1)
+    if wrong := damage(job.config.cache, shards):
+        raise ReflogpError(
+            f"{job.config.cache}: the cache is not sealed: {'; '.join(wrong[:_NAMED])}. Delete "
+            "what is damaged and run `reflogp precompute` again; the other shards are kept."
+        )
+    return shards
+
+
+def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
+    """The planned quarantine, and the rows whose scores cannot be right, with their token ids."""
+    with Quarantine(_quarantine_path(job)) as quarantine:
+        quarantine.take_over(
+            plan.folder / plan.record.quarantine.file, plan.record.quarantined_by_reason
+        )
+        for one in finished:
+            if not one.origin.problems:
+                continue
+            rows = {row["source_row"]: row for row in read_plan(one.planned).to_pylist()}
+            for problem in one.origin.problems:
+                number = problem.source_row
+                quarantine.add(
+                    RowFault(Reason.BAD_SCORE, problem.field, problem.detail),
+                    source_row=number,
+                    file=job.config.data,
+                    line=number + 1,
+                    row=rows[number],
+                )
+    return quarantine
+
+
+def _engine(job: Job, finished: list[Finished]) -> Engine:
+    ways = Counter((one.origin.method, one.origin.device) for one in finished)
+    method, device = ways.most_common(1)[0][0]
+    return Engine(
+        name=job.engine.name,
+        version=job.engine.version,
+        method=method,
+        dtype=job.dtype,
+        device=device,
+        settings=job.config.engine_settings(),
+        why=job.engine.why,
+    )
+
+
+def _counts(plan: Plan, finished: list[Finished], aside: Counter[str]) -> Counts:
+    origins = [one.origin for one in finished]
+    return Counts(
+        rows=sum(one.rows for one in finished),
+        prompt_tokens=sum(origin.prompt_tokens for origin in origins),
+        chosen_tokens=sum(origin.chosen_tokens for origin in origins),
+        rejected_tokens=sum(origin.rejected_tokens for origin in origins),
+        truncated=sum(origin.truncated for origin in origins),
+        template_diverged=plan.record.template_diverged,
+        quarantined_by_reason=dict(aside.most_common()),
+    )
+
+
+def _timing(jobs: list[JobRecord]) -> Timing:
+    now = datetime.now(UTC)
+    scoring = sum(job.scoring_seconds for job in jobs)
+    return Timing(
+        started_at=min((job.started_at for job in jobs), default=now),
+        sealed_at=now,
+        seconds=sum(job.seconds for job in jobs),
+        scoring_seconds=scoring,
+        tokens_per_second=sum(job.scored_tokens for job in jobs) / scoring if scoring else 0,
+    )
+
+
+def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | None:
+    """Rescore a few rows before the seal: a wrong log-prob is worse than no cache.
+
+    Raises:
+        ReflogpError: the engine's log-probs are not those of the checkpoint.
+    """
+    config = job.config
+    if not config.verify_sample:
+        return None
+    if obstacle := too_large(job.reference):
+        console.warn(f"no rows are verified: {obstacle}")
+        return None
+    found = verify(config.cache, shards, job.reference, job.dtype, config.verify_sample, console)
+    if not found.passed:
+        raise ReflogpError(
+            f"the cache is not sealed: {job.engine.name} and a forward pass of {job.reference} do "
+            f"not agree: {'; '.join(found.reasons)}. Score with --engine transformers, or "
+            "pass --verify-sample 0 to seal the cache as it is."
+        )
+    console.say(f"verified: {found.summary()}")
+    return found
+
+
+def _remove_leftovers(job: Job, earlier: set[str], manifest: Manifest) -> None:
+    """Remove this cache's plan and accounts, the cache that it replaces, and what lay about.
+
+    Files of other inputs may belong to a job that is at work in the same folder: those go only when
+    nobody has touched them for a day.
+    """
+    cache, digest = job.config.cache, job.inputs.digest()[:8]
+    for plan in cache.glob("plan-????????"):
+        if digest in plan.name or _is_old(plan / plan_record.FILE_NAME):
+            remove_plan(plan)
+    kept = {shard.file for shard in [*manifest.shards, manifest.quarantine]}
+    for name in file_names(job) - kept:
+        ours = name.startswith(_STEMS) and name.endswith(_ENDINGS)
+        path = cache / name
+        done = digest in name or name in earlier or _is_old(path)
+        if (ours or is_temporary(name)) and done:
+            path.unlink(missing_ok=True)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _OLD_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _replaced(cache: Path) -> set[str]:
+    """Names of the files of the sealed cache that is in the folder."""
+    try:
+        earlier = manifests.read(cache)
+    except InputError:
+        return set()
+    return {shard.file for shard in [*earlier.shards, earlier.quarantine]}

@@ -1,0 +1,143 @@
+"""What an earlier cache has is not scored again; what it has not, is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import read_shard
+from pipeline.run import run_precompute
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.scorers.transformers import TransformersScorer
+from tests.checkpoints import EXAMPLES
+
+
+@pytest.fixture
+def settings(checkpoint, tmp_path) -> PrecomputeConfig:
+    return PrecomputeConfig(
+        reference=str(checkpoint), data=str(tmp_path / "data.jsonl"), cache=tmp_path / "cache",
+        engine="transformers", max_length=192, shard_tokens=1500, verify_sample=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def scored(monkeypatch) -> list[int]:
+    """How many responses the engine was asked for, call by call."""
+    calls: list[int] = []
+    score = TransformersScorer.score
+
+    def counting(self, requests):
+        calls.append(len(requests))
+        return score(self, requests)
+
+    monkeypatch.setattr(TransformersScorer, "score", counting)
+    return calls
+
+
+def examples(count: int) -> list[str]:
+    return (EXAMPLES / "preferences.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+
+
+def write(settings: PrecomputeConfig, lines: list[str]) -> None:
+    Path(settings.data).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rows(cache: Path) -> dict[str, dict[str, Any]]:
+    shards = manifests.read(cache).shards
+    tables = [read_shard(cache / shard.file).to_pylist() for shard in shards]
+    found = {row["row_id"]: row for table in tables for row in table}
+    assert len(found) == sum(map(len, tables))
+    return found
+
+
+def same_scores(some: dict[str, Any], others: dict[str, Any]) -> bool:
+    scores = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_logp_sum")
+    return all(some[name] == others[name] for name in scores)
+
+
+def test_only_rows_that_are_new_are_scored(settings, console, scored):
+    lines = examples(24)
+    write(settings, lines[:16])
+    run_precompute(settings, console)
+    before = rows(settings.cache)
+    scored.clear()
+    write(settings, lines[16:20] + lines[:16] + lines[20:])
+    manifest = run_precompute(settings, console)
+    after = rows(settings.cache)
+    assert sum(scored) == 2 * (len(after) - len(before)) > 0
+    assert all(same_scores(after[row_id], row) for row_id, row in before.items())
+    # the row's place in the data is that of the new data
+    assert [after[row_id]["source_row"] for row_id in before] == [
+        row["source_row"] + 4 for row in before.values()
+    ]
+    assert any("rows of an earlier cache" in line for line in console.said)
+    assert manifest.counts.rows == len(after)
+
+
+def test_a_row_that_is_mended_is_scored_and_the_others_are_not(settings, console, scored):
+    lines = examples(6)
+    broken = json.loads(lines[2])
+    chosen, broken["chosen"] = broken["chosen"], None
+    write(settings, [*lines[:2], json.dumps(broken), *lines[3:]])
+    run_precompute(settings, console)
+    scored.clear()
+    write(settings, [*lines[:2], json.dumps(broken | {"chosen": chosen}), *lines[3:]])
+    manifest = run_precompute(settings, console)
+    assert sum(scored) == 2
+    assert "null_field" not in manifest.counts.quarantined_by_reason
+
+
+def test_when_all_rows_are_known_no_engine_starts(settings, console, scored, monkeypatch):
+    lines = examples(8)
+    write(settings, lines)
+    first = run_precompute(settings, console)
+    write(settings, lines[:5])
+    monkeypatch.setattr(TransformersScorer, "__init__", None)
+    manifest = run_precompute(settings, console)
+    assert manifest.counts.rows == 5
+    assert manifest.engine.method == first.engine.method
+
+
+def test_copies_of_a_row_keep_their_scores(settings, console, scored):
+    lines = examples(4)
+    write(settings, lines)
+    run_precompute(settings, console)
+    before = rows(settings.cache)
+    scored.clear()
+    write(settings, lines * 3)
+    run_precompute(settings, console)
+    after = rows(settings.cache)
+    assert len(after) == 3 * len(before)
+    assert sum(scored) == 0
+    assert all(same_scores(row, before[row_id[:32]]) for row_id, row in after.items())
+
+
+def test_another_model_reuses_nothing(settings, other_checkpoint, console, scored):
+    write(settings, examples(4))
+    run_precompute(settings, console)
+    first = rows(settings.cache)
+    run_precompute(settings.model_copy(update={"reference": str(other_checkpoint)}), console)
+    assert sum(scored) == 2 * 2 * len(first)
+    second = rows(settings.cache)
+    assert first.keys() == second.keys()
+    assert not any(same_scores(first[row_id], second[row_id]) for row_id in first)
+
+
+def test_a_damaged_shard_gives_no_rows(settings, console, scored):
+    lines = examples(6)
+    write(settings, lines[:4])
+    run_precompute(settings, console)
+    truth = rows(settings.cache)
+    for shard in manifests.read(settings.cache).shards:
+        path = settings.cache / shard.file
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+    scored.clear()
+    write(settings, lines)
+    run_precompute(settings, console)
+    after = rows(settings.cache)
+    for row_id, row in truth.items():
+        assert row["ref_chosen_logps"] == pytest.approx(after[row_id]["ref_chosen_logps"], abs=1e-5)
