@@ -43,6 +43,11 @@ class TrainConfig(BaseModel):
     max_steps: int = Field(-1, ge=-1, description="Stop after so many optimizer steps; -1: epochs.")
     batch_size: int = Field(2, ge=1, description="Pairs in one forward pass, on each device.")
     accumulation: int = Field(8, ge=1, description="Forward passes for one optimizer step.")
+    layout: Literal["auto", "shared", "separate"] = Field(
+        "auto",
+        description="'shared' computes a pair's prompt once, in one sequence with both responses; "
+        "'separate' makes a sequence of each; 'auto' shares where the policy gives equal numbers.",
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0: do not.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     gradient_checkpointing: bool = Field(

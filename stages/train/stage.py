@@ -17,10 +17,11 @@ from data_schemas.errors import ReflogpError
 from data_schemas.manifest import Dtype, Manifest
 from data_schemas.run_record import RunRecord, StepMetrics
 from stages.progress import Console
-from stages.train.batches import CachedPairs, collate
+from stages.train.cached_pairs import CachedPairs
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
 from stages.train.config import TrainConfig
+from stages.train.layout import choose_layout
 from stages.train.losses import LOSSES
 from stages.train.policy import load_policy, trainable_parameters
 from stages.train.trainer import PreferenceTrainer
@@ -63,12 +64,14 @@ def train(job: Job, console: Console) -> RunRecord:
     console.say(
         f"training {trained:,} of {total:,} parameters on {len(pairs):,} pairs, {config.loss}"
     )
+    collate, layout = choose_layout(policy, config.layout)
+    console.say(f"batches: {layout}")
     metrics = MetricsFile(config.output / "metrics.jsonl")
     trainer = PreferenceTrainer(
         model=policy,
         args=training_arguments(config, job.manifest.engine.dtype),
         train_dataset=pairs,
-        data_collator=collate,
+        collate=collate,
         callbacks=[metrics, Progress(console)],
         loss=LOSSES[config.loss],
         beta=config.beta,

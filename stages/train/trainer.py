@@ -1,6 +1,7 @@
 """transformers' Trainer with one thing of ours: the loss, against cached reference log-probs."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -8,12 +9,16 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from stages.response_logps import response_logps, sum_by_row
-from stages.train.batches import Batch
+from stages.train.batches import Batch, Collate
+from stages.train.cached_pairs import Pair
 from stages.train.losses import LossFunction, PreferenceLoss
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose batches are `Batch`es and whose reference is a column of numbers.
+    """A Trainer whose data set is CachedPairs and whose reference is a column of numbers.
+
+    The pairs of one optimizer step are regrouped by length into its forward passes, which spares
+    padding and changes neither the step nor the order of the data: every pair counts the same.
 
     It logs, as means over the pairs since the last log, the field's metrics: rewards/chosen,
     rewards/rejected, rewards/margins, rewards/accuracies, logps/chosen, logps/rejected.
@@ -22,14 +27,31 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         pairs_seen: pairs that went through the loss in this process.
     """
 
-    def __init__(self, *, loss: LossFunction, beta: float, **trainer_arguments: Any) -> None:
-        super().__init__(**trainer_arguments)
+    def __init__(
+        self, *, loss: LossFunction, beta: float, collate: Collate, **trainer_arguments: Any
+    ) -> None:
+        super().__init__(data_collator=list, **trainer_arguments)
+        self._collate = collate
         self._loss = loss
         self._beta = beta
         self.pairs_seen = 0
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
         # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[Pair]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], None]:
+        """The forward passes of one optimizer step: each a Batch, and its weight in the step."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        pairs = sorted((p for batch in batches for p in batch), key=lambda p: p.distinct_tokens)
+        size = self.args.per_device_train_batch_size
+        groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        # Trainer divides each loss by the number of groups, as if all were of one size.
+        return [
+            {"batch": self._collate(group), "weight": len(group) * len(groups) / len(pairs)}
+            for group in groups
+        ], None
 
     def compute_loss(
         self,
@@ -38,23 +60,18 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Mean loss of a batch of pairs."""
-        batch = cast(Batch, inputs)
-        logps, rows = response_logps(
-            model, batch["input_ids"], batch["attention_mask"], batch["response_mask"]
-        )
-        policy = sum_by_row(logps, rows, len(batch["input_ids"]))
+        """Mean loss of a batch of pairs, times its weight in the step."""
+        batch = cast(Batch, inputs["batch"])
+        logps = response_logps(model, batch["inputs"], batch["rows"], batch["targets"])
+        policy = sum_by_row(logps, batch["owners"], len(batch["ref_logps"]))
         policy_chosen, policy_rejected = policy.chunk(2)
         result = self._loss(
             policy_chosen, policy_rejected, *batch["ref_logps"].chunk(2), beta=self._beta
         )
         self._note(result, policy_chosen, policy_rejected)
-        loss = result.loss.mean()
-        return (
-            (loss, {"rewards": result.chosen_rewards - result.rejected_rewards})
-            if (return_outputs)
-            else loss
-        )
+        loss = result.loss.mean() * inputs["weight"]
+        rewards = {"rewards": result.chosen_rewards - result.rejected_rewards}
+        return (loss, rewards) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         """Add the metrics since the last log to what Trainer logs."""

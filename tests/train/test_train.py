@@ -14,7 +14,8 @@ from data_schemas import manifest as manifests
 from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError, ReflogpError
 from pipeline.run import run_train
-from stages.train.batches import CachedPairs, collate
+from stages.train.batches import separate, shared
+from stages.train.cached_pairs import CachedPairs
 from stages.train.config import TrainConfig
 from stages.train.losses import dpo
 from stages.train.policy import load_policy
@@ -58,24 +59,27 @@ def test_loss_and_rewards_equal_trls_on_the_same_batch(
     loss = theirs._compute_loss(theirs.model.train(), inputs, return_outputs=False).item()
 
     pairs = CachedPairs(cache, manifests.read(cache))
-    batch = collate([pairs[i] for i in range(len(pairs))])
-    assert torch.equal(batch["attention_mask"], inputs["attention_mask"])
-    assert torch.equal(batch["response_mask"].long(), inputs["completion_mask"])
-    real = batch["attention_mask"].bool()
-    assert torch.equal(batch["input_ids"][real], inputs["input_ids"][real])
+    every = [pairs[i] for i in range(len(pairs))]
+    ours = separate(every)["inputs"]
+    assert torch.equal(ours["attention_mask"], inputs["attention_mask"])
+    real = ours["attention_mask"].bool()
+    assert torch.equal(ours["input_ids"][real], inputs["input_ids"][real])
     policy = load_policy(other_checkpoint, config(cache, tmp_path, lora_r=0), "float32")
     trainer = our_trainer(policy, pairs, tmp_path)
-    assert trainer.compute_loss(policy, batch).item() == pytest.approx(loss, abs=1e-5)
-    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
-        mine = sum(trainer._metrics[name]) / len(pairs)
-        assert mine == pytest.approx(theirs._metrics["train"][name][-1], abs=1e-4), name
+    for layout in (separate, shared):
+        batch = {"batch": layout(every), "weight": 1.0}
+        assert trainer.compute_loss(policy, batch).item() == pytest.approx(loss, abs=1e-5)
+        for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
+            mine = sum(trainer._metrics[name]) / len(pairs)
+            assert mine == pytest.approx(theirs._metrics["train"][name][-1], abs=1e-4), name
+        trainer._metrics.clear()
     assert abs(loss - math.log(2)) > 0.1
 
 
 def our_trainer(policy, pairs, output):
     arguments = TrainingArguments(str(output), use_cpu=True, report_to="none")
     return PreferenceTrainer(
-        model=policy, args=arguments, train_dataset=pairs, data_collator=collate, loss=dpo, beta=0.1
+        model=policy, args=arguments, train_dataset=pairs, collate=shared, loss=dpo, beta=0.1
     )
 
 
@@ -213,10 +217,16 @@ def test_padding_and_order_do_not_change_a_pairs_loss(cache, checkpoint, tmp_pat
     with torch.no_grad():
         policy.get_parameter("lm_head.weight").mul_(1.1)
     together = [pairs[i] for i in range(8)]
-    trainer.compute_loss(policy, collate(together, pad_id=11))
-    batched = list(trainer._metrics["rewards/margins"])
-    trainer._metrics.clear()
-    for pair in reversed(together):
-        trainer.compute_loss(policy, collate([pair]))
-    assert trainer._metrics["rewards/margins"][::-1] == pytest.approx(batched, abs=1e-4)
-    assert max(map(abs, batched)) > 0.1
+    margins = trainer._metrics["rewards/margins"]
+    found = []
+    for layout in (separate, shared):
+        trainer.compute_loss(policy, {"batch": layout(together), "weight": 1.0})
+        found.append(list(margins))
+        margins.clear()
+        for pair in reversed(together):
+            trainer.compute_loss(policy, {"batch": layout([pair]), "weight": 1.0})
+        found.append(margins[::-1])
+        margins.clear()
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], abs=1e-4)
+    assert max(map(abs, found[0])) > 0.1

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from stages.loading import loading
 from stages.precompute.scorers.protocol import Logps, Request
-from stages.response_logps import response_logps
+from stages.response_logps import predicting, response_logps
 
 
 class TransformersScorer:
@@ -64,8 +64,9 @@ class TransformersScorer:
             ids[row, : request.length] = torch.from_numpy(request.token_ids)
             attention[row, : request.length] = 1
             response[row, len(request.prompt_ids) : request.length] = True
-        logps, _ = response_logps(
-            self._model, *(t.to(self.device) for t in (ids, attention, response))
-        )
+        ids, attention, response = (t.to(self.device) for t in (ids, attention, response))
+        rows, targets, _ = predicting(ids, response)
+        inputs = {"input_ids": ids, "attention_mask": attention}
+        logps = response_logps(self._model, inputs, rows, targets)
         ends = np.cumsum([len(r.response_ids) for r in batch])[:-1]
         return [part.astype(np.float32) for part in np.split(logps.cpu().numpy(), ends)]

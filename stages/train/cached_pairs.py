@@ -1,0 +1,97 @@
+"""A sealed cache -> its pairs by position, in memory that does not grow with their number.
+
+The columns that training reads are copied once into an Arrow file that is mapped into memory: any
+pair is a few pages away, so the shuffle is over all of them, and what is resident is for the system
+to decide.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from data_schemas.manifest import Manifest, require_intact
+
+_SIDES = ("chosen", "rejected")
+_COLUMNS = [
+    "prompt_ids",
+    *(f"{side}_ids" for side in _SIDES),
+    *(f"ref_{side}_logp_sum" for side in _SIDES),
+]
+
+
+class Pair(NamedTuple):
+    """One preference: int32 token ids, and log pi_ref(y|x) of both responses in nats."""
+
+    prompt_ids: NDArray[np.int32]
+    chosen_ids: NDArray[np.int32]
+    rejected_ids: NDArray[np.int32]
+    ref_chosen_logp: float
+    ref_rejected_logp: float
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Tokens of the prompt and of both responses."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+class CachedPairs(Dataset[Pair]):
+    """The pairs of a cache, by position."""
+
+    def __init__(self, cache: Path, manifest: Manifest) -> None:
+        """Check the shards of a sealed cache and map what training reads of them.
+
+        Raises:
+            InputError: the cache is unpaired, or a shard is missing or damaged.
+        """
+        if manifest.kind != "paired":
+            raise InputError(
+                f"{cache}: the cache is unpaired (prompt, completion, label); losses over pairs "
+                "need chosen and rejected. Precompute a paired data set."
+            )
+        self._folder = tempfile.TemporaryDirectory(prefix="reflogp-")
+        file = Path(self._folder.name) / "pairs.arrow"
+        schema, rows = None, 0
+        with pa.OSFile(str(file), "wb") as sink:
+            writer = None
+            for shard in manifest.shards:
+                require_intact(cache / shard.file, shard)
+                table = read_shard(cache / shard.file, _COLUMNS).combine_chunks()
+                schema = schema or table.schema
+                writer = writer or pa.ipc.new_file(sink, schema)
+                writer.write_table(table)
+                rows += table.num_rows
+            if writer is not None:
+                writer.close()
+        if rows != manifest.counts.rows:
+            raise InputError(
+                f"{cache}: the shards hold {rows} rows, the manifest says {manifest.counts.rows}. "
+                "Run `reflogp precompute` again."
+            )
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Pair:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        batch = self._batches[number]
+        row = index - (int(self._ends[number - 1]) if number else 0)
+        prompt, chosen, rejected, ref_chosen, ref_rejected = (
+            batch.column(name)[row] for name in _COLUMNS
+        )
+        return Pair(
+            prompt_ids=prompt.values.to_numpy(),
+            chosen_ids=chosen.values.to_numpy(),
+            rejected_ids=rejected.values.to_numpy(),
+            ref_chosen_logp=ref_chosen.as_py(),
+            ref_rejected_logp=ref_rejected.as_py(),
+        )
