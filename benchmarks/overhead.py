@@ -120,7 +120,7 @@ def make_plan(job: Job, count: int) -> Plan:
         reflogp_version="none", inputs=job.inputs, kind="paired", form="none", rows_read=count,
         template_diverged=0, stop_token_ids=[], shards=[planning.entry(shard) for shard in shards],
         quarantine=describe(folder / planning.QUARANTINE_NAME, rows=0, tokens=0),
-        quarantined_by_reason={}, quarantine_summary="", config={}, reference="none",
+        quarantined_by_reason={}, quarantine_summary="", config={}, reference="none", adapter=None,
         dtype="float32", engine={},
     )  # fmt: skip
     plan_record.write(folder, record)

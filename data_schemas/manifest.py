@@ -25,6 +25,7 @@ class Inputs(Record):
     """SHA-256 of each thing that the log-probs depend on; equal inputs give an equal cache."""
 
     weights: str = Field(description="Content of the reference's weight files.")
+    adapter: str = Field("none", description="The LoRA adapter's weights and settings, or none.")
     architecture: str = Field(description="config.json, without volatile keys.")
     tokenizer: str = Field(description="Tokenizer files and special tokens.")
     chat_template: str = Field(description="The chat template's text, or that there is none.")
@@ -52,6 +53,8 @@ class Reference(Record):
 
     name: str = Field(description="As the user gave it: a hub id or a folder.")
     path: str = Field(description="The folder it was read from.")
+    adapter: str | None = Field(None, description="The LoRA adapter on top, as it was given.")
+    adapter_path: str | None = Field(None, description="The folder the adapter was read from.")
     stop_token_ids: list[int] = Field(description="Ids that end a response, EOS included.")
 
 

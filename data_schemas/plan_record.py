@@ -32,6 +32,7 @@ class PlanRecord(Record):
     quarantine_summary: str
     config: dict[str, Any] = Field(description="The configuration that made it.")
     reference: str = Field(description="Folder of the checkpoint.")
+    adapter: str | None = Field(description="Folder of the LoRA adapter on top of it.")
     dtype: Literal["bfloat16", "float16", "float32"]
     engine: dict[str, str] = Field(description="Name, version and reason of the engine.")
 

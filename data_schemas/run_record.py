@@ -30,6 +30,9 @@ class RunRecord(Record):
     fingerprint: str = Field(description="SHA-256 of the run's inputs: cache, policy, settings.")
     cache: str
     policy: str
+    adapter: str | None = Field(
+        None, description="Folder of the LoRA adapter that training started from."
+    )
     settings: dict[str, Any]
     pairs: int
     steps: int

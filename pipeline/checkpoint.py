@@ -1,4 +1,4 @@
-"""A checkpoint's name -> its folder and dtype. The hub is asked only for what is no folder."""
+"""A model's name -> its folders and dtype. The hub is asked only for what is no folder."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
+from stages.adapter import CONFIG as ADAPTER_CONFIG
 
 _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bfloat16", "float16": "float16", "float32": "float32",
@@ -15,14 +16,46 @@ _DTYPES: dict[str, Dtype] = {
 }  # fmt: skip
 
 
-def checkpoint_folder(name: str, option: str) -> Path:
-    """The folder of a checkpoint, given as a folder or as a hub id (owner/name).
+def model_folders(name: str, adapter: str | None, option: str) -> tuple[Path, Path | None]:
+    """The folders of a checkpoint and of the LoRA adapter on top of it, if there is one.
+
+    Args:
+        name: a folder or hub id; of a checkpoint, or of an adapter that names its checkpoint.
+        adapter: a folder or hub id; None: no adapter, but for one that `name` itself is.
+        option: under which `name` was given, for messages.
 
     Raises:
-        InputError: there is no such checkpoint; `option` is named in the message.
+        InputError: there is no such checkpoint or adapter, or the adapter is not LoRA.
     """
+    folder = _folder(name, option)
+    if adapter is None and not (folder / ADAPTER_CONFIG).is_file():
+        return folder, None
+    if adapter is None:
+        top, base = folder, str(_lora_config(folder).get("base_model_name_or_path"))
+        folder = _folder(base, f"{option} {name}: its base model:")
+    else:
+        top = _folder(adapter, "adapter")
+        _lora_config(top)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{folder} is an adapter itself. Give the checkpoint that both were trained on, and "
+            "one adapter; PEFT can merge the other into the checkpoint (merge_and_unload)."
+        )
+    return folder, top
+
+
+def _lora_config(adapter: Path) -> dict[str, Any]:
+    config = read_json(adapter / ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA":
+        kind = config.get("peft_type", f"without {ADAPTER_CONFIG}")
+        raise InputError(f"{adapter}: an adapter {kind}; only LoRA adapters of PEFT can be used.")
+    return config
+
+
+def _folder(name: str, option: str) -> Path:
+    """The folder of a checkpoint or adapter, given as a folder or as a hub id (owner/name)."""
     folder = Path(name)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return folder.resolve()
     if folder.exists():
         raise InputError(f"--{option} {name}: no config.json there; it is not a checkpoint folder.")

@@ -69,9 +69,10 @@ def run(
     sections = load_file(config)
     first = build(PrecomputeConfig, sections["precompute"], {})
     # Stage two takes up where stage one leaves off, unless the file says otherwise.
-    second = build(
-        TrainConfig, {"cache": first.cache, "policy": first.reference} | sections["train"], {}
-    )
+    start = {"policy": first.reference, "adapter": first.adapter}
+    if "policy" in sections["train"]:
+        start = {}
+    second = build(TrainConfig, {"cache": first.cache} | start | sections["train"], {})
     console = TerminalConsole()
     manifest = run_precompute(first, console)
     record = run_train(second, console)
@@ -103,6 +104,7 @@ def verify(
     reference: Annotated[
         str | None, typer.Option(help="The checkpoint, if it is no longer where it was.")
     ] = None,
+    adapter: Annotated[str | None, typer.Option(help="The LoRA adapter on top, likewise.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -117,7 +119,7 @@ def verify(
         console.error(problem)
     rescored = None
     if sample and not damage:
-        rescored = run_verify(folder, sample, reference, seed, console)
+        rescored = run_verify(folder, sample, reference, seed, console, adapter)
     if json:
         found = None if rescored is None else rescored.model_dump()
         console.text(dumps({"whole": not damage, "damage": damage, "rescored": found}, indent=2))

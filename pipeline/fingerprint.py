@@ -14,6 +14,9 @@ from data_schemas.errors import InputError
 from data_schemas.manifest import Inputs
 from pipeline.checkpoint import read_json
 from pipeline.digests import file_digests
+from stages.adapter import CONFIG as ADAPTER_CONFIG
+from stages.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from stages.adapter import tokenizer_folder
 from stages.precompute.config import SCORING_VERSION, PrecomputeConfig
 from stages.precompute.scorers.choose import Choice
 from stages.precompute.sources import is_hub_id, source_files
@@ -24,39 +27,46 @@ _TOKENIZER = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json",
 # Written by whichever library saved the file last; they change no number.
 _VOLATILE = {"transformers_version", "_name_or_path", "use_cache", "architectures"}
 _VOLATILE_TOKENIZER = {"chat_template", "is_local", "local_files_only", "name_or_path"}
+# Where and by what it was saved, and what holds in training only.
+_VOLATILE_ADAPTER = {"auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout",
+                     "peft_version", "revision", "task_type"}  # fmt: skip
 
 
-def model_inputs(folder: Path) -> dict[str, str]:
-    """Digests of a checkpoint: weights, architecture, tokenizer and chat template.
+def model_inputs(folder: Path, adapter: Path | None = None) -> dict[str, str]:
+    """Digests of a model: weights, adapter, architecture, tokenizer and chat template.
 
     Raises:
-        InputError: the folder holds no weights.
+        InputError: a folder holds no weights.
     """
     weights = next((sorted(folder.glob(p)) for p in _WEIGHTS if any(folder.glob(p))), None)
     if not weights:
         raise InputError(f"{folder}: the folder holds no *.safetensors or *.bin weights.")
-    settings = read_json(folder / "tokenizer_config.json")
+    spoken = tokenizer_folder(folder, adapter)
+    settings = read_json(spoken / "tokenizer_config.json")
     special = {k: v for k, v in settings.items() if k not in _VOLATILE_TOKENIZER}
     stops = read_json(folder / "generation_config.json").get("eos_token_id")
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _VOLATILE}
     return {
         "weights": _files(weights),
+        "adapter": "none" if adapter is None else _adapter(adapter),
         "architecture": _value(config),
-        "tokenizer": _value([_files(_present(folder, _TOKENIZER)), special, stops]),
+        "tokenizer": _value([_files(_present(spoken, _TOKENIZER)), special, stops]),
         "chat_template": _value(
-            [settings.get("chat_template"), _files(_present(folder, ("chat_template.jinja",)))]
+            [settings.get("chat_template"), _files(_present(spoken, ("chat_template.jinja",)))]
         ),
     }
 
 
-def precompute_inputs(folder: Path, config: PrecomputeConfig, engine: Choice, dtype: str) -> Inputs:
+def precompute_inputs(
+    folder: Path, adapter: Path | None, config: PrecomputeConfig, engine: Choice, dtype: str
+) -> Inputs:
     """Digests of everything that stage one's result depends on.
 
     Raises:
         InputError: the data or the model is not there.
     """
     return Inputs(
-        **model_inputs(folder),
+        **model_inputs(folder, adapter),
         data=_data(config.data, config.split),
         rules=_value(config.rules()),
         engine=_value(
@@ -77,6 +87,23 @@ def _data(source: str, split: str) -> str:
             f"--data {source}: not a file or folder here, and the hub gave no data set of that "
             f"name ({type(error).__name__}). Check the name, the network and your login."
         ) from error
+
+
+def _adapter(folder: Path) -> str:
+    weights = _present(folder, (ADAPTER_WEIGHTS,))
+    if not weights:
+        raise InputError(
+            f"{folder}: the adapter's folder holds no {ADAPTER_WEIGHTS}. Save the adapter again "
+            "with a current PEFT."
+        )
+    config = read_json(folder / ADAPTER_CONFIG)
+    # PEFT writes sets as lists, in an order that changes from one save to the next.
+    settings = {
+        name: sorted(value, key=str) if isinstance(value, list) else value
+        for name, value in config.items()
+        if name not in _VOLATILE_ADAPTER
+    }
+    return _value([_files(weights), settings])
 
 
 def _files(paths: Iterable[Path]) -> str:

@@ -11,7 +11,7 @@ from data_schemas.location import reaching
 from data_schemas.manifest import Manifest, missing_files
 from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
-from pipeline.checkpoint import checkpoint_dtype, checkpoint_folder
+from pipeline.checkpoint import checkpoint_dtype, model_folders
 from pipeline.fingerprint import model_inputs, precompute_inputs
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.choose import choose
@@ -43,10 +43,10 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
 
 
 def _precompute(config: PrecomputeConfig, console: Console) -> Manifest | None:
-    reference = checkpoint_folder(config.reference, "reference")
+    reference, adapter = model_folders(config.reference, config.adapter, "reference")
     engine = choose(config.engine)
     dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
-    inputs = precompute_inputs(reference, config, engine, dtype)
+    inputs = precompute_inputs(reference, adapter, config, engine, dtype)
     earlier = _earlier_manifest(config.cache, console)
     if earlier is not None:
         changed = earlier.inputs.differences(inputs)
@@ -64,7 +64,7 @@ def _precompute(config: PrecomputeConfig, console: Console) -> Manifest | None:
 
     _quiet_transformers()
 
-    return precompute(Job(config, reference, dtype, engine, inputs), console)
+    return precompute(Job(config, reference, dtype, engine, inputs, adapter), console)
 
 
 def run_train(config: TrainConfig, console: Console) -> RunRecord:
@@ -79,8 +79,12 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
 
 def _train(config: TrainConfig, console: Console) -> RunRecord:
     manifest = manifests.read(config.cache)
-    policy = checkpoint_folder(config.policy or _reference(manifest), "policy")
-    digests = model_inputs(policy)
+    policy, adapter = _start(config.policy, config.adapter, manifest, "policy")
+    digests = model_inputs(policy, adapter)
+    if config.output.resolve() in (policy, adapter):
+        raise InputError(
+            f"--output {config.output}: training starts from what is in there. Give another folder."
+        )
     _require_same_start(policy, digests, manifest, config, console)
     fingerprint = _train_fingerprint(config, digests, manifest)
     earlier = run_record.read(config.output)
@@ -91,7 +95,7 @@ def _train(config: TrainConfig, console: Console) -> RunRecord:
     from stages.train.stage import Job, train
 
     _quiet_transformers()
-    return train(Job(config, policy, manifest, fingerprint), console)
+    return train(Job(config, policy, adapter, manifest, fingerprint), console)
 
 
 def run_merge(cache: Path, console: Console) -> Manifest:
@@ -123,7 +127,12 @@ def run_integrity(cache: Path, console: Console) -> list[str]:
 
 
 def run_verify(
-    cache: Path, sample: int, reference: str | None, seed: int, console: Console
+    cache: Path,
+    sample: int,
+    reference: str | None,
+    seed: int,
+    console: Console,
+    adapter: str | None = None,
 ) -> Verification:
     """Rescore a sample of a sealed cache under its reference.
 
@@ -132,18 +141,18 @@ def run_verify(
     """
     with reaching(cache):
         manifest = manifests.read(cache)
-        checkpoint = checkpoint_folder(reference or _reference(manifest), "reference")
-        differing = _model_differences(model_inputs(checkpoint), manifest)
+        checkpoint, top = _start(reference, adapter, manifest, "reference")
+        differing = _model_differences(model_inputs(checkpoint, top), manifest)
         if differing:
             raise InputError(
                 f"--reference {checkpoint} is not the checkpoint that was scored "
-                f"({manifest.reference.name}): {', '.join(differing)} differ."
+                f"({_described(manifest)}): {', '.join(differing)} differ."
             )
         from stages.verify.stage import verify
 
         _quiet_transformers()
         dtype = manifest.engine.dtype
-        return verify(cache, manifest.shards, checkpoint, dtype, sample, console, seed)
+        return verify(cache, manifest.shards, checkpoint, dtype, sample, console, seed, top)
 
 
 def _quiet_transformers() -> None:
@@ -180,12 +189,12 @@ def _require_same_start(
     if not differing:
         return
     message = (
-        f"the policy {policy} is not the checkpoint that was scored ({manifest.reference.name}): "
+        f"the policy {policy} is not the checkpoint that was scored ({_described(manifest)}): "
         f"{', '.join(differing)} differ."
     )
     if not config.allow_mismatch:
         raise InputError(
-            f"{message} Give --policy {manifest.reference.name}, precompute a cache for this "
+            f"{message} Give --policy {_described(manifest)}, precompute a cache for this "
             "policy, or pass --allow-mismatch."
         )
     console.warn(message)
@@ -197,14 +206,30 @@ def _model_differences(digests: dict[str, str], manifest: Manifest) -> list[str]
     return [name for name, digest in digests.items() if digest != scored[name]]
 
 
-def _reference(manifest: Manifest) -> str:
-    """The reference where it was read from, or, on another machine, by its name."""
+def _start(
+    model: str | None, adapter: str | None, manifest: Manifest, option: str
+) -> tuple[Path, Path | None]:
+    """Folders of the model and adapter that were given, or else of the cache's reference.
+
+    A reference is looked for where it was read from, or, on another machine, by its name.
+    """
+    if model is not None:
+        return model_folders(model, adapter, option)
     reference = manifest.reference
-    return reference.path if Path(reference.path).is_dir() else reference.name
+    places = [reference.path, reference.adapter_path]
+    if not all(Path(place).is_dir() for place in places if place is not None):
+        places = [reference.name, reference.adapter]
+    return model_folders(str(places[0]), adapter or places[1], option)
+
+
+def _described(manifest: Manifest) -> str:
+    """The reference, as it is given on the command line."""
+    reference = manifest.reference
+    return reference.name + (f" --adapter {reference.adapter}" if reference.adapter else "")
 
 
 def _train_fingerprint(config: TrainConfig, digests: dict[str, str], manifest: Manifest) -> str:
-    settings = config.model_dump(mode="json", exclude={"cache", "output", "policy"})
+    settings = config.model_dump(mode="json", exclude={"cache", "output", "policy", "adapter"})
     shards = [shard.sha256 for shard in manifest.shards]
     content = [manifest.inputs.digest(), shards, digests, settings]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

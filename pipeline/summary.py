@@ -39,7 +39,10 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
         ("method", manifest.engine.method),
         ("shards", str(len(manifest.shards))),
         ("source", f"{source.source}, split {source.split}, form {source.form}"),
-        ("reference", manifest.reference.name),
+        (
+            "reference",
+            " + ".join(filter(None, (manifest.reference.name, manifest.reference.adapter))),
+        ),
         ("rules", ", ".join(f"{k}={v}" for k, v in manifest.rules.items() if v not in (None, {}))),
         ("verified", manifest.verification.summary() if manifest.verification else "no"),
         ("template", f"diverged in {counts.template_diverged:,} rows"),

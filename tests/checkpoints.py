@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -56,16 +57,21 @@ def make_tokenizer(
 
 
 def make_checkpoint(
-    folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **tokenizer_options: object
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    layers: int = 2,
+    **tokenizer_options: object,
 ) -> Path:
-    """Save a two-layer Llama with a tokenizer to `folder`."""
+    """Save a small Llama with a tokenizer to `folder`."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(**tokenizer_options)  # type: ignore[arg-type]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -77,6 +83,22 @@ def make_checkpoint(
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(checkpoint: Path, folder: Path, **settings: object) -> Path:
+    """Save a random LoRA adapter for `checkpoint` that moves its log-probs, to `folder`."""
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    # init_lora_weights=False: B is random too, where a new adapter's is 0
+    plain: dict[str, object] = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
+    config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.5, **plain | settings)
+    joined = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, weight in joined.named_parameters():
+            if ".lora_" in name:
+                weight.normal_(std=0.1)
+    joined.save_pretrained(folder)
     return folder
 
 

@@ -63,6 +63,11 @@ class PrecomputeConfig(BaseModel):
     reference: str = Field(
         description="The frozen SFT checkpoint that training will start from: a folder or hub id."
     )
+    adapter: str | None = Field(
+        None,
+        description="LoRA adapter on top of the reference, as PEFT saves it: a folder or hub id. "
+        "Or give the adapter as --reference, if it names the checkpoint it belongs to.",
+    )
     data: str = Field(
         description="Preferences: a JSONL, JSON, CSV, Parquet or Arrow file (also .gz), a folder "
         "of them, or a hub data set id."

@@ -18,6 +18,7 @@ class Job:
         dtype: of weights and forward, never `auto`.
         engine: the engine that runs.
         inputs: digests of all that the log-probs depend on.
+        adapter: folder of the LoRA adapter on top of the reference, or None.
     """
 
     config: PrecomputeConfig
@@ -25,6 +26,7 @@ class Job:
     dtype: Dtype
     engine: Choice
     inputs: Inputs
+    adapter: Path | None = None
 
     def path(self, stem: str, ending: str = "") -> Path:
         """A path in the cache that no earlier job with other inputs has used."""

@@ -13,6 +13,7 @@ from data_schemas.errors import InputError
 from data_schemas.location import is_local
 from data_schemas.manifest import Shard
 from data_schemas.plan_record import PlanRecord
+from stages.adapter import tokenizer_folder
 from stages.loading import loading
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.job import Job
@@ -89,15 +90,19 @@ def find_plan(folder: Path) -> Plan | None:
     return Plan(folder, record, shards)
 
 
-def load_tokenizer(reference: Path, config: PrecomputeConfig) -> tuple[Tokenizer, list[int]]:
-    """The checkpoint's tokenizer under the rules of `config`, and its stop ids.
+def load_tokenizer(
+    reference: Path, config: PrecomputeConfig, adapter: Path | None = None
+) -> tuple[Tokenizer, list[int]]:
+    """The model's tokenizer under the rules of `config`, and its stop ids.
 
     Raises:
         InputError: they cannot be loaded, or the model was built for less than `max_length`.
     """
     with loading("tokenizer or config", reference):
         model_config = AutoConfig.from_pretrained(reference).get_text_config()
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            tokenizer_folder(reference, adapter)
+        )
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise InputError(
@@ -120,7 +125,7 @@ def remove_plan(folder: Path) -> None:
 
 def _write(job: Job, console: Console) -> Plan:
     folder = job.path("plan")
-    tokenizer, stops = load_tokenizer(job.reference, job.config)
+    tokenizer, stops = load_tokenizer(job.reference, job.config, job.adapter)
     with Quarantine(folder / QUARANTINE_NAME) as quarantine:
         rows = Rows(job.config, quarantine)
         with console.track("tokenizing", None, "rows") as advance:
@@ -146,6 +151,7 @@ def _write(job: Job, console: Console) -> Plan:
         quarantine_summary=quarantine.summary() if aside else "",
         config=job.config.model_dump(mode="json"),
         reference=str(job.reference),
+        adapter=None if job.adapter is None else str(job.adapter),
         dtype=job.dtype,
         engine=_engine(job),
     )

@@ -72,7 +72,11 @@ def _manifest(
         kind=record.kind,
         inputs=job.inputs,
         reference=Reference(
-            name=config.reference, path=str(job.reference), stop_token_ids=record.stop_token_ids
+            name=config.reference,
+            path=str(job.reference),
+            adapter=config.adapter,
+            adapter_path=None if job.adapter is None else str(job.adapter),
+            stop_token_ids=record.stop_token_ids,
         ),
         engine=_engine(job, finished),
         source=Source(
@@ -197,7 +201,10 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
     if obstacle := too_large(job.reference):
         console.warn(f"no rows are verified: {obstacle}")
         return None
-    found = verify(config.cache, shards, job.reference, job.dtype, config.verify_sample, console)
+    found = verify(
+        config.cache, shards, job.reference, job.dtype, config.verify_sample, console,
+        adapter=job.adapter,
+    )  # fmt: skip
     if not found.passed:
         raise ReflogpError(
             f"the cache is not sealed: {job.engine.name} and a forward pass of {job.reference} do "

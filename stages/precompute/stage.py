@@ -88,10 +88,12 @@ def merge(cache: Path, console: Console) -> Manifest:
     record = plans[0].record
     config = PrecomputeConfig.model_validate(record.config | {"cache": cache})
     engine = Choice(**record.engine)  # type: ignore[arg-type]
-    job = Job(config, Path(record.reference), record.dtype, engine, record.inputs)
-    if config.verify_sample and not job.reference.is_dir():
+    adapter = None if record.adapter is None else Path(record.adapter)
+    job = Job(config, Path(record.reference), record.dtype, engine, record.inputs, adapter)
+    gone = [str(place) for place in (job.reference, adapter) if place and not place.is_dir()]
+    if config.verify_sample and gone:
         raise ReflogpError(
-            f"{job.reference}: the reference is not here, so no rows can be verified before the "
+            f"{gone[0]}: the reference is not here, so no rows can be verified before the "
             "seal. Run `reflogp merge` where it is, or precompute with --verify-sample 0."
         )
     return seal(job, plans[0], console)

@@ -75,7 +75,7 @@ class Worker:
     def _start(self, say: Callable[[str], None]) -> Scorer:
         if self._scorer is None:
             job = self._job
-            self._scorer = start(job.engine, job.reference, job.dtype, job.config)
+            self._scorer = start(job.engine, job.reference, job.dtype, job.config, job.adapter)
             say(f"scoring with {self._scorer.method}")
         return self._scorer
 

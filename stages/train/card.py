@@ -8,6 +8,10 @@ from stages.train.config import TrainConfig
 def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> str:
     """The text of README.md beside the trained model."""
     method = f"LoRA (r={config.lora_r})" if config.lora_r else "full fine-tuning"
+    start = f"`{manifest.reference.name}`"
+    if record.adapter is not None:
+        method = "LoRA" if config.lora_r else "full fine-tuning"
+        start += f" with the LoRA adapter `{manifest.reference.adapter or record.adapter}`"
     counts, first, last = manifest.counts, record.first, record.last
     return f"""---
 base_model: {record.policy}
@@ -17,7 +21,7 @@ tags: [dpo, reflogp]
 
 # Trained with {config.loss.upper()}, {method}
 
-Start and reference: `{manifest.reference.name}`. The reference was scored once by reflogp
+Start and reference: {start}. The reference was scored once by reflogp
 {manifest.reflogp_version} with {manifest.engine.name} {manifest.engine.version}
 ({manifest.engine.dtype}) and was not loaded in training.
 

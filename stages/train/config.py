@@ -22,6 +22,14 @@ class TrainConfig(BaseModel):
         description="Checkpoint that training starts from: a folder or hub id. It must be the "
         "cache's reference, which is also the default.",
     )
+    adapter: str | None = Field(
+        None,
+        description="LoRA adapter that training starts from, on top of --policy: a folder or hub "
+        "id. It must be the one that the reference was scored with, which is also the default "
+        "where --policy is not given. A copy of it is trained further, with its own rank, alpha "
+        "and modules; with --lora-r 0 it is merged first. For a new adapter on top of it, merge "
+        "it yourself and precompute a cache for the result.",
+    )
     loss: LossName = Field("dpo", description="What is minimized over the pairs.")
     beta: float = Field(0.1, gt=0, description="Pull towards the reference: 0.01 to 0.5.")
     lora_r: int = Field(8, ge=0, description="Rank of the LoRA adapter; 0 trains all weights.")

@@ -10,16 +10,19 @@ from transformers import AutoModelForCausalLM
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
+from stages.adapter import load_adapter
 from stages.loading import loading
 from stages.train.config import TrainConfig
 
 
-def load_policy(folder: Path, config: TrainConfig, dtype: Dtype) -> nn.Module:
-    """Load the policy at its start, with a fresh LoRA adapter if one is asked for.
+def load_policy(
+    folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None = None
+) -> nn.Module:
+    """Load the policy at its start: with a fresh LoRA adapter, or with `adapter` to train further.
 
     With LoRA the frozen weights keep the cache's dtype and the adapter is float32. Full fine-tuning
     keeps float32 weights and computes in the cache's dtype: at a rate of 5e-6 most updates of
-    bfloat16 weights would round to nothing.
+    bfloat16 weights would round to nothing; an adapter is merged into them.
 
     Dropout is off, as everywhere in DPO: with it policy and reference would differ at the start.
 
@@ -33,6 +36,14 @@ def load_policy(folder: Path, config: TrainConfig, dtype: Dtype) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if adapter is not None:
+        model = load_adapter(
+            model, adapter, trainable=bool(config.lora_r), dropout=config.lora_dropout
+        )
+        if config.lora_r:
+            return model  # type: ignore[no-any-return]
+        # PEFT froze what is now to be trained.
+        return model.merge_and_unload().requires_grad_(True)  # type: ignore[no-any-return]
     if not config.lora_r:
         return model  # type: ignore[no-any-return]
     lora = LoraConfig(

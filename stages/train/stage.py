@@ -16,6 +16,7 @@ from data_schemas.atomic import write_text
 from data_schemas.errors import ReflogpError
 from data_schemas.manifest import Dtype, Manifest
 from data_schemas.run_record import RunRecord, StepMetrics
+from stages.adapter import tokenizer_folder
 from stages.progress import Console
 from stages.train.cached_pairs import CachedPairs
 from stages.train.callbacks import MetricsFile, Progress
@@ -37,12 +38,14 @@ class Job:
     Attributes:
         config: what the user set.
         policy: folder of the checkpoint that training starts from.
+        adapter: folder of the LoRA adapter on top of it that training starts from, or None.
         manifest: of the cache.
         fingerprint: SHA-256 of all that the result depends on.
     """
 
     config: TrainConfig
     policy: Path
+    adapter: Path | None
     manifest: Manifest
     fingerprint: str
 
@@ -59,7 +62,9 @@ def train(job: Job, console: Console) -> RunRecord:
     pairs = CachedPairs(config.cache, job.manifest)
     _remove_earlier(config.output)
     set_seed(config.seed)
-    policy = load_policy(job.policy, config, job.manifest.engine.dtype)
+    policy = load_policy(job.policy, config, job.manifest.engine.dtype, job.adapter)
+    if job.adapter is not None and config.lora_r:
+        console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
     trained, total = trainable_parameters(policy)
     console.say(
         f"training {trained:,} of {total:,} parameters on {len(pairs):,} pairs, {config.loss}"
@@ -93,6 +98,7 @@ def train(job: Job, console: Console) -> RunRecord:
         fingerprint=job.fingerprint,
         cache=str(config.cache),
         policy=config.policy or job.manifest.reference.name,
+        adapter=None if job.adapter is None else str(job.adapter),
         settings=config.model_dump(mode="json"),
         pairs=len(pairs),
         steps=trainer.state.global_step,
@@ -122,7 +128,8 @@ def _save(policy: Any, job: Job) -> None:
     if not job.config.lora_r:
         policy.to(getattr(torch, job.manifest.engine.dtype))  # as the checkpoint was
     policy.save_pretrained(job.config.output)
-    AutoTokenizer.from_pretrained(job.policy).save_pretrained(job.config.output)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(job.policy, job.adapter))
+    tokenizer.save_pretrained(job.config.output)
 
 
 def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:

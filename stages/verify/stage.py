@@ -14,6 +14,7 @@ from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype, Shard
 from data_schemas.verification import Verification
+from stages.adapter import tokenizer_folder
 from stages.precompute.columns import views
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.precompute.scorers.transformers import TransformersScorer
@@ -33,6 +34,7 @@ def verify(
     sample: int,
     console: Console,
     seed: int = 0,
+    adapter: Path | None = None,
 ) -> Verification:
     """Rescore `sample` random rows in float32 and as training does, and compare.
 
@@ -44,13 +46,18 @@ def verify(
         sample: how many rows; all of them if there are fewer.
         console: for progress.
         seed: of the sample.
+        adapter: folder of the LoRA adapter on top of the reference.
 
     Raises:
         InputError: the cache is empty, or a shard cannot be read.
     """
-    requests, cached, names = _sample(cache, shards, checkpoint, sample, seed)
-    exact = _rescore(requests, checkpoint, "float32", console)
-    training = exact if dtype == "float32" else _rescore(requests, checkpoint, dtype, console)
+    requests, cached, names = _sample(
+        cache, shards, tokenizer_folder(checkpoint, adapter), sample, seed
+    )
+    exact = _rescore(requests, checkpoint, adapter, "float32", console)
+    training = (
+        exact if dtype == "float32" else _rescore(requests, checkpoint, adapter, dtype, console)
+    )
     float32 = agreement("float32 forward", cached, exact, names)
     against = agreement(f"training forward ({dtype})", cached, training, names)
     noise = agreement(f"training forward ({dtype}) against float32", training, exact, names)
@@ -83,14 +90,14 @@ def too_large(checkpoint: Path) -> str | None:
 
 
 def _sample(
-    cache: Path, shards: Sequence[Shard], checkpoint: Path, sample: int, seed: int
+    cache: Path, shards: Sequence[Shard], tokenizer_from: Path, sample: int, seed: int
 ) -> tuple[list[Request], list[Logps], list[tuple[str, str, str]]]:
     """Random rows over all shards: what to rescore, the cached values, and their names."""
     rows = sum(shard.rows for shard in shards)
     if not rows:
         raise InputError(f"{cache}: the cache holds no rows to verify.")
     picked = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_from)
     requests: list[Request] = []
     cached: list[Logps] = []
     names: list[tuple[str, str, str]] = []
@@ -118,9 +125,9 @@ def _sample(
 
 
 def _rescore(
-    requests: list[Request], checkpoint: Path, dtype: str, console: Console
+    requests: list[Request], checkpoint: Path, adapter: Path | None, dtype: str, console: Console
 ) -> list[Logps]:
-    scorer = TransformersScorer(checkpoint, dtype=dtype)
+    scorer = TransformersScorer(checkpoint, dtype=dtype, adapter=adapter)
     found: list[Logps] = []
     try:
         with console.track(f"verifying in {dtype}", len(requests), "responses") as advance:

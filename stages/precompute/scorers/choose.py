@@ -39,21 +39,27 @@ def choose(wanted: Literal["auto", "vllm", "transformers"]) -> Choice:
     return Choice("transformers", version("transformers"), obstacle)
 
 
-def start(engine: Choice, model: Path, dtype: str, config: PrecomputeConfig) -> Scorer:
-    """Load `model` into the chosen engine.
+def start(
+    engine: Choice,
+    model: Path,
+    dtype: str,
+    config: PrecomputeConfig,
+    adapter: Path | None = None,
+) -> Scorer:
+    """Load `model`, with the LoRA adapter on top if there is one, into the chosen engine.
 
     Raises:
         ReflogpError: the engine does not start.
     """
     # Each engine is imported only where it runs: vLLM is heavy, and need not be installed.
     if engine.name == "vllm":
-        return _start_vllm(model, dtype, config)
+        return _start_vllm(model, dtype, config, adapter)
     from stages.precompute.scorers.transformers import TransformersScorer
 
-    return TransformersScorer(model, dtype=dtype, batch_tokens=config.batch_tokens)
+    return TransformersScorer(model, dtype=dtype, batch_tokens=config.batch_tokens, adapter=adapter)
 
 
-def _start_vllm(model: Path, dtype: str, config: PrecomputeConfig) -> Scorer:
+def _start_vllm(model: Path, dtype: str, config: PrecomputeConfig, adapter: Path | None) -> Scorer:
     """The pooling model where it can run; else vLLM's own prompt_logprobs, which says why."""
     from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer, unsupported
     from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
@@ -62,12 +68,17 @@ def _start_vllm(model: Path, dtype: str, config: PrecomputeConfig) -> Scorer:
     obstacle = "asked for" if config.method == "prompt_logprobs" else unsupported(model)
     if obstacle is None:
         return VllmPoolerScorer(
-            model, dtype=dtype, max_length=limit, settings=settings, head_dtype=config.head_dtype
+            model,
+            dtype=dtype,
+            max_length=limit,
+            settings=settings,
+            head_dtype=config.head_dtype,
+            adapter=adapter,
         )
     if config.method == "pooler":
         raise InputError(f"--method pooler: {obstacle}. Give --method prompt_logprobs.")
     return VllmPromptLogprobsScorer(
-        model, dtype=dtype, max_length=limit, settings=settings, why=obstacle
+        model, dtype=dtype, max_length=limit, settings=settings, why=obstacle, adapter=adapter
     )
 
 

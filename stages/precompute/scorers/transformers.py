@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from stages.adapter import load_adapter
 from stages.loading import loading
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.response_logps import predicting, response_logps
@@ -20,14 +21,25 @@ class TransformersScorer:
     """A Scorer over AutoModelForCausalLM."""
 
     def __init__(
-        self, model: Path, *, dtype: str, batch_tokens: int = 4096, device: str | None = None
+        self,
+        model: Path,
+        *,
+        dtype: str,
+        batch_tokens: int = 4096,
+        device: str | None = None,
+        adapter: Path | None = None,
     ) -> None:
-        """Load `model` in `dtype` onto `device` (default: a GPU if there is one, else the CPU)."""
+        """Load `model` in `dtype` onto `device` (default: a GPU if there is one, else the CPU).
+
+        `adapter` is the folder of a LoRA adapter on top, in float32.
+        """
         self.method = "transformers forward, response tokens only"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_tokens = batch_tokens
         with loading("model", model):
             self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        if adapter is not None:
+            self._model = load_adapter(self._model, adapter)
         self._model.to(self.device).eval()
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:

@@ -1,9 +1,11 @@
 """What both vLLM scorers share: the environment vLLM must find, and starting and stopping it."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import ReflogpError
+from stages.precompute.scorers import vllm_lora
 
 
 def prepare_environment() -> None:
@@ -36,8 +38,8 @@ def device_type() -> str:
     return str(current_platform.device_type)
 
 
-def start_engine(arguments: dict[str, Any]) -> Any:
-    """Start vllm.LLM with `arguments`, added to what every scorer wants.
+def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> Any:
+    """Start vllm.LLM with `arguments`, added to what every scorer wants, and load the adapter.
 
     Raises:
         ReflogpError: the engine does not start.
@@ -51,11 +53,14 @@ def start_engine(arguments: dict[str, Any]) -> Any:
     from vllm import LLM
 
     try:
-        return LLM(**(wanted_by_all | arguments))
+        engine = LLM(**(wanted_by_all | vllm_lora.arguments(adapter) | arguments))
     except Exception as error:
         raise ReflogpError(
             f"vLLM could not start: {error}. Give --engine transformers, or mend --engine-args."
         ) from error
+    if adapter is not None:
+        vllm_lora.load(engine, adapter)
+    return engine
 
 
 def stop_engine(engine: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_schemas.errors import ReflogpError
-from stages.precompute.scorers import vllm_engine
+from stages.precompute.scorers import vllm_engine, vllm_lora
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.precompute.scorers.shared_beginnings import Question, plan
 from stages.precompute.scorers.vllm_plugin import pack, pooling_name
@@ -34,6 +34,7 @@ class VllmPoolerScorer:
         max_length: int,
         settings: dict[str, Any],
         head_dtype: Literal["model", "float32"] = "model",
+        adapter: Path | None = None,
     ) -> None:
         """Start the engine for sequences of up to `max_length` tokens.
 
@@ -44,6 +45,7 @@ class VllmPoolerScorer:
             settings: more arguments of vllm.LLM, which win over those set here.
             head_dtype: dtype of the head's product. "model" rounds as a training forward does;
                 "float32" does not round the logits, and on a CPU costs 4 times the head's work.
+            adapter: folder of a LoRA adapter on top of the model.
 
         Raises:
             ReflogpError: the engine does not start, or cannot run the head in float32.
@@ -72,7 +74,8 @@ class VllmPoolerScorer:
         }
         arguments |= settings
         arguments["hf_overrides"] = overrides | settings.get("hf_overrides", {})
-        self._engine = vllm_engine.start_engine(arguments)
+        self._engine = vllm_engine.start_engine(arguments, adapter)
+        self._lora = vllm_lora.request(adapter)
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.score. A log-prob that could not be had is NaN."""
@@ -106,6 +109,7 @@ class VllmPoolerScorer:
                 )
                 for question in questions
             ],
+            lora_request=self._lora,
             pooling_task=_TASK,
             use_tqdm=False,
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_schemas.errors import ReflogpError
-from stages.precompute.scorers import vllm_engine
+from stages.precompute.scorers import vllm_engine, vllm_lora
 from stages.precompute.scorers.protocol import Logps, Request
 
 
@@ -26,6 +26,7 @@ class VllmPromptLogprobsScorer:
         max_length: int,
         settings: dict[str, Any],
         why: str = "asked for",
+        adapter: Path | None = None,
     ) -> None:
         """Start the engine for sequences of up to `max_length` tokens.
 
@@ -35,6 +36,7 @@ class VllmPromptLogprobsScorer:
             max_length: longest prompt + response, in tokens.
             settings: more arguments of vllm.LLM, which win over those set here.
             why: why this and not the pooling model.
+            adapter: folder of a LoRA adapter on top of the model.
 
         Raises:
             ReflogpError: the engine does not start.
@@ -49,7 +51,8 @@ class VllmPromptLogprobsScorer:
             # A cached prompt has no hidden states, so it gives no log-probs.
             "enable_prefix_caching": False,
         }
-        self._engine = vllm_engine.start_engine(arguments | settings)
+        self._engine = vllm_engine.start_engine(arguments | settings, adapter)
+        self._lora = vllm_lora.request(adapter)
         from vllm import SamplingParams
 
         # In the constructor: set later, prompt_logprobs would leave the prefix cache switched on.
@@ -60,7 +63,9 @@ class VllmPromptLogprobsScorer:
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.score."""
         prompts = [{"prompt_token_ids": request.token_ids.tolist()} for request in requests]
-        outputs = self._engine.generate(prompts, self._sampling, use_tqdm=False)
+        outputs = self._engine.generate(
+            prompts, self._sampling, lora_request=self._lora, use_tqdm=False
+        )
         return [
             _response_part(output.prompt_logprobs, request)
             for output, request in zip(outputs, requests, strict=True)
