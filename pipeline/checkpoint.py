@@ -1,6 +1,7 @@
 """A model's name -> its folders and dtype. The hub is asked only for what is no folder."""
 
-import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
 from stages.adapter import CONFIG as ADAPTER_CONFIG
+from stages.loading import read_json
 
 _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bfloat16", "float16": "float16", "float32": "float32",
@@ -73,26 +75,20 @@ def _folder(name: str, option: str) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint; empty where there is none.
-
-    Raises:
-        InputError: it is not valid JSON.
-    """
-    try:
-        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(
-            f"{path}: not valid JSON: {error}. Check that the checkpoint is whole."
-        ) from error
-
-
 def checkpoint_dtype(folder: Path) -> Dtype:
-    """The dtype that a checkpoint was saved in: as its config says, else as its weights are."""
+    """The dtype that a checkpoint was saved in: as its config says, else as most of its weights.
+
+    Of a quantised one, that is the dtype of what was left as it was, mostly the embeddings.
+    """
     config = read_json(folder / "config.json")
     declared = config.get("dtype") or config.get("torch_dtype")
-    if declared is None:
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                declared = file.get_slice(next(iter(file.keys()))).get_dtype()
-    return _DTYPES.get(str(declared), "float32")
+    if declared is not None:
+        return _DTYPES.get(str(declared), "float32")
+    elements: Counter[Dtype] = Counter()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                weight = file.get_slice(name)
+                if weight.get_dtype() in _DTYPES:
+                    elements[_DTYPES[weight.get_dtype()]] += math.prod(weight.get_shape())
+    return elements.most_common(1)[0][0] if elements else "float32"

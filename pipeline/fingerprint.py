@@ -12,11 +12,11 @@ from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Inputs
-from pipeline.checkpoint import read_json
 from pipeline.digests import file_digests
 from stages.adapter import CONFIG as ADAPTER_CONFIG
 from stages.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from stages.adapter import tokenizer_folder
+from stages.loading import read_json
 from stages.precompute.config import SCORING_VERSION, PrecomputeConfig
 from stages.precompute.scorers.choose import Choice
 from stages.precompute.sources import is_hub_id, source_files

@@ -13,6 +13,7 @@ from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
 from pipeline.checkpoint import checkpoint_dtype, model_folders
 from pipeline.fingerprint import model_inputs, precompute_inputs
+from stages.loading import quantization
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.choose import choose
 from stages.progress import Console
@@ -80,6 +81,12 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
 def _train(config: TrainConfig, console: Console) -> RunRecord:
     manifest = manifests.read(config.cache)
     policy, adapter = _start(config.policy, config.adapter, manifest, "policy")
+    if (kind := quantization(policy)) is not None:
+        raise InputError(
+            f"the policy {policy} is quantised ({kind}) and cannot be trained. Give the checkpoint "
+            "that it was made from as --policy, with --allow-mismatch; better, precompute a cache "
+            "for that one, since the reference must be what training starts from."
+        )
     digests = model_inputs(policy, adapter)
     if config.output.resolve() in (policy, adapter):
         raise InputError(

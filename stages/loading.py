@@ -1,8 +1,10 @@
 """Loading a checkpoint: whatever its library raises on a bad one becomes one message."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data_schemas.errors import InputError
 
@@ -21,3 +23,24 @@ def loading(what: str, folder: Path) -> Iterator[None]:
         raise InputError(
             f"{folder}: the {what} cannot be loaded: {reason}. Check that the checkpoint is whole."
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint; empty where there is none.
+
+    Raises:
+        InputError: it is not valid JSON.
+    """
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(
+            f"{path}: not valid JSON: {error}. Check that the checkpoint is whole."
+        ) from error
+
+
+def quantization(checkpoint: Path) -> str | None:
+    """How the weights of a checkpoint are quantised (fp8, awq, gptq, ...); None if they are not."""
+    config = read_json(checkpoint / "config.json")
+    settings = config.get("quantization_config") or config.get("compression_config")
+    return str(settings.get("quant_method", "unknown")) if settings else None

@@ -14,6 +14,7 @@ from data_schemas.job_record import JobRecord
 from data_schemas.manifest import Counts, Engine, Manifest, Reference, Shard, Source, Timing
 from data_schemas.quarantine import Reason
 from data_schemas.verification import Verification
+from stages.loading import quantization
 from stages.precompute.account import accounts
 from stages.precompute.faults import RowFault
 from stages.precompute.finished import Finished, Survey, file_names, foreign, survey
@@ -201,10 +202,16 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
     if obstacle := too_large(job.reference):
         console.warn(f"no rows are verified: {obstacle}")
         return None
-    found = verify(
-        config.cache, shards, job.reference, job.dtype, config.verify_sample, console,
-        adapter=job.adapter,
-    )  # fmt: skip
+    try:
+        found = verify(
+            config.cache, shards, job.reference, job.dtype, config.verify_sample, console,
+            adapter=job.adapter,
+        )  # fmt: skip
+    except (InputError, RuntimeError) as error:  # RuntimeError: a kernel that is not there
+        if (kind := quantization(job.reference)) is None:
+            raise
+        console.warn(f"no rows are verified: transformers cannot run this {kind} model: {error}")
+        return None
     if not found.passed:
         raise ReflogpError(
             f"the cache is not sealed: {job.engine.name} and a forward pass of {job.reference} do "

@@ -23,6 +23,7 @@ from stages.verify.compare import agreement, reasons_to_fail
 
 _TEXT_LENGTH = 200
 _AT_ONCE = 64
+_PACKED = {"I32": 8}  # weights of 4 bits in quantised checkpoints
 _SHARE_OF_MEMORY = 0.7  # for the weights; the rest is for activations
 
 
@@ -77,8 +78,11 @@ def too_large(checkpoint: Path) -> str | None:
     parameters = sum(path.stat().st_size // 2 for path in checkpoint.glob("*.bin"))
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            shapes = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118
-            parameters += sum(math.prod(shape) for shape in shapes)
+            weights = (file.get_slice(name) for name in file.keys())  # noqa: SIM118
+            parameters += sum(
+                math.prod(weight.get_shape()) * _PACKED.get(weight.get_dtype(), 1)
+                for weight in weights
+            )
     if torch.cuda.is_available():
         room = torch.cuda.mem_get_info()[0]
     else:

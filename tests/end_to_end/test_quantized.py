@@ -1,0 +1,113 @@
+"""Quantised references: scored by vLLM's own kernels, against their weights dequantised."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from pipeline.checkpoint import checkpoint_dtype
+from pipeline.run import run_precompute, run_train
+from stages.precompute.config import PrecomputeConfig
+from stages.train.config import TrainConfig
+from stages.verify.stage import too_large
+from tests.conftest import Silent
+from tests.quantized import quantize
+
+
+def cached_logps(cache: Path) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    for shard in manifests.read(cache).shards:
+        for row in read_shard(cache / shard.file).to_pylist():
+            for side in ("chosen", "rejected"):
+                yield row["prompt_ids"], row[f"{side}_ids"], row[f"ref_{side}_logps"]
+
+
+def rms_from(checkpoint: Path, cache: Path, dtype: torch.dtype = torch.float32) -> float:
+    """How far the cache is from a plain forward of `checkpoint`, in nats a token."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
+    found = []
+    for prompt, response, logps in cached_logps(cache):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0].float()
+        rows = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+        plain = rows.gather(1, torch.tensor(response)[:, None]).squeeze(1).numpy()
+        found.append(np.array(logps) - plain)
+    return float(np.sqrt((np.concatenate(found) ** 2).mean()))
+
+
+def precompute(reference: Path, data: Path, cache: Path, engine: str, console: Silent) -> Path:
+    config = PrecomputeConfig.model_validate(
+        {"reference": str(reference), "data": data.as_posix(), "cache": cache, "engine": engine,
+         "max_length": 192}
+    )  # fmt: skip
+    run_precompute(config, console)
+    return cache
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("kind", ["int8", "gptq"])
+def test_vllm_scores_a_quantised_reference_as_its_dequantised_weights(
+    kind, checkpoint, few_preferences, console, tmp_path
+):
+    quantized, plain = quantize(checkpoint, tmp_path, kind, torch.bfloat16)
+    cache = precompute(quantized, few_preferences, tmp_path / "cache", "vllm", console)
+    manifest = manifests.read(cache)
+    assert manifest.engine.dtype == "bfloat16"
+    assert "pooling model" in manifest.engine.method
+    # bfloat16 and, in int8, rounded activations; the quantisation itself is far more
+    assert rms_from(plain, cache) < 0.3 * rms_from(checkpoint, cache)
+    unverified = [line for line in console.warned if "no rows are verified" in line]
+    if kind == "int8":
+        assert manifest.verification is not None
+        assert not unverified
+    else:  # transformers needs a package for these that is not a dependency
+        assert manifest.verification is None
+        assert "this gptq model" in unverified[0]
+
+
+def test_transformers_scores_a_quantised_reference_where_it_can(
+    checkpoint, few_preferences, console, tmp_path
+):
+    quantized, plain = quantize(checkpoint, tmp_path, "int4", torch.float32)
+    cache = precompute(quantized, few_preferences, tmp_path / "c", "transformers", console)
+    assert rms_from(plain, cache) < 1e-5
+    assert rms_from(checkpoint, cache) > 0.1
+
+
+def test_a_quantised_policy_is_refused(checkpoint, few_preferences, console, tmp_path):
+    quantized, _ = quantize(checkpoint, tmp_path, "int4", torch.float32)
+    cache = precompute(quantized, few_preferences, tmp_path / "c", "transformers", console)
+    train = TrainConfig(cache=cache, output=tmp_path / "model", max_steps=1)
+    with pytest.raises(InputError, match=r"is quantised \(compressed-tensors\).*--allow-mismatch"):
+        run_train(train, console)
+    knowingly = {"policy": str(checkpoint), "allow_mismatch": True}
+    run_train(train.model_copy(update=knowingly), console)
+    assert any("weights, architecture differ" in line for line in console.warned)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8", "gptq", "int4"])
+def test_the_dtype_of_a_quantised_checkpoint_is_that_of_what_is_not_quantised(
+    kind, checkpoint, tmp_path
+):
+    quantized, _ = quantize(checkpoint, tmp_path, kind, torch.bfloat16)
+    assert checkpoint_dtype(quantized) == "bfloat16"
+    path = quantized / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": None}))
+    assert checkpoint_dtype(quantized) == "bfloat16"
+
+
+def test_packed_weights_count_as_what_they_are_in_float32(checkpoint, tmp_path, monkeypatch):
+    room = 4 * sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(checkpoint).parameters())
+    quantized, _ = quantize(checkpoint, tmp_path, "int4", torch.bfloat16)
+    memory = SimpleNamespace(available=room)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert too_large(quantized) is not None
+    memory.available = 2 * room
+    assert too_large(quantized) is None
