@@ -81,12 +81,18 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
                     "that wrote it."
                 )
             # what only this file says of itself (its origin) is not the table's
-            return file.read(columns=columns).replace_schema_metadata(_METADATA)
+            table = file.read(columns=columns).replace_schema_metadata(_METADATA)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: the shard is missing. Run `reflogp precompute` again."
         ) from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InputError(
             f"{path}: not a readable Parquet file ({error}). Run `reflogp precompute` again."
         ) from error
+    if absent := set(columns or ()) - set(table.column_names):
+        raise InputError(
+            f"{path}: damaged: it has no column {', '.join(sorted(absent))}. Run `reflogp "
+            "precompute` again."
+        )
+    return table

@@ -7,16 +7,16 @@ work, and `reflogp merge` the last, without reading the data again.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from data_schemas.atomic import write_text
 from data_schemas.manifest import Inputs, Shard
-from data_schemas.record import Record
+from data_schemas.record import SealedRecord
 
 FILE_NAME = "plan.json"
 
 
-class PlanRecord(Record):
+class PlanRecord(SealedRecord):
     """Everything about a plan."""
 
     reflogp_version: str
@@ -39,12 +39,12 @@ class PlanRecord(Record):
 
 def write(folder: Path, record: PlanRecord) -> None:
     """Mark the plan in `folder` as complete."""
-    write_text(folder / FILE_NAME, record.model_dump_json() + "\n")
+    write_text(folder / FILE_NAME, record.sealed_json() + "\n")
 
 
 def read(folder: Path) -> PlanRecord | None:
     """The plan in `folder`; None where there is none, or one of another release or damaged."""
     try:
-        return PlanRecord.model_validate_json((folder / FILE_NAME).read_bytes())
-    except (OSError, ValueError, ValidationError):
+        return PlanRecord.from_sealed_json((folder / FILE_NAME).read_bytes())
+    except (OSError, ValueError):
         return None

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from data_schemas.record import Record
+from data_schemas.record import Record, SealedRecord
 
 _KEY = b"reflogp.origin"
 
@@ -24,7 +24,7 @@ class Problem(Record):
     detail: str
 
 
-class Origin(Record):
+class Origin(SealedRecord):
     """Where a shard comes from, and its counts."""
 
     inputs: str = Field(description="Digest of all inputs of the cache it was made for.")
@@ -43,7 +43,15 @@ class Origin(Record):
 def put_origin(table: pa.Table, origin: Origin) -> pa.Table:
     """`table` with `origin` in its metadata."""
     metadata = dict(table.schema.metadata or {})
-    return table.replace_schema_metadata(metadata | {_KEY: origin.model_dump_json().encode()})
+    return table.replace_schema_metadata(metadata | {_KEY: origin.sealed_json().encode()})
+
+
+def origin_of(table: pa.Table) -> Origin | None:
+    """The origin in the metadata of `table`; None if there is none."""
+    try:
+        return Origin.from_sealed_json((table.schema.metadata or {}).get(_KEY, b""))
+    except ValueError:
+        return None
 
 
 def read_origin(path: Path) -> tuple[Origin, int] | None:
@@ -52,6 +60,6 @@ def read_origin(path: Path) -> tuple[Origin, int] | None:
         with path.open("rb") as file:
             parquet = pq.ParquetFile(file)
             metadata = parquet.schema_arrow.metadata or {}
-            return Origin.model_validate_json(metadata.get(_KEY, b"")), parquet.metadata.num_rows
-    except (OSError, ValueError, ValidationError, pa.ArrowException):
+            return Origin.from_sealed_json(metadata.get(_KEY, b"")), parquet.metadata.num_rows
+    except (OSError, ValueError, MemoryError, pa.ArrowException):
         return None
