@@ -8,8 +8,8 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +20,62 @@ _PUT_ATTEMPTS = 4  # with 1, 2 and 4 seconds between; the store's library tries 
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(
+    path: Path, keep: Callable[[], bool] | None = None, alias: str | None = None
+) -> Iterator[Path]:
     """Yield a temporary path on disk; on success its file becomes `path`, whole and durable.
 
     After an exception the temporary file is removed and `path` is what it was before.
+
+    Args:
+        path: the file to write.
+        keep: asked when a file stands at `path` already; where it says True, that one stays.
+        alias: names the temporary file, instead of the name of `path`.
+
+    Raises:
+        OSError: the disk is full, fails or refuses; it names `path`.
     """
     if not is_local(path):
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / path.name
             yield temporary
-            _put(temporary, path)
+            if keep is None or not keep():
+                _put(temporary, path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Two hosts may share the folder, and a process id: so the name is unique by itself.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(f".{alias or path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _fsync(temporary)
-        temporary.replace(path)
+        _publish(temporary, path, keep)
         # The rename itself lives in the folder: without this a power cut could undo it.
         _fsync(path.parent)
+    except OSError as error:
+        if error.errno is None or str(error.filename) not in {"None", str(temporary)}:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be removed must not hide why
+            temporary.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all."""
-    with atomic_path(path) as temporary:
+def write_text(path: Path, text: str, alias: str | None = None) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all; `alias` as in atomic_path."""
+    with atomic_path(path, alias=alias) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a file of this name was left behind by a writer that was killed."""
-    return name.startswith(".") and name.endswith(".tmp")
+def _publish(temporary: Path, path: Path, keep: Callable[[], bool] | None) -> None:
+    """Give the file its name; one that another writer put there meanwhile stays if it may."""
+    if keep is None:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename it never replaces, however close the race
+    except OSError:  # there is one, or this file system has no links
+        if not keep():
+            temporary.replace(path)
 
 
 def _put(file: Path, target: Any) -> None:

@@ -157,7 +157,9 @@ def write(cache: Path, manifest: Manifest) -> Manifest:
     seal = hashlib.sha256(text.encode()).hexdigest()
     # the seal is the last field; nothing before it can look like it unescaped
     head, _, tail = text.rpartition(_EMPTY_SEAL)
-    write_text(cache / FILE_NAME, f'{head}"seal": "{seal}"{tail}')
+    # whose temporary file it is, other jobs in the folder must see from its name
+    alias = f"manifest-{manifest.inputs.digest()[:8]}.json"
+    write_text(cache / FILE_NAME, f'{head}"seal": "{seal}"{tail}', alias)
     return manifest.model_copy(update={"seal": seal})
 
 

@@ -138,7 +138,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:  # a disk that is full, a file where a folder should be, no permission
         TerminalConsole().error(
-            f"{error.filename or 'a file'}: {error.strerror or error}. Check the "
-            "path, its permissions and the space left."
+            f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its "
+            "permissions and the space left, then run the same command again; finished shards "
+            "are kept."
         )
         sys.exit(1)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,10 +28,17 @@ class Quarantine:
         self.reasons: Counter[str] = Counter()
         self.first: str | None = None
         self._batch: list[dict[str, Any]] = []
-        self._file = atomic_path(path)
+        self._path = path
 
     def __enter__(self) -> "Quarantine":
-        self._writer = pq.ParquetWriter(self._file.__enter__(), SCHEMA, compression="zstd")
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self._path))
+            self._writer = stack.enter_context(
+                pq.ParquetWriter(temporary, SCHEMA, compression="zstd")
+            )
+            stack.callback(self._flush)
+            # whatever fails at the end, on a full disk all of it: each of them is still closed
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -39,9 +47,7 @@ class Quarantine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._flush()
-        self._writer.close()
-        self._file.__exit__(kind, error, traceback)
+        self._stack.__exit__(kind, error, traceback)
 
     def add(self, fault: RowFault, *, source_row: int, file: str, line: int, row: Any) -> None:
         """Set one row aside. `row` is kept as JSON, or as it is if it is text."""

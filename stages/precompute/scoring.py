@@ -106,7 +106,8 @@ def _work(job: Job, known: KnownRows, todo: Any, answers: Any) -> None:
         finally:
             worker.close()
     except Exception as error:  # noqa: BLE001 - it crosses to the parent, which raises it
-        answers.put(error if isinstance(error, ReflogpError) else ReflogpError(repr(error)))
+        plain = isinstance(error, ReflogpError | OSError)
+        answers.put(error if plain else ReflogpError(repr(error)))
 
 
 def _nobody(_: str) -> None:
@@ -139,7 +140,7 @@ def _next(answers: Any, processes: list[Any]) -> Any:
                     "--engines; finished shards are kept."
                 ) from None
             continue
-        if isinstance(answer, ReflogpError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
