@@ -15,6 +15,7 @@ from pipeline.checkpoint import checkpoint_dtype, model_folders
 from pipeline.fingerprint import model_inputs, precompute_inputs
 from stages.loading import quantization
 from stages.precompute.config import PrecomputeConfig
+from stages.precompute.leftovers import remove_leftovers
 from stages.precompute.scorers.choose import choose
 from stages.progress import Console
 from stages.train.config import TrainConfig
@@ -57,6 +58,7 @@ def _precompute(config: PrecomputeConfig, console: Console) -> Manifest | None:
                 f"stage one: up to date: {config.cache} was made from the same weights, tokenizer, "
                 "data, rules and engine"
             )
+            remove_leftovers(config.cache, earlier)
             return earlier
         console.say(f"stage one: runs again: changed since {config.cache}: {', '.join(changed)}")
     # torch and transformers are imported only where a stage really runs

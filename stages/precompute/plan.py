@@ -60,11 +60,16 @@ def read_plan(shard: PlannedShard) -> pa.Table:
             "command again."
         ) from error
     if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise ReflogpError(
-            f"{shard.path}: damaged: its content is not what was planned. Delete "
-            f"{shard.path.parent} and run the command again; finished shards are kept."
-        )
+        raise damaged(shard.path)
     return pa.ipc.open_file(pa.BufferReader(content)).read_all()
+
+
+def damaged(path: Path) -> ReflogpError:
+    """The error for a file of a plan whose content is not what was planned."""
+    return ReflogpError(
+        f"{path}: damaged: its content is not what was planned. Delete {path.parent} and run the "
+        "command again; finished shards are kept."
+    )
 
 
 def _serialized(table: pa.Table) -> pa.Buffer:

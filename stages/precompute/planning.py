@@ -1,6 +1,5 @@
 """Source -> a complete plan on disk, or the one that an earlier run or another job has made."""
 
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +9,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from data_schemas import plan_record
 from data_schemas.errors import InputError
-from data_schemas.location import is_local
 from data_schemas.manifest import Shard
 from data_schemas.plan_record import PlanRecord
 from stages.adapter import tokenizer_folder
@@ -112,15 +110,6 @@ def load_tokenizer(
     stops = stop_ids(tokenizer, reference)
     rules = TokenRules(config.max_length, config.truncate, frozenset(stops))
     return Tokenizer(tokenizer, rules), stops
-
-
-def remove_plan(folder: Path) -> None:
-    """Remove a plan; what another job removes at the same time is gone all the same."""
-    if is_local(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    for path in folder.iterdir():
-        path.unlink(missing_ok=True)
 
 
 def _write(job: Job, console: Console) -> Plan:

@@ -1,26 +1,33 @@
 """Finished shards -> a sealed cache. Any job can do it, and nothing but the cache is needed."""
 
-import time
 from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from data_schemas import manifest as manifests
-from data_schemas import plan_record
-from data_schemas.atomic import is_temporary
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.job_record import JobRecord
-from data_schemas.manifest import Counts, Engine, Manifest, Reference, Shard, Source, Timing
+from data_schemas.manifest import (
+    Counts,
+    Engine,
+    Manifest,
+    Reference,
+    Shard,
+    Source,
+    Timing,
+    file_sha256,
+)
 from data_schemas.quarantine import Reason
 from data_schemas.verification import Verification
 from stages.loading import quantization
 from stages.precompute.account import accounts
 from stages.precompute.faults import RowFault
-from stages.precompute.finished import Finished, Survey, file_names, foreign, survey
+from stages.precompute.finished import Finished, Survey, foreign, survey
 from stages.precompute.job import Job
-from stages.precompute.plan import read_plan
-from stages.precompute.planning import Plan, remove_plan
+from stages.precompute.leftovers import remove_leftovers
+from stages.precompute.plan import damaged, read_plan
+from stages.precompute.planning import Plan
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.shards import describe
 from stages.progress import Console
@@ -28,8 +35,6 @@ from stages.verify.integrity import damage
 from stages.verify.stage import too_large, verify
 
 _NAMED = 5  # files in one message
-_OLD_SECONDS = 24 * 3600
-_STEMS, _ENDINGS = ("shard-", "quarantine-", "job-"), (".parquet", ".json")
 
 
 def seal(job: Job, plan: Plan, console: Console) -> Manifest:
@@ -55,7 +60,7 @@ def seal(job: Job, plan: Plan, console: Console) -> Manifest:
     manifest = _manifest(job, plan, found.finished, shards, quarantine.reasons, verification)
     earlier = _replaced(job.config.cache)
     manifest = manifests.write(job.config.cache, manifest)
-    _remove_leftovers(job, earlier, manifest)
+    remove_leftovers(job.config.cache, manifest, *earlier)
     return manifest
 
 
@@ -131,10 +136,11 @@ def _checked(job: Job, finished: list[Finished], console: Console) -> list[Shard
 
 def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
     """The planned quarantine, and the rows whose scores cannot be right, with their token ids."""
+    planned = plan.folder / plan.record.quarantine.file
+    if file_sha256(planned) != plan.record.quarantine.sha256:
+        raise damaged(planned)
     with Quarantine(_quarantine_path(job)) as quarantine:
-        quarantine.take_over(
-            plan.folder / plan.record.quarantine.file, plan.record.quarantined_by_reason
-        )
+        quarantine.take_over(planned, plan.record.quarantined_by_reason)
         for one in finished:
             if not one.origin.problems:
                 continue
@@ -222,36 +228,9 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
     return found
 
 
-def _remove_leftovers(job: Job, earlier: set[str], manifest: Manifest) -> None:
-    """Remove this cache's plan and accounts, the cache that it replaces, and what lay about.
-
-    Files of other inputs may belong to a job that is at work in the same folder: those go only when
-    nobody has touched them for a day.
-    """
-    cache, digest = job.config.cache, job.inputs.digest()[:8]
-    for plan in cache.glob("plan-????????"):
-        if digest in plan.name or _is_old(plan / plan_record.FILE_NAME):
-            remove_plan(plan)
-    kept = {shard.file for shard in [*manifest.shards, manifest.quarantine]}
-    for name in file_names(job) - kept:
-        ours = name.startswith(_STEMS) and name.endswith(_ENDINGS)
-        path = cache / name
-        done = digest in name or name in earlier or _is_old(path)
-        if (ours or is_temporary(name)) and done:
-            path.unlink(missing_ok=True)
-
-
-def _is_old(path: Path) -> bool:
+def _replaced(cache: Path) -> list[Manifest]:
+    """What is sealed in the folder now, if anything is."""
     try:
-        return time.time() - path.stat().st_mtime > _OLD_SECONDS
-    except FileNotFoundError:
-        return False
-
-
-def _replaced(cache: Path) -> set[str]:
-    """Names of the files of the sealed cache that is in the folder."""
-    try:
-        earlier = manifests.read(cache)
+        return [manifests.read(cache)]
     except InputError:
-        return set()
-    return {shard.file for shard in [*earlier.shards, earlier.quarantine]}
+        return []

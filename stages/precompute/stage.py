@@ -8,6 +8,7 @@ from data_schemas.manifest import Manifest, missing_files
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.finished import survey
 from stages.precompute.job import Job
+from stages.precompute.leftovers import remove_leftovers
 from stages.precompute.planning import Plan, find_plan, make_plan
 from stages.precompute.reuse import KnownRows
 from stages.precompute.scorers.choose import Choice
@@ -37,6 +38,7 @@ def precompute(job: Job, console: Console) -> Manifest | None:
         if sealed is None:
             raise
         console.say(f"{job.config.cache} was sealed by another job")
+        remove_leftovers(job.config.cache, sealed)  # what this one wrote after that
         return sealed
 
 
@@ -71,7 +73,7 @@ def _known_rows(job: Job, plan: Plan, console: Console) -> KnownRows:
 
 
 def merge(cache: Path, console: Console) -> Manifest:
-    """Seal a cache whose shards were made by several jobs.
+    """Seal a cache whose shards were made by several jobs; one that is sealed stays as it is.
 
     Raises:
         InputError: there is no plan in the folder, or more than one.
@@ -79,6 +81,11 @@ def merge(cache: Path, console: Console) -> Manifest:
     """
     folders = sorted(cache.glob("plan-????????")) if cache.is_dir() else []
     plans = [plan for folder in folders if (plan := find_plan(folder))]
+    if not plans and manifests.is_sealed(cache):
+        console.say(f"{cache} is sealed already")
+        sealed = manifests.read(cache)
+        remove_leftovers(cache, sealed)
+        return sealed
     if len(plans) != 1:
         names = ", ".join(plan.folder.name for plan in plans) or "none"
         raise InputError(

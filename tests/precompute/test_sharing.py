@@ -117,10 +117,14 @@ def test_merge_refuses_foreign_duplicate_and_damaged_shards_by_name(settings, co
     assert "00099.parquet is foreign: the plan has no such shard" in str(refused.value)
 
 
-def test_merge_without_a_plan_says_so(cache, tmp_path, console):
-    for folder in (tmp_path / "nowhere", cache):
-        with pytest.raises(InputError, match="one complete plan"):
-            run_merge(folder, console)
+def test_merge_without_a_plan_says_so(tmp_path, console):
+    with pytest.raises(InputError, match="one complete plan"):
+        run_merge(tmp_path / "nowhere", console)
+
+
+def test_merge_leaves_a_sealed_cache_as_it_is(cache, console):
+    assert run_merge(cache, console) == manifests.read(cache)
+    assert any("sealed already" in line for line in console.said)
 
 
 def test_a_job_whose_cache_another_one_seals_meanwhile_ends_well(
