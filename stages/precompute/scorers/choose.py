@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_schemas.errors import InputError
+from data_schemas.manifest import Dtype
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.protocol import Scorer
 
@@ -39,7 +40,7 @@ def choose(wanted: Literal["auto", "vllm", "transformers"]) -> Choice:
     return Choice("transformers", version("transformers"), obstacle)
 
 
-def start(engine: Choice, model: Path, dtype: str, config: PrecomputeConfig) -> Scorer:
+def start(engine: Choice, model: Path, dtype: Dtype, config: PrecomputeConfig) -> Scorer:
     """Load `model` into the chosen engine.
 
     Raises:
@@ -53,7 +54,7 @@ def start(engine: Choice, model: Path, dtype: str, config: PrecomputeConfig) -> 
     return TransformersScorer(model, dtype=dtype, batch_tokens=config.batch_tokens)
 
 
-def _start_vllm(model: Path, dtype: str, config: PrecomputeConfig) -> Scorer:
+def _start_vllm(model: Path, dtype: Dtype, config: PrecomputeConfig) -> Scorer:
     """The pooling model where it can run; else vLLM's own prompt_logprobs, which says why."""
     from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer, unsupported
     from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer

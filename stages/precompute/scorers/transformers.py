@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from data_schemas.errors import ReflogpError
 from stages.loading import loading
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.response_logps import response_logps
@@ -29,30 +30,46 @@ class TransformersScorer:
         with loading("model", model):
             self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         self._model.to(self.device).eval()
+        self._embeddings = self._model.get_input_embeddings().weight.shape[0]
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
-        """See Scorer.score."""
-        found: dict[int, Logps] = {}
+        """See Scorer.score. A token that the model has no embedding of makes its sequence NaN."""
+        found = [np.full(len(request.response_ids), np.nan, np.float32) for request in requests]
         for batch in self._batches(requests):
             scores = self._score_batch([requests[i] for i in batch])
-            found.update(zip(batch, scores, strict=True))
-        return [found[i] for i in range(len(requests))]
+            for i, logps in zip(batch, scores, strict=True):
+                found[i] = logps
+        return found
+
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.rescore."""
+        try:
+            return [self.score([request])[0] for request in requests]
+        except RuntimeError as error:  # what torch raises when a device fails or is full
+            raise ReflogpError(f"a transformers forward failed: {error}") from error
 
     def close(self) -> None:
         """See Scorer.close."""
         del self._model
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Indices of requests of like length, each batch within the token budget once padded."""
         lengths = [request.length for request in requests]
         batch: list[int] = []
-        for i in sorted(range(len(requests)), key=lambda i: -lengths[i]):
+        known = [i for i, request in enumerate(requests) if self._knows(request)]
+        for i in sorted(known, key=lambda i: -lengths[i]):
             if batch and (len(batch) + 1) * lengths[batch[0]] > self._batch_tokens:
                 yield batch
                 batch = []
             batch.append(i)
         if batch:
             yield batch
+
+    def _knows(self, request: Request) -> bool:
+        """Whether every token has an embedding; to ask for one that is not there ends a GPU."""
+        return bool(max(request.prompt_ids.max(), request.response_ids.max()) < self._embeddings)
 
     @torch.inference_mode()
     def _score_batch(self, batch: list[Request]) -> list[Logps]:

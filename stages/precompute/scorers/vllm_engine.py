@@ -1,9 +1,14 @@
-"""What both vLLM scorers share: the environment vLLM must find, and starting and stopping it."""
+"""What both vLLM scorers share: environment, start, end, and the plain way beside the engine."""
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import ReflogpError
+from data_schemas.manifest import Dtype
+from stages.memory import lacks_room
+from stages.precompute.scorers.protocol import Logps, Request
 
 
 def prepare_environment() -> None:
@@ -61,3 +66,21 @@ def start_engine(arguments: dict[str, Any]) -> Any:
 def stop_engine(engine: Any) -> None:
     """End the engine's process, which gives its memory back."""
     engine.llm_engine.engine_core.shutdown()
+
+
+def rescore(model: Path, dtype: Dtype, requests: Sequence[Request]) -> list[Logps]:
+    """See Scorer.rescore: transformers is loaded for this call alone, beside the engine.
+
+    vLLM keeps most of a GPU's memory for itself; where the weights do not fit into the rest, the
+    CPU takes them.
+    """
+    from stages.precompute.scorers.transformers import TransformersScorer
+
+    on_gpu, on_cpu = (lacks_room(model, dtype, device) for device in ("cuda", "cpu"))
+    if on_gpu and on_cpu:
+        raise ReflogpError(on_cpu)
+    scorer = TransformersScorer(model, dtype=dtype, device="cpu" if on_gpu else "cuda")
+    try:
+        return scorer.rescore(requests)
+    finally:
+        scorer.close()

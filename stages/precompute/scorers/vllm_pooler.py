@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_schemas.errors import ReflogpError
+from data_schemas.manifest import Dtype
 from stages.precompute.scorers import vllm_engine
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.precompute.scorers.shared_beginnings import Question, plan
@@ -30,7 +31,7 @@ class VllmPoolerScorer:
         self,
         model: Path,
         *,
-        dtype: str,
+        dtype: Dtype,
         max_length: int,
         settings: dict[str, Any],
         head_dtype: Literal["model", "float32"] = "model",
@@ -49,6 +50,7 @@ class VllmPoolerScorer:
             ReflogpError: the engine does not start, or cannot run the head in float32.
         """
         self.method = f"vLLM pooling model, response tokens only, {head_dtype} head dtype"
+        self._model, self._dtype = model, dtype
         self.device = vllm_engine.device_type()
         if head_dtype != "model":
             _check_head_dtype()
@@ -84,6 +86,10 @@ class VllmPoolerScorer:
         for i, answer in zip(missing, again, strict=True):
             answers[i] = answer
         return work.collect(answers)
+
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.rescore."""
+        return vllm_engine.rescore(self._model, self._dtype, requests)
 
     def close(self) -> None:
         """See Scorer.close."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_schemas.errors import ReflogpError
+from data_schemas.manifest import Dtype
 from stages.precompute.scorers import vllm_engine
 from stages.precompute.scorers.protocol import Logps, Request
 
@@ -22,7 +22,7 @@ class VllmPromptLogprobsScorer:
         self,
         model: Path,
         *,
-        dtype: str,
+        dtype: Dtype,
         max_length: int,
         settings: dict[str, Any],
         why: str = "asked for",
@@ -40,6 +40,7 @@ class VllmPromptLogprobsScorer:
             ReflogpError: the engine does not start.
         """
         self.method = f"vLLM prompt_logprobs ({why})"
+        self._model, self._dtype = model, dtype
         self.device = vllm_engine.device_type()
         arguments: dict[str, Any] = {
             "model": str(model),
@@ -66,6 +67,10 @@ class VllmPromptLogprobsScorer:
             for output, request in zip(outputs, requests, strict=True)
         ]
 
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.rescore."""
+        return vllm_engine.rescore(self._model, self._dtype, requests)
+
     def close(self) -> None:
         """See Scorer.close."""
         vllm_engine.stop_engine(self._engine)
@@ -76,12 +81,11 @@ def _response_part(flat: Any, request: Request) -> Logps:
     """The response's log-probs out of vLLM's flat lists: of position t, those from `start[t]` on.
 
     The first of a position is the token that stands there; a top-k, were there one, comes after it.
+    Where other tokens stand there than were given, nothing is right.
     """
     first = len(request.prompt_ids)
     places = flat.start_indices[first:]
     tokens = [flat.token_ids[place] for place in places]
     if tokens != request.response_ids.tolist():
-        raise ReflogpError(
-            "vLLM returned log-probs of other tokens than it was given; please report"
-        )
+        return np.zeros(0, np.float32)
     return np.array([flat.logprobs[place] for place in places], dtype=np.float32)
