@@ -44,7 +44,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
 
 def _precompute(config: PrecomputeConfig, console: Console) -> Manifest | None:
     reference = checkpoint_folder(config.reference, "reference")
-    engine = choose(config.engine)
+    engine = choose(config.engine, reference)
     dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
     inputs = precompute_inputs(reference, config, engine, dtype)
     earlier = _earlier_manifest(config.cache, console)

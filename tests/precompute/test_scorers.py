@@ -100,7 +100,9 @@ def test_batches_stay_within_the_token_budget(checkpoint, requests):
         ({}, True, "transformers", "not installed"),
     ],
 )
-def test_auto_takes_vllm_where_it_can_run_and_says_why(monkeypatch, installed, gpu, engine, reason):
+def test_auto_takes_vllm_where_it_can_run_and_says_why(
+    monkeypatch, checkpoint, installed, gpu, engine, reason
+):
     def version(name: str) -> str:
         if name == "transformers":
             return "5"
@@ -110,12 +112,12 @@ def test_auto_takes_vllm_where_it_can_run_and_says_why(monkeypatch, installed, g
 
     monkeypatch.setattr(choosing, "version", version)
     monkeypatch.setattr(choosing, "_has_gpu", lambda: gpu)
-    choice = choose("auto")
+    choice = choose("auto", checkpoint)
     assert choice.name == engine
     assert reason in choice.why
-    assert choose("transformers").name == "transformers"
+    assert choose("transformers", checkpoint).name == "transformers"
     if engine == "vllm":
-        assert choose("vllm").why == "asked for"
+        assert choose("vllm", checkpoint).why == "asked for"
     else:
         with pytest.raises(InputError, match=f"{reason}.*--engine transformers"):
-            choose("vllm")
+            choose("vllm", checkpoint)

@@ -50,7 +50,7 @@ class VllmPromptLogprobsScorer:
             # A cached prompt has no hidden states, so it gives no log-probs.
             "enable_prefix_caching": False,
         }
-        self._engine = vllm_engine.start_engine(arguments | settings)
+        self._engine, self._log = vllm_engine.start_engine(arguments | settings)
         from vllm import SamplingParams
 
         # In the constructor: set later, prompt_logprobs would leave the prefix cache switched on.
@@ -61,7 +61,8 @@ class VllmPromptLogprobsScorer:
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.score."""
         prompts = [{"prompt_token_ids": request.token_ids.tolist()} for request in requests]
-        outputs = self._engine.generate(prompts, self._sampling, use_tqdm=False)
+        with vllm_engine.death_explained(self._engine, self._log):
+            outputs = self._engine.generate(prompts, self._sampling, use_tqdm=False)
         return [
             _response_part(output.prompt_logprobs, request)
             for output, request in zip(outputs, requests, strict=True)
