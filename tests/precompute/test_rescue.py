@@ -1,12 +1,15 @@
 """What an engine gets wrong is scored again, plainly; only what stays wrong is set aside."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from data_schemas.cache_shard import read_shard
@@ -19,6 +22,7 @@ from stages.precompute.scorers import vllm_engine
 from stages.precompute.scorers.protocol import Logps, Request, Scorer
 from stages.precompute.scorers.transformers import TransformersScorer
 from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer
+from stages.precompute.shards import check
 
 MAX_LENGTH = 192
 ROWS = 22
@@ -147,6 +151,29 @@ def test_what_cannot_be_scored_again_is_set_aside_with_the_obstacle(
 def details(quarantine: Path) -> list[str]:
     rows = pq.read_table(quarantine).to_pylist()
     return [row["detail"] for row in rows if row["reason"] == Reason.BAD_SCORE]
+
+
+values = st.lists(st.floats(-50, 0, width=32), min_size=1, max_size=8)
+FAULTS: dict[str, Callable[[Logps], Logps]] = {
+    "": lambda logps: logps,
+    "log-probs for": lambda logps: logps[:-1],
+    "not finite": lambda logps: np.append(logps[:-1], np.float32(np.inf)),
+    "above 0": lambda logps: np.append(np.float32(0.5), logps[1:]),
+}
+
+
+@given(st.lists(st.tuples(values, st.sampled_from(list(FAULTS))), max_size=12))
+def test_every_fault_is_found_and_no_sum_is_touched_by_its_neighbours(drawn):
+    truth = [np.array(logps, np.float32) for logps, _ in drawn]
+    requests = [Request(np.zeros(1, np.int32), np.zeros(len(t), np.int32)) for t in truth]
+    found = [FAULTS[fault](logps) for logps, (_, fault) in zip(truth, drawn, strict=True)]
+    sums, problems = check(requests, found)
+    assert sorted(problems) == [i for i, (_, fault) in enumerate(drawn) if fault]
+    for i, (_, fault) in enumerate(drawn):
+        if fault:
+            assert fault in problems[i]
+        else:
+            assert sums[i] == pytest.approx(math.fsum(truth[i].tolist()), abs=1e-9)
 
 
 def test_a_model_that_does_not_fit_beside_vllm_is_not_loaded(checkpoint, monkeypatch):

@@ -1,20 +1,25 @@
 """Both engines against a plain float32 forward of the same model, per token, on real text."""
 
+import functools
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_schemas.errors import InputError
 from stages.precompute.scorers import choose as choosing
+from stages.precompute.scorers import transformers as scorers
 from stages.precompute.scorers.choose import choose
 from stages.precompute.scorers.protocol import Request, Scorer
 from stages.precompute.scorers.transformers import TransformersScorer
 from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 from tests.checkpoints import example_texts
+from tests.truth import Truth
 
 MAX_LENGTH = 256
 
@@ -51,8 +56,11 @@ def expected(checkpoint: Path, requests: list[Request]) -> list[np.ndarray]:
     return found
 
 
-def transformers_engine(checkpoint: Path) -> Scorer:
+def transformers_engine(checkpoint: Path) -> TransformersScorer:
     return TransformersScorer(checkpoint, dtype="float32", batch_tokens=600)
+
+
+shared_transformers_engine = functools.cache(transformers_engine)
 
 
 def vllm_engine(checkpoint: Path) -> Scorer:
@@ -78,6 +86,33 @@ def test_scores_equal_a_plain_float32_forward_per_token(start, checkpoint, reque
         np.testing.assert_allclose(repeated, truth, atol=1e-4, rtol=0)
     # the model must tell tokens apart, or the comparison above would be worth nothing
     assert np.concatenate(expected).std() > 1
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path) -> Truth:
+    return Truth(checkpoint)
+
+
+# Short and long ones in a batch, budgets that only one sequence fits into, and some that none does.
+lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=9)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(lengths, st.sampled_from([1, 50, 200, 4096]), st.sampled_from([1, 7, 256]))
+def test_any_lengths_budget_and_chunk_of_the_head_are_scored_exactly(
+    checkpoint, plain, shapes, budget, rows
+):
+    random = np.random.default_rng(len(shapes))
+    wanted = [
+        Request(*(random.integers(0, 640, length).astype(np.int32) for length in shape))
+        for shape in shapes
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorers, "rows_at_once", lambda _device: rows)
+        scorer = shared_transformers_engine(checkpoint)
+        scorer._batch_tokens = budget
+        plain.check(wanted, scorer.score(wanted))
+        plain.check(wanted, scorer.rescore(wanted))
 
 
 def test_batches_stay_within_the_token_budget(checkpoint, requests):
