@@ -131,7 +131,7 @@ def prefill(model: Path) -> Run:
     from stages.precompute.scorers.shared_beginnings import common_length
     from stages.precompute.scorers.vllm_engine import start_engine
 
-    engine = start_engine(
+    engine, _ = start_engine(
         {
             "model": str(model),
             "dtype": "bfloat16",

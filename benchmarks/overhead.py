@@ -56,6 +56,8 @@ class StubScorer:
         """Constants of the right shape."""
         return [np.full(len(request.response_ids), -1.5, np.float32) for request in requests]
 
+    rescore = score
+
     def close(self) -> None:
         """Nothing to give back."""
 

@@ -105,6 +105,9 @@ class Counts(Record):
     chosen_tokens: int = Field(ge=0)
     rejected_tokens: int = Field(ge=0)
     truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
+    rescued: int = Field(
+        ge=0, description="Responses whose log-probs could not be right until scored again."
+    )
     template_diverged: int = Field(
         ge=0, description="Rows whose template renders the prompt otherwise once it is answered."
     )

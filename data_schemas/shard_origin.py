@@ -37,6 +37,9 @@ class Origin(SealedRecord):
     chosen_tokens: int = Field(ge=0)
     rejected_tokens: int = Field(ge=0)
     truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
+    rescued: int = Field(
+        ge=0, description="Responses whose log-probs could not be right until scored again."
+    )
     problems: list[Problem]
 
 

@@ -46,7 +46,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
 
 def _precompute(config: PrecomputeConfig, console: Console) -> Manifest | None:
     reference, adapter = model_folders(config.reference, config.adapter, "reference")
-    engine = choose(config.engine)
+    engine = choose(config.engine, reference)
     dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
     inputs = precompute_inputs(reference, adapter, config, engine, dtype)
     earlier = _earlier_manifest(config.cache, console)

@@ -44,3 +44,14 @@ def quantization(checkpoint: Path) -> str | None:
     config = read_json(checkpoint / "config.json")
     settings = config.get("quantization_config") or config.get("compression_config")
     return str(settings.get("quant_method", "unknown")) if settings else None
+
+
+def architecture(folder: Path) -> str | None:
+    """The class that a checkpoint's config.json names for it, if it names one.
+
+    Raises:
+        InputError: there is no such file, or it is not valid JSON.
+    """
+    with loading("config.json", folder):
+        config = json.loads((folder / "config.json").read_bytes())
+        return next(iter(config.get("architectures") or []), None)

@@ -56,6 +56,8 @@ def seal(job: Job, plan: Plan, console: Console) -> Manifest:
     quarantine = _quarantine(job, plan, found.finished)
     if problems:
         console.warn(quarantine.summary())
+    if rescued := sum(one.origin.rescued for one in found.finished):
+        console.warn(f"{rescued} responses came out wrong, and right when scored again")
     verification = _verify(job, shards, console)
     manifest = _manifest(job, plan, found.finished, shards, quarantine.reasons, verification)
     earlier = _replaced(job.config.cache)
@@ -179,6 +181,7 @@ def _counts(plan: Plan, finished: list[Finished], aside: Counter[str]) -> Counts
         chosen_tokens=sum(origin.chosen_tokens for origin in origins),
         rejected_tokens=sum(origin.rejected_tokens for origin in origins),
         truncated=sum(origin.truncated for origin in origins),
+        rescued=sum(origin.rescued for origin in origins),
         template_diverged=plan.record.template_diverged,
         quarantined_by_reason=dict(aside.most_common()),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -9,30 +10,42 @@ import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import SHARD_SCHEMA
+from data_schemas.errors import ReflogpError
 from data_schemas.manifest import Shard, file_sha256
 from data_schemas.shard_origin import origin_of, read_origin
 from stages.precompute.columns import View, list_column, views
 from stages.precompute.scorers.protocol import Logps, Request, Scorer
 
 _REQUESTS_AT_ONCE = 256  # in one call of the engine, between two steps of the progress bar
+# Up to so many responses of a shard, or a quarter of them, are rescored one by one. Where more are
+# wrong the engine is, and not they.
+_FEW = 16
 _ROUNDING = 1e-4  # a log-prob may exceed 0 by this much through the rounding of a log-sum-exp
 _SIDES = ("chosen", "rejected")
 _LISTS = [f"{f.name}.list.element" for f in SHARD_SCHEMA if pa.types.is_list(f.type)]
 
 
-def score_table(
-    table: pa.Table, scorer: Scorer, advance: Callable[[float], None]
-) -> tuple[pa.Table, list[tuple[int, str]]]:
-    """Score every response of a planned shard.
+class ScoredTable(NamedTuple):
+    """A planned shard once scored.
+
+    Attributes:
+        table: the finished rows, as SHARD_SCHEMA.
+        problems: the source rows whose scores cannot be right, with why; they are not in `table`.
+        rescued: responses in `table` whose log-probs were wrong at first and right when rescored.
+    """
+
+    table: pa.Table
+    problems: list[tuple[int, str]]
+    rescued: int
+
+
+def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None]) -> ScoredTable:
+    """Score every response of a planned shard, those that come out wrong a second time.
 
     Args:
         table: rows of PLAN_SCHEMA.
         scorer: the engine.
         advance: told of each number of sequence tokens done.
-
-    Returns:
-        The finished rows as SHARD_SCHEMA, and the source rows whose scores cannot be right, with
-        why.
     """
     places, requests = _requests(table)
     found: list[Logps] = []
@@ -41,6 +54,10 @@ def score_table(
         found += scorer.score(part)
         advance(sum(request.length for request in part))
     sums, wrong = check(requests, found)
+    rescued = _rescue(scorer, requests, wrong)
+    for position, (values, total) in rescued.items():
+        found[position], sums[position] = values, total
+        del wrong[position]
     problems: dict[int, str] = {}
     for position, problem in wrong.items():
         row, side = places[position]
@@ -54,7 +71,7 @@ def score_table(
         tokens, whole = (SHARD_SCHEMA.field(f"ref_{side}_{n}") for n in ("logps", "logp_sum"))
         table = table.append_column(tokens, list_column(logps, tokens.type))
         table = table.append_column(whole, pa.array(totals, whole.type))
-    return _split_off(table.select(SHARD_SCHEMA.names), problems)
+    return ScoredTable(*_split_off(table.select(SHARD_SCHEMA.names), problems), len(rescued))
 
 
 def check(
@@ -88,6 +105,28 @@ def check(
     for i in np.flatnonzero(highest > _ROUNDING):
         problems.setdefault(int(i), f"a log-prob is {highest[i]:.4f}, above 0")
     return sums.tolist(), problems
+
+
+def _rescue(
+    scorer: Scorer, requests: Sequence[Request], wrong: dict[int, str]
+) -> dict[int, tuple[Logps, float]]:
+    """Log-probs and their sum, by position, of the `wrong` responses that rescoring puts right.
+
+    To the problem of each other is added why it could not.
+    """
+    places = sorted(wrong)
+    asked = [requests[place] for place in places]
+    try:
+        if len(places) > max(_FEW, len(requests) // 4):
+            raise ReflogpError(f"so are {len(places)} of {len(requests)} responses of the shard")
+        again = scorer.rescore(asked) if asked else []
+    except ReflogpError as error:
+        wrong.update({place: f"{wrong[place]}; not rescored: {error}" for place in places})
+        return {}
+    sums, still = check(asked, again)
+    for i, problem in still.items():
+        wrong[places[i]] += f"; when rescored: {problem}"
+    return {places[i]: (again[i], sums[i]) for i in range(len(asked)) if i not in still}
 
 
 def _requests(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:

@@ -41,12 +41,13 @@ class Worker:
         rows = read_plan(planned)
         known, unknown = self._known.split(rows)
         problems: list[tuple[int, str]] = []
+        rescued = 0
         begin, scored, tokens = time.monotonic(), known, 0
         method, device = self._known.method, self._known.device
         if unknown.num_rows:
             scorer = self._start(say)
             begin, method, device = time.monotonic(), scorer.method, scorer.device
-            fresh, problems = score_table(unknown, scorer, advance)
+            fresh, problems, rescued = score_table(unknown, scorer, advance)
             tokens = _sequence_tokens(unknown)
             scored = pa.concat_tables([known, fresh])
         advance(_sequence_tokens(known))
@@ -62,6 +63,7 @@ class Worker:
             chosen_tokens=count_tokens(table, "chosen_ids"),
             rejected_tokens=count_tokens(table, "rejected_ids"),
             truncated=_truncated(table),
+            rescued=rescued,
             problems=[_problem(*found) for found in problems],
         )
         write_shard(put_origin(table, origin), self._job.shard_path(planned.number))

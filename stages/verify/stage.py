@@ -1,13 +1,10 @@
 """Rescore a sample of a sealed cache and say whether its numbers may be trusted."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_schemas.cache_shard import read_shard
@@ -15,6 +12,7 @@ from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype, Shard
 from data_schemas.verification import Verification
 from stages.adapter import tokenizer_folder
+from stages.memory import lacks_room
 from stages.precompute.columns import views
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.precompute.scorers.transformers import TransformersScorer
@@ -23,8 +21,6 @@ from stages.verify.compare import agreement, reasons_to_fail
 
 _TEXT_LENGTH = 200
 _AT_ONCE = 64
-_PACKED = {"I32": 8}  # weights of 4 bits in quantised checkpoints
-_SHARE_OF_MEMORY = 0.7  # for the weights; the rest is for activations
 
 
 def verify(
@@ -75,22 +71,7 @@ def verify(
 
 def too_large(checkpoint: Path) -> str | None:
     """Why a float32 forward of `checkpoint` does not fit here, if it does not."""
-    parameters = sum(path.stat().st_size // 2 for path in checkpoint.glob("*.bin"))
-    for path in checkpoint.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            weights = (file.get_slice(name) for name in file.keys())  # noqa: SIM118
-            parameters += sum(
-                math.prod(weight.get_shape()) * _PACKED.get(weight.get_dtype(), 1)
-                for weight in weights
-            )
-    if torch.cuda.is_available():
-        room = torch.cuda.mem_get_info()[0]
-    else:
-        room = psutil.virtual_memory().available
-    needed = 4 * parameters
-    if needed < _SHARE_OF_MEMORY * room:
-        return None
-    return f"{needed / 1e9:.0f} GB of float32 weights do not fit into {room / 1e9:.0f} GB"
+    return lacks_room(checkpoint, "float32", "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _sample(

@@ -12,7 +12,6 @@ import torch
 from data_schemas import manifest as manifests
 from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
 from data_schemas.errors import InputError
-from data_schemas.quarantine import Reason
 from pipeline.checkpoint import checkpoint_dtype
 from pipeline.fingerprint import model_inputs
 from pipeline.run import run_precompute, run_train
@@ -112,31 +111,6 @@ def test_stage_two_runs_again_only_when_cache_or_settings_changed(cache, console
     assert run_train(settings, console) == first
     assert "stage two: up to date" in console.said[-1]
     assert run_train(settings.model_copy(update={"beta": 0.2}), console) != first
-
-
-def test_rows_whose_scores_cannot_be_right_are_set_aside_and_never_written(
-    settings, console, monkeypatch
-):
-    from stages.precompute.scorers.transformers import TransformersScorer
-
-    honest = TransformersScorer.score
-
-    def spoiled(self, requests):
-        found = honest(self, requests)
-        found[0] = found[0][:-1]  # one short
-        found[3][0] = float("nan")
-        found[4][-1] = 0.5
-        return found
-
-    monkeypatch.setattr(TransformersScorer, "score", spoiled)
-    manifest = run_precompute(settings.model_copy(update={"verify_sample": 0}), console)
-    assert manifest.counts.quarantined_by_reason[Reason.BAD_SCORE] == 3
-    table = pq.read_table(settings.cache / manifest.quarantine.file)
-    details = [r["detail"] for r in table.to_pylist() if r["reason"] == Reason.BAD_SCORE]
-    assert ["log-probs for" in details[0], "not finite" in details[1], "above 0" in details[2]]
-    assert len(details) == 3
-    rows = sum(read_shard(settings.cache / s.file).num_rows for s in manifest.shards)
-    assert rows + manifest.counts.quarantined == manifest.source.rows == 24
 
 
 def test_a_cache_holds_every_row_once_with_sums_that_add_up(cache):

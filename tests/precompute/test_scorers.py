@@ -1,20 +1,25 @@
 """Both engines against a plain float32 forward of the same model, per token, on real text."""
 
+import functools
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_schemas.errors import InputError
+from stages import chunked_head
 from stages.precompute.scorers import choose as choosing
 from stages.precompute.scorers.choose import choose
 from stages.precompute.scorers.protocol import Request, Scorer
 from stages.precompute.scorers.transformers import TransformersScorer
 from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 from tests.checkpoints import example_texts
+from tests.truth import Truth
 
 MAX_LENGTH = 256
 
@@ -51,8 +56,11 @@ def expected(checkpoint: Path, requests: list[Request]) -> list[np.ndarray]:
     return found
 
 
-def transformers_engine(checkpoint: Path) -> Scorer:
+def transformers_engine(checkpoint: Path) -> TransformersScorer:
     return TransformersScorer(checkpoint, dtype="float32", batch_tokens=600)
+
+
+shared_transformers_engine = functools.cache(transformers_engine)
 
 
 def vllm_engine(checkpoint: Path) -> Scorer:
@@ -80,6 +88,33 @@ def test_scores_equal_a_plain_float32_forward_per_token(start, checkpoint, reque
     assert np.concatenate(expected).std() > 1
 
 
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path) -> Truth:
+    return Truth(checkpoint)
+
+
+# Short and long ones in a batch, budgets that only one sequence fits into, and some that none does.
+lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=9)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(lengths, st.sampled_from([1, 50, 200, 4096]), st.sampled_from([1, 7, 256]))
+def test_any_lengths_budget_and_chunk_of_the_head_are_scored_exactly(
+    checkpoint, plain, shapes, budget, rows
+):
+    random = np.random.default_rng(len(shapes))
+    wanted = [
+        Request(*(random.integers(0, 640, length).astype(np.int32) for length in shape))
+        for shape in shapes
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked_head, "rows_at_once", lambda _device: rows)
+        scorer = shared_transformers_engine(checkpoint)
+        scorer._batch_tokens = budget
+        plain.check(wanted, scorer.score(wanted))
+        plain.check(wanted, scorer.rescore(wanted))
+
+
 def test_batches_stay_within_the_token_budget(checkpoint, requests):
     scorer = TransformersScorer(checkpoint, dtype="float32", batch_tokens=600)
     lengths = [request.length for request in requests]
@@ -100,7 +135,9 @@ def test_batches_stay_within_the_token_budget(checkpoint, requests):
         ({}, True, "transformers", "not installed"),
     ],
 )
-def test_auto_takes_vllm_where_it_can_run_and_says_why(monkeypatch, installed, gpu, engine, reason):
+def test_auto_takes_vllm_where_it_can_run_and_says_why(
+    monkeypatch, checkpoint, installed, gpu, engine, reason
+):
     def version(name: str) -> str:
         if name == "transformers":
             return "5"
@@ -110,12 +147,12 @@ def test_auto_takes_vllm_where_it_can_run_and_says_why(monkeypatch, installed, g
 
     monkeypatch.setattr(choosing, "version", version)
     monkeypatch.setattr(choosing, "_has_gpu", lambda: gpu)
-    choice = choose("auto")
+    choice = choose("auto", checkpoint)
     assert choice.name == engine
     assert reason in choice.why
-    assert choose("transformers").name == "transformers"
+    assert choose("transformers", checkpoint).name == "transformers"
     if engine == "vllm":
-        assert choose("vllm").why == "asked for"
+        assert choose("vllm", checkpoint).why == "asked for"
     else:
         with pytest.raises(InputError, match=f"{reason}.*--engine transformers"):
-            choose("vllm")
+            choose("vllm", checkpoint)

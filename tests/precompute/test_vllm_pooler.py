@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
     OlmoeConfig,
@@ -24,6 +22,7 @@ from stages.precompute.scorers.protocol import Request
 from stages.precompute.scorers.shared_beginnings import plan
 from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer, unsupported
 from tests.checkpoints import make_random_model
+from tests.truth import Truth
 
 pytestmark = pytest.mark.vllm
 
@@ -107,34 +106,6 @@ CORNERS = {
     "as long as the engine allows": pair(200, 10, MAX_LENGTH - 211, MAX_LENGTH - 211),
     "longer than a step": pair(3 * BLOCK, 2 * BLOCK, 60, 70) + pair(1, 100, 100, 120, seed=9),
 }
-
-
-class Truth:
-    """The definition: one sequence at a time, float32, full log-softmax."""
-
-    def __init__(self, folder: Path) -> None:
-        # sdpa leaves out Gemma 2's soft-capping of attention
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-
-    @torch.inference_mode()
-    def logps(self, request: Request) -> np.ndarray:
-        ids = torch.from_numpy(request.token_ids).long()
-        start = len(request.prompt_ids)
-        logps = torch.log_softmax(self._model(ids[None]).logits[0].double(), dim=-1)
-        found: np.ndarray = logps[start - 1 : -1].gather(1, ids[start:, None]).squeeze(1).numpy()
-        return found
-
-    def check(self, requests: list[Request], found: list[np.ndarray]) -> float:
-        """Compare, and return the largest difference of a token."""
-        worst = 0.0
-        for request, logps in zip(requests, found, strict=True):
-            assert logps.dtype == np.float32
-            truth = self.logps(request)
-            np.testing.assert_allclose(logps, truth, atol=1e-4, rtol=0)
-            worst = max(worst, float(np.abs(logps - truth).max()))
-        return worst
 
 
 def start(folder: Path, **more: Any) -> VllmPoolerScorer:
@@ -229,6 +200,29 @@ def test_a_float32_head_does_not_round_the_logits_of_a_bfloat16_model(checkpoint
 @example([(BLOCK, 0, 0, BLOCK), (BLOCK, BLOCK, 0, 0), (1, 0, 0, 0)])
 def test_any_lengths_and_shared_beginnings_are_scored_exactly(scorer, truth, shapes):
     requests = [request for shape in shapes for request in pair(*shape)]
+    truth.check(requests, scorer.score(requests))
+
+
+# What continues, repeats or leaves a sequence, at any place and most often at a block's border.
+near_borders = st.one_of(
+    st.integers(1, 100), st.sampled_from([k * BLOCK + d for k in (1, 2, 3) for d in (-1, 0, 1)])
+)
+forks = st.tuples(near_borders, near_borders, st.integers(0, 70), st.integers(0, 2))
+
+
+def fork(prompt: int, leave: int, length: int, seed: int) -> Request:
+    """A sequence that leaves a common one after `leave` tokens, its prompt so long at most."""
+    sequence = np.concatenate([tokens(80, leave), tokens(90 + seed, length + 1)])
+    border = min(prompt, len(sequence) - 1)
+    return Request(sequence[:border], sequence[border:])
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(forks, min_size=2, max_size=6), st.booleans())
+def test_forks_of_one_conversation_are_scored_exactly_warm_or_cold(scorer, truth, shapes, cold):
+    if cold:
+        scorer._engine.reset_prefix_cache()
+    requests = [fork(*shape) for shape in shapes]
     truth.check(requests, scorer.score(requests))
 
 

@@ -9,8 +9,11 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
 )
 
+from stages import chunked_head
 from stages.response_logps import predicting, response_logps, sum_by_row, token_logps
 
 VOCABULARY = 300
@@ -79,6 +82,62 @@ def test_equal_a_plain_forward_whatever_the_model_does_around_its_head(build):
     for row, (prompt, response) in enumerate(SEQUENCES):
         expected = plain_logps(model, prompt, response)
         assert torch.allclose(logps[rows == row], expected, atol=1e-5)
+
+
+def granite():
+    # divides its logits after the head
+    return GraniteForCausalLM(
+        GraniteConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, initializer_range=0.5, logits_scaling=3.0,
+        )
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("build", [gemma2, gpt2, granite])
+@pytest.mark.parametrize("head_rows", [1, 3, 4, 100])
+def test_a_head_that_takes_few_rows_at_a_time_gives_the_same(build, head_rows, monkeypatch):
+    monkeypatch.setitem(chunked_head._HEAD_ROWS, "cpu", head_rows)
+    torch.manual_seed(0)
+    model = build()
+    seen, layers = [], []
+    model.get_output_embeddings().register_forward_hook(lambda _m, _a, out: seen.append(out.shape))
+    attention = next(m for m in model.modules() if type(m).__name__.endswith("Attention"))
+    attention.register_forward_hook(lambda *_: layers.append(1))
+    with torch.inference_mode():
+        logps, rows = score(model, SEQUENCES)
+    scored = sum(len(response) for _, response in SEQUENCES)
+    # and one row for the model as a whole
+    assert sum(shape[-2] for shape in seen) - 1 == len(logps) == scored
+    assert max(shape[-2] for shape in seen) <= head_rows
+    assert len(layers) == 1
+    for row, (prompt, response) in enumerate(SEQUENCES):
+        expected = plain_logps(model, prompt, response)
+        assert torch.allclose(logps[rows == row], expected, atol=1e-5)
+    assert "forward" not in vars(model.base_model)
+
+
+class Wrapped(torch.nn.Module):
+    """As DistributedDataParallel wraps a model."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs):
+        return self.module(**inputs)
+
+
+@pytest.mark.parametrize(
+    "wrap", [Wrapped, lambda model: get_peft_model(model, LoraConfig(target_modules=["c_attn"]))]
+)
+def test_a_wrapped_model_gives_the_same(wrap, monkeypatch):
+    monkeypatch.setitem(chunked_head._HEAD_ROWS, "cpu", 2)
+    model = gpt2()
+    with torch.inference_mode():
+        whole, _ = score(model, SEQUENCES)
+        found, _ = score(wrap(model).eval(), SEQUENCES)
+    assert torch.equal(found, whole)
 
 
 def test_the_gradient_equals_that_of_a_plain_forward():

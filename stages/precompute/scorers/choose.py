@@ -1,13 +1,18 @@
-"""Which engine runs, decided from what is installed without importing it, and its start."""
+"""Which engine runs, decided without importing one, and its start."""
 
+import importlib.util
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 from data_schemas.errors import InputError
+from data_schemas.manifest import Dtype
+from stages.loading import architecture
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.protocol import Scorer
+
+_REGISTRY = Path("model_executor/models/registry.py")
 
 EngineName = Literal["vllm", "transformers"]
 
@@ -21,8 +26,8 @@ class Choice:
     why: str
 
 
-def choose(wanted: Literal["auto", "vllm", "transformers"]) -> Choice:
-    """The engine for `wanted`; `auto` takes vLLM where it is installed and can run here.
+def choose(wanted: Literal["auto", "vllm", "transformers"], model: Path) -> Choice:
+    """The engine for `wanted`; `auto` takes vLLM where it can run here, and run `model`.
 
     Raises:
         InputError: vLLM was asked for and cannot run here.
@@ -30,6 +35,8 @@ def choose(wanted: Literal["auto", "vllm", "transformers"]) -> Choice:
     if wanted == "transformers":
         return Choice("transformers", version("transformers"), "asked for")
     installed, obstacle = _vllm()
+    if wanted == "auto" and obstacle is None:
+        obstacle = _lacking(model, installed)
     if obstacle is None:
         return Choice(
             "vllm", installed, "asked for" if wanted == "vllm" else "installed, and runs here"
@@ -42,7 +49,7 @@ def choose(wanted: Literal["auto", "vllm", "transformers"]) -> Choice:
 def start(
     engine: Choice,
     model: Path,
-    dtype: str,
+    dtype: Dtype,
     config: PrecomputeConfig,
     adapter: Path | None = None,
 ) -> Scorer:
@@ -59,7 +66,9 @@ def start(
     return TransformersScorer(model, dtype=dtype, batch_tokens=config.batch_tokens, adapter=adapter)
 
 
-def _start_vllm(model: Path, dtype: str, config: PrecomputeConfig, adapter: Path | None) -> Scorer:
+def _start_vllm(
+    model: Path, dtype: Dtype, config: PrecomputeConfig, adapter: Path | None
+) -> Scorer:
     """The pooling model where it can run; else vLLM's own prompt_logprobs, which says why."""
     from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer, unsupported
     from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
@@ -100,3 +109,25 @@ def _vllm() -> tuple[str, str | None]:
             return found, f"vLLM {found} is a GPU build and there is no GPU"
         return found, None
     return "", "vLLM is not installed"
+
+
+def _lacking(model: Path, installed: str) -> str | None:
+    """What vLLM lacks for the architecture of `model`, as far as can be told without vLLM.
+
+    Its registry is read as text. To import it takes seconds, and this is asked each time before it
+    is known whether anything is to be scored at all. An architecture that is not there runs on
+    vLLM's kernels through transformers' code, if that code lets its attention be replaced.
+    """
+    name = architecture(model)
+    if name is None:
+        return None
+    package = importlib.util.find_spec("vllm")
+    registry = Path(package.origin or "").parent / _REGISTRY if package else None
+    if registry is None or not registry.is_file() or f'"{name}": (' in registry.read_text("utf-8"):
+        return None
+    import transformers
+
+    code = getattr(transformers, name, None)
+    if code and (code._supports_attention_backend or code._can_set_attn_implementation()):
+        return None
+    return f"vLLM {installed} cannot run a {name}"

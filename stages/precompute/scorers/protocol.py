@@ -47,6 +47,21 @@ class Scorer(Protocol):
         """
         ...
 
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """Score again, as plainly as can be, a few requests whose log-probs cannot be right.
+
+        Each is alone in a transformers forward in the engine's own dtype: no neighbour, no padding,
+        no cache and no kernel of vLLM's can be at fault then. The dtype stays, because what
+        overflows in it would do so in training too.
+
+        Returns:
+            As `score` does.
+
+        Raises:
+            ReflogpError: the model cannot be loaded a second time, or the forward fails.
+        """
+        ...
+
     def close(self) -> None:
         """Give the engine's memory and processes back."""
         ...

@@ -20,15 +20,10 @@ from torch import Tensor, nn
 from vllm import ModelRegistry
 from vllm.model_executor.layers.pooler import Pooler
 
+from stages.chunked_head import rows_at_once
 from stages.precompute.scorers.protocol import Ids
 from stages.precompute.scorers.vllm_plugin import PREFIX, unpack
 from stages.response_logps import token_logps
-
-# Rows that go through the head at one time. On a CPU each chunk reads the weights once, which 256
-# rows hide (with 64 the head takes 12% longer, measured in the engine at 576 x 49k); on a GPU 1,024
-# rows fill it, and are 0.6 GB of float32 logits at 150k words.
-_HEAD_ROWS = {"cpu": 256}
-_HEAD_ROWS_ELSEWHERE = 1024
 
 _NOTHING: Final = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 
@@ -62,7 +57,7 @@ class TargetLogpPooler(Pooler):  # type: ignore[misc]  # vLLM is untyped to us
         """
         asks = [unpack(params.extra_kwargs) for params in pooling_metadata.pooling_params]
         if not any(asks):
-            few = hidden_states[: _head_rows(hidden_states)]
+            few = hidden_states[: rows_at_once(hidden_states.device.type)]
             self._score(few, torch.zeros(len(few), dtype=torch.int64, device=few.device))
         cursor = pooling_metadata.get_pooling_cursor()
         sizes = cursor.num_scheduled_tokens_cpu.tolist()
@@ -93,7 +88,7 @@ class TargetLogpPooler(Pooler):  # type: ignore[misc]  # vLLM is untyped to us
 
     def _score(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probs, float32 [n], of `targets` [n] after hidden states [n, hidden]."""
-        step = _head_rows(hidden)
+        step = rows_at_once(hidden.device.type)
         parts = [
             self._score_chunk(hidden[start : start + step], targets[start : start + step])
             for start in range(0, len(targets), step)
@@ -127,10 +122,6 @@ def _take(state: Any) -> Tensor:
     results: Tensor = state.hidden_states_cache[0]
     state.clean()
     return results
-
-
-def _head_rows(hidden: Tensor) -> int:
-    return _HEAD_ROWS.get(hidden.device.type, _HEAD_ROWS_ELSEWHERE)
 
 
 def _as_pooling_model(base: type[nn.Module], name: str) -> type[nn.Module]:

@@ -7,7 +7,6 @@ Architectures that vLLM runs but this cannot are named by `unsupported`; VllmPro
 takes those.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from data_schemas.errors import ReflogpError
+from data_schemas.manifest import Dtype
+from stages.loading import architecture
 from stages.precompute.scorers import vllm_engine, vllm_lora
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.precompute.scorers.shared_beginnings import Question, plan
@@ -30,7 +31,7 @@ class VllmPoolerScorer:
         self,
         model: Path,
         *,
-        dtype: str,
+        dtype: Dtype,
         max_length: int,
         settings: dict[str, Any],
         head_dtype: Literal["model", "float32"] = "model",
@@ -51,10 +52,11 @@ class VllmPoolerScorer:
             ReflogpError: the engine does not start, or cannot run the head in float32.
         """
         self.method = f"vLLM pooling model, response tokens only, {head_dtype} head dtype"
+        self._model, self._dtype, self._adapter = model, dtype, adapter
         self.device = vllm_engine.device_type()
         if head_dtype != "model":
             _check_head_dtype()
-        base = _architecture(model)
+        base = str(architecture(model))
         arguments: dict[str, Any] = {
             "model": str(model),
             "dtype": dtype,
@@ -74,7 +76,7 @@ class VllmPoolerScorer:
         }
         arguments |= settings
         arguments["hf_overrides"] = overrides | settings.get("hf_overrides", {})
-        self._engine = vllm_engine.start_engine(arguments, adapter)
+        self._engine, self._log = vllm_engine.start_engine(arguments, adapter)
         self._lora = vllm_lora.request(adapter)
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
@@ -88,6 +90,10 @@ class VllmPoolerScorer:
             answers[i] = answer
         return work.collect(answers)
 
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.rescore."""
+        return vllm_engine.rescore(self._model, self._dtype, self._adapter, requests)
+
     def close(self) -> None:
         """See Scorer.close."""
         vllm_engine.stop_engine(self._engine)
@@ -99,20 +105,19 @@ class VllmPoolerScorer:
             return []
         from vllm import PoolingParams
 
-        outputs = self._engine.encode(
-            [{"prompt_token_ids": question.token_ids.tolist()} for question in questions],
-            [
-                PoolingParams(
-                    task=_TASK,
-                    extra_kwargs=pack(question.rows, question.targets),
-                    skip_reading_prefix_cache=not use_cache,
-                )
-                for question in questions
-            ],
-            lora_request=self._lora,
-            pooling_task=_TASK,
-            use_tqdm=False,
-        )
+        prompts = [{"prompt_token_ids": question.token_ids.tolist()} for question in questions]
+        wanted = [
+            PoolingParams(
+                task=_TASK,
+                extra_kwargs=pack(question.rows, question.targets),
+                skip_reading_prefix_cache=not use_cache,
+            )
+            for question in questions
+        ]
+        with vllm_engine.death_explained(self._engine, self._log):
+            outputs = self._engine.encode(
+                prompts, wanted, lora_request=self._lora, pooling_task=_TASK, use_tqdm=False
+            )
         return [
             _fitting(np.asarray(output.outputs.data, np.float32), len(question.rows))
             for output, question in zip(outputs, questions, strict=True)
@@ -126,7 +131,7 @@ def unsupported(model: Path) -> str | None:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    base = _architecture(model)
+    base = str(architecture(model))
     name = pooling_name(base)
     if base not in ModelRegistry.get_supported_archs():
         return f"vLLM has no {base} of its own"
@@ -148,11 +153,6 @@ def _check_head_dtype() -> None:
         raise ReflogpError(
             "this vLLM runs the head in the model's dtype only. Use a newer one, or leave it so."
         )
-
-
-def _architecture(model: Path) -> str:
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return str((config.get("architectures") or ["none"])[0])
 
 
 def _fitting(answer: Logps, length: int) -> Logps:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_schemas.errors import ReflogpError
+from data_schemas.manifest import Dtype
 from stages.precompute.scorers import vllm_engine, vllm_lora
 from stages.precompute.scorers.protocol import Logps, Request
 
@@ -22,7 +22,7 @@ class VllmPromptLogprobsScorer:
         self,
         model: Path,
         *,
-        dtype: str,
+        dtype: Dtype,
         max_length: int,
         settings: dict[str, Any],
         why: str = "asked for",
@@ -42,6 +42,7 @@ class VllmPromptLogprobsScorer:
             ReflogpError: the engine does not start.
         """
         self.method = f"vLLM prompt_logprobs ({why})"
+        self._model, self._dtype, self._adapter = model, dtype, adapter
         self.device = vllm_engine.device_type()
         arguments: dict[str, Any] = {
             "model": str(model),
@@ -51,7 +52,7 @@ class VllmPromptLogprobsScorer:
             # A cached prompt has no hidden states, so it gives no log-probs.
             "enable_prefix_caching": False,
         }
-        self._engine = vllm_engine.start_engine(arguments | settings, adapter)
+        self._engine, self._log = vllm_engine.start_engine(arguments | settings, adapter)
         self._lora = vllm_lora.request(adapter)
         from vllm import SamplingParams
 
@@ -63,13 +64,18 @@ class VllmPromptLogprobsScorer:
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.score."""
         prompts = [{"prompt_token_ids": request.token_ids.tolist()} for request in requests]
-        outputs = self._engine.generate(
-            prompts, self._sampling, lora_request=self._lora, use_tqdm=False
-        )
+        with vllm_engine.death_explained(self._engine, self._log):
+            outputs = self._engine.generate(
+                prompts, self._sampling, lora_request=self._lora, use_tqdm=False
+            )
         return [
             _response_part(output.prompt_logprobs, request)
             for output, request in zip(outputs, requests, strict=True)
         ]
+
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.rescore."""
+        return vllm_engine.rescore(self._model, self._dtype, self._adapter, requests)
 
     def close(self) -> None:
         """See Scorer.close."""
@@ -81,12 +87,11 @@ def _response_part(flat: Any, request: Request) -> Logps:
     """The response's log-probs out of vLLM's flat lists: of position t, those from `start[t]` on.
 
     The first of a position is the token that stands there; a top-k, were there one, comes after it.
+    Where other tokens stand there than were given, nothing is right.
     """
     first = len(request.prompt_ids)
     places = flat.start_indices[first:]
     tokens = [flat.token_ids[place] for place in places]
     if tokens != request.response_ids.tolist():
-        raise ReflogpError(
-            "vLLM returned log-probs of other tokens than it was given; please report"
-        )
+        return np.zeros(0, np.float32)
     return np.array([flat.logprobs[place] for place in places], dtype=np.float32)

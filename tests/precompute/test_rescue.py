@@ -1,0 +1,194 @@
+"""What an engine gets wrong is scored again, plainly; only what stays wrong is set aside."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import ReflogpError
+from data_schemas.quarantine import Reason
+from pipeline.run import run_precompute
+from stages.precompute import worker
+from stages.precompute.config import PrecomputeConfig
+from stages.precompute.scorers import vllm_engine
+from stages.precompute.scorers.protocol import Logps, Request, Scorer
+from stages.precompute.scorers.transformers import TransformersScorer
+from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer
+from stages.precompute.shards import check
+
+MAX_LENGTH = 192
+ROWS = 22
+SPOILT = {0: "log-probs for", 3: "not finite", 10: "above 0"}
+
+
+class Spoiling:
+    """A real engine whose scores of three responses, each of another row, are spoilt."""
+
+    def __init__(self, engine: Scorer) -> None:
+        self.method, self.device, self.close = engine.method, engine.device, engine.close
+        self.rescored: list[Request] = []
+        self._engine = engine
+
+    def score(self, requests: Sequence[Request]) -> list[Logps]:
+        found = self._engine.score(requests)
+        found[0] = found[0][:-1]
+        found[3] = np.where(np.arange(len(found[3])) == 1, np.nan, found[3]).astype(np.float32)
+        found[10] = -found[10]
+        return found
+
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        self.rescored += requests
+        return self._engine.rescore(requests)
+
+
+def transformers_engine(checkpoint: Path) -> Scorer:
+    return TransformersScorer(checkpoint, dtype="float32")
+
+
+def vllm_pooler(checkpoint: Path) -> Scorer:
+    return VllmPoolerScorer(checkpoint, dtype="float32", max_length=MAX_LENGTH, settings={})
+
+
+@pytest.fixture
+def settings(checkpoint, few_preferences, tmp_path) -> PrecomputeConfig:
+    return PrecomputeConfig(
+        reference=str(checkpoint), data=str(few_preferences), cache=tmp_path / "cache",
+        engine="transformers", max_length=MAX_LENGTH, verify_sample=0,
+    )  # fmt: skip
+
+
+def plain_forward(model: torch.nn.Module, prompt: list[int], response: list[int]) -> np.ndarray:
+    ids = torch.tensor([prompt + response])
+    with torch.no_grad():
+        logps = torch.log_softmax(model(ids).logits[0], -1)
+    picked = logps[len(prompt) - 1 : -1].gather(1, torch.tensor(response)[:, None])
+    return picked.squeeze(1).numpy()
+
+
+@pytest.mark.parametrize(
+    "engine", [transformers_engine, pytest.param(vllm_pooler, marks=pytest.mark.vllm)]
+)
+def test_responses_that_come_out_wrong_are_scored_again_and_kept(
+    engine, settings, checkpoint, console, monkeypatch
+):
+    spoiling = Spoiling(engine(checkpoint))
+    monkeypatch.setattr(worker, "start", lambda *_: spoiling)
+    manifest = run_precompute(settings, console)
+    assert len(spoiling.rescored) == manifest.counts.rescued == len(SPOILT)
+    assert "3 responses came out wrong, and right when scored again" in console.warned
+    assert manifest.counts.rows == ROWS
+    assert Reason.BAD_SCORE not in manifest.counts.quarantined_by_reason
+    (shard,) = manifest.shards
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    for row in read_shard(settings.cache / shard.file).to_pylist():
+        for side in ("chosen", "rejected"):
+            truth = plain_forward(model, row["prompt_ids"], row[f"{side}_ids"])
+            np.testing.assert_allclose(row[f"ref_{side}_logps"], truth, atol=1e-4, rtol=0)
+            assert row[f"ref_{side}_logp_sum"] == pytest.approx(truth.sum(), abs=1e-3)
+
+
+def test_what_stays_wrong_is_set_aside_with_both_reasons(
+    settings, checkpoint, console, monkeypatch
+):
+    spoiling = Spoiling(transformers_engine(checkpoint))
+
+    def rescore(requests: Sequence[Request]) -> list[Logps]:
+        found = spoiling._engine.rescore(requests)
+        return [found[0], np.full_like(found[1], np.inf), *found[2:]]
+
+    monkeypatch.setattr(spoiling, "rescore", rescore)
+    monkeypatch.setattr(worker, "start", lambda *_: spoiling)
+    manifest = run_precompute(settings, console)
+    assert manifest.counts.rescued == 2
+    rows = sum(read_shard(settings.cache / shard.file).num_rows for shard in manifest.shards)
+    assert rows == manifest.counts.rows == ROWS - 1
+    assert rows + manifest.counts.quarantined == manifest.source.rows == 24
+    (detail,) = details(settings.cache / manifest.quarantine.file)
+    assert detail == "rejected: a log-prob is not finite; when rescored: a log-prob is not finite"
+
+
+@pytest.mark.parametrize("error", [ReflogpError("the weights do not fit"), None])
+def test_what_cannot_be_scored_again_is_set_aside_with_the_obstacle(
+    error, settings, checkpoint, console, monkeypatch
+):
+    """A second scoring that fails; or none, because a whole shard that is wrong is no accident."""
+
+    def rescore(requests: Sequence[Request]) -> list[Logps]:
+        assert error is not None
+        raise error
+
+    engine = TransformersScorer(checkpoint, dtype="float32")
+    spoiling = Spoiling(engine)
+    if error is None:
+        keep = 3  # rows whose two responses are right
+
+        def score(requests: Sequence[Request]) -> list[Logps]:
+            found = engine.score(requests)
+            return [*found[: 2 * keep], *(np.full_like(f, np.nan) for f in found[2 * keep :])]
+
+        monkeypatch.setattr(spoiling, "score", score)
+    monkeypatch.setattr(spoiling, "rescore", rescore)
+    monkeypatch.setattr(worker, "start", lambda *_: spoiling)
+    manifest = run_precompute(settings, console)
+    assert manifest.counts.rescued == 0
+    found = details(settings.cache / manifest.quarantine.file)
+    if error is None:
+        assert len(found) == ROWS - keep
+        assert "not rescored: so are 38 of 44 responses of the shard" in found[0]
+    else:
+        assert all(problem in line for problem, line in zip(SPOILT.values(), found, strict=True))
+        assert all(line.endswith("not rescored: the weights do not fit") for line in found)
+
+
+def details(quarantine: Path) -> list[str]:
+    rows = pq.read_table(quarantine).to_pylist()
+    return [row["detail"] for row in rows if row["reason"] == Reason.BAD_SCORE]
+
+
+values = st.lists(st.floats(-50, 0, width=32), min_size=1, max_size=8)
+FAULTS: dict[str, Callable[[Logps], Logps]] = {
+    "": lambda logps: logps,
+    "log-probs for": lambda logps: logps[:-1],
+    "not finite": lambda logps: np.append(logps[:-1], np.float32(np.inf)),
+    "above 0": lambda logps: np.append(np.float32(0.5), logps[1:]),
+}
+
+
+@given(st.lists(st.tuples(values, st.sampled_from(list(FAULTS))), max_size=12))
+def test_every_fault_is_found_and_no_sum_is_touched_by_its_neighbours(drawn):
+    truth = [np.array(logps, np.float32) for logps, _ in drawn]
+    requests = [Request(np.zeros(1, np.int32), np.zeros(len(t), np.int32)) for t in truth]
+    found = [FAULTS[fault](logps) for logps, (_, fault) in zip(truth, drawn, strict=True)]
+    sums, problems = check(requests, found)
+    assert sorted(problems) == [i for i, (_, fault) in enumerate(drawn) if fault]
+    for i, (_, fault) in enumerate(drawn):
+        if fault:
+            assert fault in problems[i]
+        else:
+            assert sums[i] == pytest.approx(math.fsum(truth[i].tolist()), abs=1e-9)
+
+
+def test_a_model_that_does_not_fit_beside_vllm_is_not_loaded(checkpoint, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "lacks_room", lambda *_: "9 GB do not fit into 8 GB")
+    request = Request(np.array([1], np.int32), np.array([2], np.int32))
+    with pytest.raises(ReflogpError, match="9 GB do not fit"):
+        vllm_engine.rescore(checkpoint, "float32", None, [request])
+
+
+def test_a_token_without_an_embedding_makes_its_own_sequence_nan_and_no_other(checkpoint):
+    scorer = TransformersScorer(checkpoint, dtype="float32")
+    ids = np.array([5, 6, 7], np.int32)
+    unknown = np.array([5, 10**6], np.int32)
+    found = scorer.score([Request(ids, unknown), Request(ids, ids), Request(unknown, ids)])
+    assert np.isnan(found[0]).all()
+    assert np.isfinite(found[1]).all()
+    assert np.isnan(found[2]).all()
+    assert [len(logps) for logps in found] == [2, 3, 3]
