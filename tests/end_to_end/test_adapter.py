@@ -251,10 +251,11 @@ def test_what_vllm_cannot_run_is_scored_by_transformers(
 
 def test_an_adapter_that_does_not_belong_is_refused(checkpoint, other_adapter, console, tmp_path):
     deeper = make_checkpoint(tmp_path / "deeper", layers=3)
+    shallow = make_adapter(checkpoint, tmp_path / "shallow", target_modules=["q_proj"])
     with pytest.raises(
         InputError, match="the adapter cannot be loaded: Found missing adapter keys"
     ):
-        TransformersScorer(deeper, dtype="float32", adapter=other_adapter)
+        TransformersScorer(deeper, dtype="float32", adapter=shallow)
     own = shutil.copytree(other_adapter, tmp_path / "own")
     edit(own, peft_type="IA3")
     with pytest.raises(InputError, match="an adapter IA3; only LoRA"):
