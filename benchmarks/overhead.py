@@ -118,9 +118,10 @@ def make_plan(job: Job, count: int) -> Plan:
     folder = job.path("plan")
     with Quarantine(folder / planning.QUARANTINE_NAME):
         shards = write_plan(rows(count), folder, SHARD_TOKENS)
+    entries = [planning.entry(shard, shard.path.stat().st_size) for shard in shards]
     record = PlanRecord(
         reflogp_version="none", inputs=job.inputs, kind="paired", form="none", rows_read=count,
-        template_diverged=0, stop_token_ids=[], shards=[planning.entry(shard) for shard in shards],
+        template_diverged=0, stop_token_ids=[], shards=entries,
         quarantine=describe(folder / planning.QUARANTINE_NAME, rows=0, tokens=0),
         quarantined_by_reason={}, quarantine_summary="", config={}, reference="none", adapter=None,
         dtype="float32", engine={},

@@ -6,17 +6,13 @@ atomic: the object appears when its last byte is there.
 
 import os
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from data_schemas.location import is_local
-
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
-_PUT_ATTEMPTS = 4  # with 1, 2 and 4 seconds between; the store's library tries each several times
+from data_schemas.storage import put
 
 
 @contextmanager
@@ -34,13 +30,14 @@ def atomic_path(
 
     Raises:
         OSError: the disk is full, fails or refuses; it names `path`.
+        StorageError: `path` is in a store that fails.
     """
     if not is_local(path):
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / path.name
             yield temporary
             if keep is None or not keep():
-                _put(temporary, path)
+                put(temporary, path)
         return
     # Two hosts may share the folder, and a process id: so the name is unique by itself.
     temporary = path.with_name(f".{alias or path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -76,25 +73,6 @@ def _publish(temporary: Path, path: Path, keep: Callable[[], bool] | None) -> No
     except OSError:  # there is one, or this file system has no links
         if not keep():
             temporary.replace(path)
-
-
-def _put(file: Path, target: Any) -> None:
-    """Copy `file` to the object `target`; a minute of scoring is worth some patience."""
-    for attempt in range(_PUT_ATTEMPTS):
-        try:
-            if target.protocol in _OBJECT_STORES:
-                target.fs.put_file(str(file), target.path)
-            else:  # hdfs, sftp and the like show a file while it grows, but can rename
-                target.parent.mkdir(parents=True, exist_ok=True)
-                growing = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-                target.fs.put_file(str(file), growing.path)
-                target.fs.mv(growing.path, target.path)
-        except Exception:
-            if attempt == _PUT_ATTEMPTS - 1:
-                raise
-            time.sleep(2**attempt)
-        else:
-            return
 
 
 def _fsync(path: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_schemas.errors import InputError
+from data_schemas.storage import opened
 
 SCHEMA_VERSION = 1
 
@@ -69,8 +70,8 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         # each page has a checksum, so a flipped bit is an error and not another number
         with (
-            path.open("rb") as opened,
-            pq.ParquetFile(opened, page_checksum_verification=True) as file,
+            opened(path) as source,
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
         ):
             metadata = file.schema_arrow.metadata or {}
             version = metadata.get(b"reflogp.schema_version", b"none").decode()

@@ -11,3 +11,13 @@ class InputError(ReflogpError):
     """What the user gave cannot be used: says what is wrong, where, and what to do."""
 
     exit_code = 2
+
+
+class StorageError(ReflogpError):
+    """The store where the cache is does not answer, or fails."""
+
+
+class StorageRefusedError(StorageError):
+    """The store cannot be used as it is given: no such bucket, or no right to it."""
+
+    exit_code = 2

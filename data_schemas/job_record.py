@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from data_schemas.atomic import write_text
 from data_schemas.record import Record
+from data_schemas.storage import read_bytes
 
 
 class JobRecord(Record):
@@ -36,6 +37,6 @@ def write(path: Path, record: JobRecord) -> None:
 def read(path: Path) -> JobRecord | None:
     """The record at `path`; None where it cannot be read, for it is an account and no result."""
     try:
-        return JobRecord.model_validate_json(path.read_bytes())
+        return JobRecord.model_validate_json(read_bytes(path))
     except (OSError, ValueError, ValidationError):
         return None

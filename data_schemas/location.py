@@ -1,54 +1,70 @@
 """Where a cache is: a folder on disk, or one in object storage, behind the same few methods."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
 from pydantic import PlainSerializer, PlainValidator
 
-from data_schemas.errors import InputError, ReflogpError
+from data_schemas.errors import InputError
 
 # What a listing remembers, another job may have changed; and a server that stalls must not be
-# waited for until the night is over. Each is for the file system of that name in fsspec.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {
-        "use_listings_cache": False,
-        "config_kwargs": {
-            "connect_timeout": 10, "read_timeout": 30, "retries": {"total_max_attempts": 5},
-        },
+# waited for until the night is over. Trying again is for data_schemas/storage.py; the second
+# attempt here is for one part of a large shard.
+_S3: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 30,
+        "retries": {"total_max_attempts": 2},
     },
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": _S3,
+    "s3a": _S3,
     "gs": {"use_listings_cache": False},
-}  # fmt: skip
-
-# Libraries whose errors are those of a store.
-_STORES = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs"}
+    "gcs": {"use_listings_cache": False},
+}
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+_BROKEN_URL = re.compile(r"(s3a?|gs|gcs|az|abfss?|hdfs|file|memory):/?[^/]")
 
 
 def location(where: str | Path) -> Path:
     """The folder `where`: a path, or a URL of any fsspec file system (s3://bucket/folder, ...).
 
-    What a URL gives is no pathlib.Path but universal_pathlib's UPath, which has all of its methods
-    that are used on caches; it stands as Path in signatures.
+    What a URL gives is no pathlib.Path but universal_pathlib's UPath, which joins and names like
+    one and stands as Path in signatures; data_schemas/storage.py reads and writes both.
 
     Raises:
-        InputError: it is a URL, and what reads such URLs is not installed.
+        InputError: it is a URL that names no folder, or what reads such URLs is not installed.
     """
+    if hasattr(where, "fs"):
+        return where  # type: ignore[return-value]
     text = str(where)
-    scheme, separator, _ = text.partition("://")
-    if not separator:
-        return where if not isinstance(where, str) else Path(where)
+    found = _URL.fullmatch(text)
+    if found is None:
+        # pathlib makes s3:/bucket of s3://bucket, and a folder of that name would be no surprise
+        # to anybody but the user
+        if _BROKEN_URL.match(text):
+            raise InputError(f"{text}: a URL has two slashes after its colon, as in s3://bucket/x.")
+        return _home(Path(where))
+    scheme, rest = found[1].lower(), found[2]
     if scheme == "file":
-        return Path(text.removeprefix("file://"))
+        return _file_url(text, rest)
+    if not rest.partition("/")[0] and scheme not in {"local", "memory", "hdfs"}:
+        raise InputError(f"{text}: no bucket is named; write {scheme}://bucket/folder.")
     try:
+        from fsspec.config import conf
         from upath import UPath
 
-        path: Any = UPath(text, **_OPTIONS.get(scheme, {}))
+        # what the user's own configuration of fsspec says, holds
+        path: Any = UPath(f"{scheme}://{rest}", **_OPTIONS.get(scheme, {}) | conf.get(scheme, {}))
         path.fs  # noqa: B018 - imports what reads this kind of URL
-    except (ImportError, ValueError) as error:
+    except Exception as error:
         raise InputError(
-            f"{text}: {scheme}:// cannot be read: {error}. For S3 install reflogp[s3]; for others "
-            "fsspec's package for them, such as gcsfs."
+            f"{text}: {scheme}:// cannot be used here: {error}. For S3 install reflogp[s3]; for "
+            "others fsspec's package for them, such as gcsfs."
         ) from error
     return path  # type: ignore[no-any-return]
 
@@ -58,26 +74,18 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
-@contextmanager
-def reaching(folder: Path) -> Iterator[None]:
-    """Within, an object store that refuses or does not answer gives one message.
-
-    Raises:
-        ReflogpError: instead of what the store's library raises.
-    """
-    if is_local(folder):
-        yield
-        return
+def _home(path: Path) -> Path:
     try:
-        yield
-    except Exception as error:
-        library = type(error).__module__.partition(".")[0]
-        if not isinstance(error, OSError | TimeoutError) and library not in _STORES:
-            raise
-        raise ReflogpError(
-            f"{folder}: the storage failed: {type(error).__name__}: {error}. What is finished is "
-            "kept; check address, credentials and network, and run the command again."
-        ) from error
+        return path.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error} Give the whole path.") from error
+
+
+def _file_url(text: str, rest: str) -> Path:
+    host, slash, path = rest.partition("/")
+    if host not in {"", "localhost"} or not slash:
+        raise InputError(f"{text}: a file URL has three slashes before its path: file:///folder.")
+    return Path(slash + unquote(path))
 
 
 def _validated(where: Any) -> Path:

@@ -11,7 +11,9 @@ from pydantic import Field, ValidationError, field_validator
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
 from data_schemas.job_record import JobRecord
+from data_schemas.location import is_local
 from data_schemas.record import Record
+from data_schemas.storage import entries, opened, read_bytes
 from data_schemas.verification import Verification
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -173,14 +175,16 @@ def read(cache: Path) -> Manifest:
         InputError: there is no cache, it was never sealed, it is of another version, or damaged.
     """
     path = cache / FILE_NAME
-    if not path.is_file():
-        state = "is not sealed: it has no" if cache.is_dir() else "does not exist: no"
+    try:
+        content = read_bytes(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        there = cache.is_dir() if is_local(cache) else bool(entries(cache))
+        state = "is not sealed: it has no" if there else "does not exist: no"
         raise InputError(
             f"{cache}: the cache {state} {FILE_NAME}. Run `reflogp precompute --cache {cache}` "
             "and let it end."
-        )
+        ) from error
     try:
-        content = path.read_bytes()
         raw = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(
@@ -210,18 +214,15 @@ def read(cache: Path) -> Manifest:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def missing_files(cache: Path, manifest: Manifest) -> list[str]:
     """Names of the cache's files that are gone or of another size than when it was sealed."""
-    return [
-        record.file
-        for record in [*manifest.shards, manifest.quarantine]
-        if not (cache / record.file).is_file()
-        or (cache / record.file).stat().st_size != record.bytes
-    ]
+    sizes = entries(cache)
+    records = [*manifest.shards, manifest.quarantine]
+    return [record.file for record in records if sizes.get(record.file) != record.bytes]
 
 
 def require_intact(path: Path, record: Shard) -> None:
@@ -234,7 +235,7 @@ def require_intact(path: Path, record: Shard) -> None:
         digest = file_sha256(path)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}). Run `reflogp precompute` again."
+            f"{path}: cannot be read ({error.strerror or error}). Run `reflogp precompute` again."
         ) from error
     if digest != record.sha256:
         raise InputError(
@@ -245,4 +246,4 @@ def require_intact(path: Path, record: Shard) -> None:
 
 def is_sealed(cache: Path) -> bool:
     """Whether `cache` holds a manifest at all."""
-    return (cache / FILE_NAME).is_file()
+    return FILE_NAME in entries(cache)

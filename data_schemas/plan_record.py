@@ -12,6 +12,7 @@ from pydantic import Field
 from data_schemas.atomic import write_text
 from data_schemas.manifest import Inputs, Shard
 from data_schemas.record import SealedRecord
+from data_schemas.storage import read_bytes
 
 FILE_NAME = "plan.json"
 
@@ -45,6 +46,6 @@ def write(folder: Path, record: PlanRecord) -> None:
 def read(folder: Path) -> PlanRecord | None:
     """The plan in `folder`; None where there is none, or one of another release or damaged."""
     try:
-        return PlanRecord.from_sealed_json((folder / FILE_NAME).read_bytes())
+        return PlanRecord.from_sealed_json(read_bytes(folder / FILE_NAME))
     except (OSError, ValueError):
         return None

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_schemas.record import Record, SealedRecord
+from data_schemas.storage import read_end
 
 _KEY = b"reflogp.origin"
+_FOOTER_BYTES = 1 << 16  # more than most footers have
 
 
 class Problem(Record):
@@ -60,9 +62,15 @@ def origin_of(table: pa.Table) -> Origin | None:
 def read_origin(path: Path) -> tuple[Origin, int] | None:
     """The origin and the number of rows of the shard at `path`; None if it is no whole shard."""
     try:
-        with path.open("rb") as file:
-            parquet = pq.ParquetFile(file)
-            metadata = parquet.schema_arrow.metadata or {}
-            return Origin.from_sealed_json(metadata.get(_KEY, b"")), parquet.metadata.num_rows
+        metadata = pq.read_metadata(pa.BufferReader(_footer(path)))
+        origin = (metadata.metadata or {}).get(_KEY, b"")
+        return Origin.from_sealed_json(origin), metadata.num_rows
     except (OSError, ValueError, MemoryError, pa.ArrowException):
         return None
+
+
+def _footer(path: Path) -> bytes:
+    """The end of a Parquet file: metadata, their length in 4 bytes, and 4 more."""
+    end = read_end(path, _FOOTER_BYTES)
+    length = int.from_bytes(end[-8:-4], "little") + 8
+    return end if length <= len(end) else read_end(path, length)

@@ -9,7 +9,8 @@ import typer
 
 from data_schemas import manifest as manifests
 from data_schemas.errors import ReflogpError
-from data_schemas.location import location, reaching
+from data_schemas.location import location
+from data_schemas.storage import reach
 from pipeline.config import build, load_file
 from pipeline.console import TerminalConsole
 from pipeline.options import options_of
@@ -86,8 +87,8 @@ def inspect(
 ) -> None:
     """Where a cache comes from and what is in it: rows, tokens, fingerprints, jobs, machines."""
     folder = location(cache)
-    with reaching(folder):
-        manifest = manifests.read(folder)
+    reach(folder)
+    manifest = manifests.read(folder)
     console = TerminalConsole()
     if json:
         console.text(manifest.model_dump_json(indent=2))

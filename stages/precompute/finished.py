@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_schemas.shard_origin import Origin, read_origin
+from data_schemas.storage import at_once, entries
 from stages.precompute.job import Job
 from stages.precompute.plan import PlannedShard
 
@@ -38,12 +39,13 @@ def survey(job: Job, planned: Iterable[PlannedShard]) -> Survey:
     """Look for the finished shards of `planned` in the job's cache; reads only their footers."""
     names = file_names(job)
     found = Survey([], [], {})
-    for shard in planned:
-        path = job.shard_path(shard.number)
+    shards = list(planned)
+    paths = [job.shard_path(shard.number) for shard in shards]
+    origins = at_once(lambda path: read_origin(path) if path.name in names else None, paths)
+    for shard, path, read in zip(shards, paths, origins, strict=True):
         if path.name not in names:
             found.missing.append(shard)
             continue
-        read = read_origin(path)
         problem = _problem(job, shard, read)
         if problem is None and read is not None:
             found.finished.append(Finished(shard, *read))
@@ -62,8 +64,7 @@ def foreign(job: Job, planned: Iterable[PlannedShard]) -> list[str]:
 
 def file_names(job: Job) -> set[str]:
     """Names of all files in the cache."""
-    cache = job.config.cache
-    return {path.name for path in cache.iterdir()} if cache.is_dir() else set()
+    return set(entries(job.config.cache))
 
 
 def _problem(job: Job, shard: PlannedShard, read: tuple[Origin, int] | None) -> str | None:

@@ -8,14 +8,15 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
+from data_schemas.errors import InputError, StorageError
 from data_schemas.location import is_local
 from data_schemas.manifest import Manifest
+from data_schemas.storage import entries, modified, remove, remove_folder
 
 _OLD_SECONDS = 24 * 3600
 # All of a job's names carry 8 digits of its inputs' digest.
@@ -32,7 +33,13 @@ def remove_leftovers(cache: Path, *done: Manifest) -> None:
         cache: the folder.
         done: what was sealed in it; no job is at work on it.
     """
-    paths = list(cache.iterdir())
+    # What a store refuses or fails to remove now, a later command will.
+    with suppress(StorageError):
+        _clear_up(cache, done)
+
+
+def _clear_up(cache: Path, done: Sequence[Manifest]) -> None:
+    paths = [cache / name for name in entries(cache)]
     # Read after the listing: a job seals before it removes its plan, so that files seen without a
     # plan are those of a cache that is sealed by now, or of one that was.
     try:
@@ -53,35 +60,26 @@ def remove_leftovers(cache: Path, *done: Manifest) -> None:
 
 def _at_work(paths: list[Path]) -> bool:
     plans = [path for path in paths if _is_plan(path)]
-    return bool(plans) and time.time() - max(map(_touched, _files(paths))) < _OLD_SECONDS
+    return bool(plans) and time.time() - _last_touch(paths) < _OLD_SECONDS
 
 
 def _is_plan(path: Path) -> bool:
     return path.name.startswith("plan-")
 
 
-def _files(paths: list[Path]) -> Iterator[Path]:
-    for path in paths:
-        yield path
-        if _is_plan(path):
-            with suppress(FileNotFoundError):  # another job clears up at the same time
-                yield from path.iterdir()
-
-
-def _touched(path: Path) -> float:
-    """When the file was last written; 0 where it is gone, or a folder in a store."""
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0
+def _last_touch(paths: list[Path]) -> float:
+    """When any of the files was last written, those of plans included."""
+    files = [path / name for path in paths if _is_plan(path) for name in entries(path)]
+    # a folder in a store has no time of its own
+    files += [path for path in paths if is_local(path) or not _is_plan(path)]
+    return max((when for when in map(modified, files) if when is not None), default=0)
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):
-        if not _is_plan(path):
-            path.unlink(missing_ok=True)
-        elif is_local(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            for file in path.iterdir():
-                file.unlink(missing_ok=True)
+    if not _is_plan(path):
+        with suppress(OSError):
+            remove(path)
+    elif is_local(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        remove_folder(path)

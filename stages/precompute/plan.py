@@ -15,6 +15,7 @@ import pyarrow as pa
 from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import PLAN_SCHEMA
 from data_schemas.errors import ReflogpError
+from data_schemas.storage import read_bytes
 from stages.precompute.tokenize import TokenizedRow
 
 
@@ -53,7 +54,7 @@ def read_plan(shard: PlannedShard) -> pa.Table:
         ReflogpError: the file is gone, or its content is not what was planned.
     """
     try:
-        content = shard.path.read_bytes()
+        content = read_bytes(shard.path)
     except FileNotFoundError as error:
         raise ReflogpError(
             f"{shard.path}: the plan is gone; another job may have sealed the cache. Run the "

@@ -11,6 +11,7 @@ from data_schemas import plan_record
 from data_schemas.errors import InputError
 from data_schemas.manifest import Shard
 from data_schemas.plan_record import PlanRecord
+from data_schemas.storage import entries
 from stages.adapter import tokenizer_folder
 from stages.loading import loading
 from stages.precompute.config import PrecomputeConfig
@@ -78,7 +79,7 @@ def find_plan(folder: Path) -> Plan | None:
     record = plan_record.read(folder)
     if record is None:
         return None
-    names = {path.name for path in folder.iterdir()}
+    names = set(entries(folder))
     if not names.issuperset({record.quarantine.file, *(shard.file for shard in record.shards)}):
         return None
     shards = [
@@ -125,7 +126,7 @@ def _write(job: Job, console: Console) -> Plan:
             f"{job.config.data}: not one of {rows.read} rows can be used: {quarantine.summary()}. "
             "Mend the data, or the options that name its columns and limits."
         )
-    aside = quarantine.reasons
+    aside, sizes = quarantine.reasons, entries(folder)
     record = PlanRecord(
         reflogp_version=version("reflogp"),
         inputs=job.inputs,
@@ -134,7 +135,7 @@ def _write(job: Job, console: Console) -> Plan:
         rows_read=rows.read,
         template_diverged=tokenizer.template_diverged,
         stop_token_ids=stops,
-        shards=[entry(shard) for shard in shards],
+        shards=[entry(shard, sizes.get(shard.path.name) or 0) for shard in shards],
         quarantine=describe(folder / QUARANTINE_NAME, rows=aside.total(), tokens=0),
         quarantined_by_reason=dict(aside.most_common()),
         quarantine_summary=quarantine.summary() if aside else "",
@@ -152,9 +153,8 @@ def _engine(job: Job) -> dict[str, Any]:
     return {"name": job.engine.name, "version": job.engine.version, "why": job.engine.why}
 
 
-def entry(shard: PlannedShard) -> Shard:
-    """The record of a planned shard."""
-    size = shard.path.stat().st_size
+def entry(shard: PlannedShard, size: int) -> Shard:
+    """The record of a planned shard of `size` bytes."""
     return Shard(
         file=shard.path.name,
         rows=shard.rows,

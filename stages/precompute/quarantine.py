@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
 from data_schemas.quarantine import SCHEMA
+from data_schemas.storage import opened
 from stages.precompute.faults import RowFault
 
 _BATCH_ROWS = 1_000
@@ -71,7 +72,7 @@ class Quarantine:
     def take_over(self, earlier: Path, reasons: Mapping[str, int]) -> None:
         """Add the rows of a quarantine file that is closed, which are known by reason."""
         self.reasons.update(reasons)
-        with earlier.open("rb") as opened, pq.ParquetFile(opened) as file:
+        with opened(earlier) as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches():
                 self._writer.write_batch(batch)
 

@@ -6,6 +6,7 @@ ids and scorer are the same keeps its log-probs, from any shard that lies in the
 those of a sealed cache that is being replaced, or those that a killed run left behind.
 """
 
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from data_schemas.cache_shard import SCORE_FIELDS, SHARD_SCHEMA, read_shard
 from data_schemas.errors import InputError
 from data_schemas.shard_origin import Origin, read_origin
+from data_schemas.storage import at_once, entries
 from stages.precompute.row_ids import CONTENT_DIGITS, content_keys
 
 _SCORES = [field.name for field in SCORE_FIELDS]
@@ -42,7 +44,7 @@ class KnownRows:
         self._files = list(origins)
         first = next(iter(origins.values()), None)
         self.method, self.device = (first.method, first.device) if first else ("", "")
-        keys = [content_keys(_row_ids(path)) for path in self._files]
+        keys = [content_keys(ids) for ids in at_once(_row_ids, self._files)]
         joined = np.concatenate([np.zeros(0, np.uint64), *keys])
         order = np.argsort(joined, kind="stable")
         self._keys = joined[order]
@@ -99,8 +101,9 @@ def in_planned_order(planned: pa.Table, rows: pa.Table) -> pa.Table:
 
 
 def _shards(cache: Path, scoring: str) -> Iterator[tuple[Path, Origin]]:
-    for path in sorted(cache.glob("shard-*.parquet")):
-        found = read_origin(path)
+    names = sorted(fnmatch.filter(entries(cache), "shard-*.parquet"))
+    paths = [cache / name for name in names]
+    for path, found in zip(paths, at_once(read_origin, paths), strict=True):
         if found is not None and found[0].scoring == scoring:
             yield path, found[0]
 

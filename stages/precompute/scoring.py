@@ -35,11 +35,9 @@ def score(job: Job, missing: list[PlannedShard], known: KnownRows, console: Cons
         ReflogpError: an engine does not start, or dies.
     """
     account = Account(job)
-    try:
-        run = _score_here if min(job.config.engines, len(missing)) == 1 else _score_in_processes
-        run(job, missing, known, account, console)
-    finally:
-        account.end()
+    run = _score_here if min(job.config.engines, len(missing)) == 1 else _score_in_processes
+    run(job, missing, known, account, console)
+    account.end()
 
 
 def _score_here(

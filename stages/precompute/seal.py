@@ -19,6 +19,7 @@ from data_schemas.manifest import (
     file_sha256,
 )
 from data_schemas.quarantine import Reason
+from data_schemas.storage import at_once
 from data_schemas.verification import Verification
 from stages.loading import quantization
 from stages.precompute.account import accounts
@@ -123,10 +124,8 @@ def _checked(job: Job, finished: list[Finished], console: Console) -> list[Shard
     """The manifest's entries; every shard is read once more, whoever wrote it and when."""
     shards = []
     with console.track("checking", len(finished), "shards") as advance:
-        for one in finished:
-            path, origin = job.shard_path(one.planned.number), one.origin
-            tokens = origin.prompt_tokens + origin.chosen_tokens + origin.rejected_tokens
-            shards.append(describe(path, rows=one.rows, tokens=tokens))
+        for shard in at_once(lambda one: _described(job, one), finished):
+            shards.append(shard)
             advance(1)
     if wrong := damage(job.config.cache, shards):
         raise ReflogpError(
@@ -134,6 +133,12 @@ def _checked(job: Job, finished: list[Finished], console: Console) -> list[Shard
             "what is damaged and run `reflogp precompute` again; the other shards are kept."
         )
     return shards
+
+
+def _described(job: Job, one: Finished) -> Shard:
+    origin = one.origin
+    tokens = origin.prompt_tokens + origin.chosen_tokens + origin.rejected_tokens
+    return describe(job.shard_path(one.planned.number), rows=one.rows, tokens=tokens)
 
 
 def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:

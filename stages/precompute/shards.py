@@ -1,5 +1,7 @@
 """Planned shard + scorer -> finished shard on disk. No number gets in unchecked."""
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +13,9 @@ import pyarrow.parquet as pq
 from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import SHARD_SCHEMA
 from data_schemas.errors import ReflogpError
-from data_schemas.manifest import Shard, file_sha256
+from data_schemas.manifest import Shard
 from data_schemas.shard_origin import origin_of, read_origin
+from data_schemas.storage import opened
 from stages.precompute.columns import View, list_column, views
 from stages.precompute.scorers.protocol import Logps, Request, Scorer
 
@@ -184,8 +187,10 @@ def _same_work(table: pa.Table, path: Path) -> bool:
 
 def describe(path: Path, *, rows: int, tokens: int) -> Shard:
     """The manifest's entry for the file at `path`."""
-    digest = file_sha256(path)
-    return Shard(file=path.name, rows=rows, tokens=tokens, bytes=path.stat().st_size, sha256=digest)
+    with opened(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.seek(0, os.SEEK_END)
+    return Shard(file=path.name, rows=rows, tokens=tokens, bytes=size, sha256=digest)
 
 
 def count_tokens(table: pa.Table, column: str) -> int:

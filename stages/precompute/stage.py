@@ -1,10 +1,12 @@
 """Stage one, joined: preferences -> tokens -> plan -> scores -> shards -> a sealed cache."""
 
+import fnmatch
 from pathlib import Path
 
 from data_schemas import manifest as manifests
-from data_schemas.errors import InputError, ReflogpError
+from data_schemas.errors import InputError, ReflogpError, StorageError
 from data_schemas.manifest import Manifest, missing_files
+from data_schemas.storage import entries
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.finished import survey
 from stages.precompute.job import Job
@@ -32,6 +34,8 @@ def precompute(job: Job, console: Console) -> Manifest | None:
     """
     try:
         return _precompute(job, console)
+    except StorageError:
+        raise
     except (ReflogpError, FileNotFoundError):
         # Another job with the same work may have sealed the cache and cleared the plan away.
         sealed = _sealed(job)
@@ -79,17 +83,17 @@ def merge(cache: Path, console: Console) -> Manifest:
         InputError: there is no plan in the folder, or more than one.
         ReflogpError: shards are missing, foreign, twice there or damaged.
     """
-    folders = sorted(cache.glob("plan-????????")) if cache.is_dir() else []
-    plans = [plan for folder in folders if (plan := find_plan(folder))]
+    names = sorted(fnmatch.filter(entries(cache), "plan-????????"))
+    plans = [plan for name in names if (plan := find_plan(cache / name))]
     if not plans and manifests.is_sealed(cache):
         console.say(f"{cache} is sealed already")
         sealed = manifests.read(cache)
         remove_leftovers(cache, sealed)
         return sealed
     if len(plans) != 1:
-        names = ", ".join(plan.folder.name for plan in plans) or "none"
+        found = ", ".join(plan.folder.name for plan in plans) or "none"
         raise InputError(
-            f"{cache}: to seal it there must be one complete plan in it; there is {names}. Run "
+            f"{cache}: to seal it there must be one complete plan in it; there is {found}. Run "
             "`reflogp precompute`, and remove the plans that are no longer wanted."
         )
     record = plans[0].record

@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data_schemas import quarantine
 from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest, Shard, require_intact
+from data_schemas.storage import at_once, opened
 from stages.precompute.row_ids import unique_keys
 from stages.precompute.shards import count_tokens
 
@@ -41,22 +43,29 @@ def damage(
     """What is wrong with shards: with each by itself, and ids that stand in more than one place."""
     found: list[str] = []
     keys = []
-    for shard in shards:
-        path = cache / shard.file
-        problems = list(_file_damage(path, shard))
-        if not problems:
-            try:
-                table = read_shard(path)
-                problems = [f"{path}: {text}" for text in _table_damage(table, shard)]
-                keys.append(unique_keys(table.column("row_id").combine_chunks()))
-            except (InputError, ValueError) as error:  # Arrow's errors are ValueErrors, too
-                problems = [f"{path}: {error}"]
+    for problems, its_keys in at_once(
+        lambda shard: _shard_damage(cache / shard.file, shard), shards
+    ):
         found += problems
+        keys.append(its_keys)
         advance(1)
     joined = np.sort(np.concatenate([np.zeros(0, np.uint64), *keys]))
     if twice := int((joined[1:] == joined[:-1]).sum()):
         found.append(f"{cache}: {twice} row ids stand there more than once")
     return found
+
+
+def _shard_damage(path: Path, shard: Shard) -> tuple[list[str], NDArray[np.uint64]]:
+    """What is wrong with a shard by itself, and a key of each of its ids."""
+    none = np.zeros(0, np.uint64)
+    if problems := list(_file_damage(path, shard)):
+        return problems, none
+    try:
+        table = read_shard(path)
+        problems = [f"{path}: {text}" for text in _table_damage(table, shard)]
+        return problems, unique_keys(table.column("row_id").combine_chunks())
+    except (InputError, ValueError) as error:  # Arrow's errors are ValueErrors, too
+        return [f"{path}: {error}"], none
 
 
 def _file_damage(path: Path, record: Shard) -> Iterator[str]:
@@ -106,8 +115,8 @@ def _side_damage(table: pa.Table, side: str) -> Iterator[str]:
 
 def _quarantine_damage(path: Path, record: Shard) -> list[str]:
     try:
-        with path.open("rb") as opened:
-            table = pq.read_table(opened)
+        with opened(path) as source:
+            table = pq.read_table(source)
     except (OSError, pa.ArrowException) as error:
         return [f"{path}: not a readable Parquet file ({error})"]
     if not table.schema.equals(quarantine.SCHEMA):

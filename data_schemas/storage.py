@@ -1,0 +1,218 @@
+"""The files of a cache, on disk or in a store: listed, read, put and removed in one way.
+
+A file that is absent and a store that does not answer are two things. An outage that looked like
+an empty folder would have everything scored again, and one that looked like damage would throw a
+good shard away. So absence is FileNotFoundError or an empty listing; what fails is tried again for
+a while, and then it is a StorageError, which no one takes for anything else.
+"""
+
+import io
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_schemas.errors import StorageError, StorageRefusedError
+from data_schemas.location import is_local
+
+# A minute of scoring is worth some patience. A store that stalls takes the time of a last attempt
+# (data_schemas/location.py) on top, so that the longest wait is about three minutes.
+PATIENCE_SECONDS = 120.0
+_LONGEST_PAUSE_SECONDS = 16.0
+_THREADS = 8  # requests at a time; each may hold a whole shard in memory
+
+# What puts an object whole. Others (hdfs, sftp) show a file while it grows, but can rename.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_FINAL = (PermissionError, ValueError, NotImplementedError)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def reach(folder: Path) -> None:
+    """Fail soon, and say why, if the store of `folder` cannot be used at all.
+
+    Raises:
+        StorageError: it does not answer, refuses, or has no such bucket.
+    """
+    if is_local(folder):
+        return
+    try:
+        _ask(folder, lambda fs, name: fs.ls(name), patience=0)
+    except _ABSENT as error:
+        response = getattr(error.__cause__, "response", {})
+        if response.get("Error", {}).get("Code") == "NoSuchBucket":
+            raise _no_bucket(folder) from error
+
+
+def require_writable(trial: Path) -> None:
+    """Fail before the work begins if a file such as `trial` cannot be put into its store.
+
+    Raises:
+        StorageError: see `put`.
+    """
+    if is_local(trial):
+        return
+    with tempfile.NamedTemporaryFile() as empty:
+        put(Path(empty.name), trial)
+    with suppress(StorageError):  # one that may not delete can still be filled
+        remove(trial)
+
+
+def entries(folder: Path) -> dict[str, int | None]:
+    """What is in `folder`: the bytes of each file by name, None for a folder; empty if absent."""
+    if not is_local(folder):
+        return _entries(folder)
+    found: dict[str, int | None] = {}
+    with suppress(*_ABSENT):
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):  # another job may have removed it just now
+                found[entry.name] = None if entry.is_dir() else entry.stat().st_size
+    return found
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the store cannot be read.
+    """
+    if is_local(path):
+        return path.read_bytes()
+    return bytes(_ask(path, lambda fs, name: fs.cat_file(name)))
+
+
+def read_end(path: Path, count: int) -> bytes:
+    """The last `count` bytes of a file, or all of a shorter one. Raises as `read_bytes`."""
+    if is_local(path):
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+            return file.read()
+
+    def end(fs: Any, name: str) -> bytes:
+        size = fs.info(name)["size"]
+        return bytes(fs.cat_file(name, start=max(0, size - count), end=size)) if size else b""
+
+    return _ask(path, end)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """A file open for reading; one in a store is fetched whole first. Raises as `read_bytes`."""
+    if is_local(path):
+        with path.open("rb") as file:
+            yield file
+    else:
+        yield io.BytesIO(read_bytes(path))
+
+
+def modified(path: Path) -> float | None:
+    """When a file was written last, in seconds since 1970; None where there is none."""
+    try:
+        if is_local(path):
+            return path.stat().st_mtime
+        return float(_ask(path, lambda fs, name: fs.modified(name)).timestamp())
+    except _ABSENT:
+        return None
+
+
+def put(file: Path, target: Path) -> None:
+    """Copy a file on disk to `target` in a store, whole or not at all.
+
+    Raises:
+        StorageError: the store fails, refuses, or has no such bucket.
+    """
+    try:
+        _ask(target, lambda fs, name: _put_once(fs, str(file), target))
+    except _ABSENT as error:
+        raise _no_bucket(target) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file; one that is gone already is fine."""
+    if is_local(path):
+        path.unlink(missing_ok=True)
+        return
+    with suppress(*_ABSENT):
+        _ask(path, lambda fs, name: fs.rm_file(name))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder in a store with all that is in it."""
+    with suppress(*_ABSENT):
+        _ask(folder, lambda fs, name: fs.rm(name, recursive=True))
+
+
+def at_once(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` with several calls at a time: a store answers many as fast as one."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(call, items)
+
+
+def _entries(folder: Path) -> dict[str, int | None]:
+    def listing(fs: Any, name: str) -> list[dict[str, Any]]:
+        fs.invalidate_cache(name)
+        return list(fs.ls(name, detail=True))
+
+    try:
+        found = _ask(folder, listing)
+    except _ABSENT:
+        return {}
+    return {
+        entry["name"].rstrip("/").rpartition("/")[2]: (
+            None if entry["type"] == "directory" else int(entry["size"])
+        )
+        for entry in found
+    }
+
+
+def _put_once(fs: Any, file: str, target: Any) -> None:
+    if target.protocol in _OBJECT_STORES:
+        fs.put_file(file, target.path)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    growing = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    fs.put_file(file, growing.path)
+    fs.mv(growing.path, target.path)
+
+
+def _ask(path: Any, call: Callable[[Any, str], Result], patience: float | None = None) -> Result:
+    """`call` a store with the name that `path` has there, while it fails and patience lasts."""
+    fs = path.fs
+    fs.retries = 1  # s3fs tries reads in two nested loops of five: 25 times its timeout
+    end = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
+    pause = min(1.0, PATIENCE_SECONDS / 4)
+    while True:
+        try:
+            return call(fs, path.path)
+        except _ABSENT:
+            raise
+        except Exception as error:
+            # what is wrong with a name, an address or a key does not pass
+            if isinstance(error, _FINAL) or "Credentials" in type(error).__name__:
+                raise StorageRefusedError(
+                    f"{path}: the storage cannot be used: {_text(error)}. Check its address, and "
+                    "that the credentials may list, read, write and delete there."
+                ) from error
+            if time.monotonic() + pause > end:
+                raise StorageError(
+                    f"{path}: the storage failed: {_text(error)}. What is finished is kept; run "
+                    "the command again when the storage answers."
+                ) from error
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def _no_bucket(path: Path) -> StorageRefusedError:
+    return StorageRefusedError(f"{path}: there is no such bucket. Make it, or check its name.")
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(".: ")
