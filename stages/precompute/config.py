@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from data_schemas.location import Location
+from stages.assignments import Arguments, Columns
 from stages.precompute.share import share
 
 RULES_VERSION = 1
@@ -17,42 +18,9 @@ Truncate = Literal["response", "prompt", "never"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-def _assignments(value: Any) -> Any:
-    """`a=b,c=d`, as it is written on a command line, as a mapping."""
-    if not isinstance(value, str):
-        return value
-    pairs = [part.partition("=") for part in value.split(",") if part]
-    if not all(key.strip() and content.strip() for key, _, content in pairs):
-        raise ValueError(f"{value!r} is not of the form name=value,name=value")
-    return {key.strip(): content.strip() for key, _, content in pairs}
-
-
-def _arguments(value: Any) -> Any:
-    """The same, its values as what they look like; a column may well be called `1`."""
-    if not isinstance(value, str):
-        return value
-    return {key: _plain(content) for key, content in _assignments(value).items()}
-
-
-def _plain(text: str) -> Any:
-    """A value from the command line as the bool or number that it looks like."""
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _share(text: str | None) -> str | None:
     """The share as I/N, whatever form it had."""
     return None if text is None else str(share(text))
-
-
-Columns = Annotated[dict[str, str], BeforeValidator(_assignments)]
-Arguments = Annotated[dict[str, Any], BeforeValidator(_arguments)]
 
 
 class PrecomputeConfig(BaseModel):
