@@ -40,7 +40,7 @@ class RunRecord(Record):
     first: StepMetrics = Field(description="The first step: policy equals reference.")
     first_margin_noise: float | None = Field(
         description="Standard deviation that rounding alone gives the first margin, which is 0 but "
-        "for it; from the cache's verification."
+        "for it; from the cache's verification. None for losses without a reference."
     )
     last: StepMetrics = Field(description="Mean over the last quarter of the steps.")
     started_at: datetime

@@ -15,11 +15,14 @@ from pipeline.config import build, load_file
 from pipeline.console import TerminalConsole
 from pipeline.options import options_of
 from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
-from pipeline.summary import cache_rows, inspect_rows, train_rows, verify_rows
+from pipeline.summary import cache_rows, inspect_rows, losses_table, train_rows, verify_rows
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
 
 Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
+ListLosses = Annotated[
+    bool | None, typer.Option("--list-losses", help="Print a table of the losses, and end.")
+]
 
 app = typer.Typer(
     name="reflogp",
@@ -54,11 +57,15 @@ def merge(cache: Cache) -> None:
 
 
 @app.command()
-@options_of(TrainConfig)
-def train(config: Path | None = None, **given: Any) -> None:
+@options_of(TrainConfig, list_losses=ListLosses)
+def train(config: Path | None = None, list_losses: bool | None = None, **given: Any) -> None:
     """Stage two: train the policy against a sealed cache."""
-    settings = build(TrainConfig, load_file(config)["train"], given)
     console = TerminalConsole()
+    if list_losses:
+        title, rows = losses_table()
+        console.table(title, rows, header=("loss", "formula, paper", "needs, arguments"))
+        return
+    settings = build(TrainConfig, load_file(config)["train"], given)
     console.table("", train_rows(settings.output, run_train(settings, console)))
 
 

@@ -59,7 +59,11 @@ def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, A
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [
+            _explain(problem)
+            for problem in error.errors()
+            if problem["type"] != "default_factory_not_called"  # follows from another one
+        ]
         raise InputError("; ".join(problems) + ". See --help.") from error
 
 

@@ -1,6 +1,6 @@
 """What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
@@ -52,15 +52,19 @@ class TerminalConsole:
             done = progress.tasks[0].completed
             self.say(f"{what}: {done:,.0f} {unit}")
 
-    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
-        """Print names and values side by side on stdout."""
+    def table(
+        self, title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()
+    ) -> None:
+        """Print rows on stdout, the first column being names."""
         table = Table(
-            title=title, show_header=False, title_justify="left", box=None, pad_edge=False
+            title=title, show_header=bool(header), title_justify="left", box=None, pad_edge=False
         )
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(name, Text(value))
+        names = header or ("",) * max(map(len, rows))
+        table.add_column(names[0], style="bold", no_wrap=True)
+        for name in names[1:]:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(row[0], *map(Text, row[1:]))
         self._results.print(table)
 
     def text(self, text: str) -> None:

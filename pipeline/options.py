@@ -18,14 +18,21 @@ ConfigFile = Annotated[
 ]
 
 
-def options_of(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def options_of(
+    model: type[BaseModel], **more: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command `f(config, **given)` one option for each field of `model`.
+
+    Args:
+        model: the stage's configuration.
+        more: Typer annotations of options that are not part of a configuration.
 
     An option that was not given arrives as None, so that a YAML file's value or the default holds.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = [_parameter(name, field) for name, field in model.model_fields.items()]
+        parameters += [_keyword(name, annotation) for name, annotation in more.items()]
         parameters.append(_keyword("config", ConfigFile))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -83,6 +83,19 @@ def train_rows(output: Path, record: RunRecord) -> Rows:
     ]
 
 
+def losses_table() -> tuple[str, list[tuple[str, str, str]]]:
+    """What the letters of the formulas mean, and a row for each loss."""
+    from stages.train.losses.arguments import parameters
+    from stages.train.losses.registry import LETTERS, LOSSES
+
+    rows = []
+    for name, loss in LOSSES.items():
+        arguments = [f"{p.name}={p.default}" for p in parameters(loss.function).values()]
+        needs = ", ".join(sorted(loss.needs))
+        rows.append((name, f"{loss.formula}\n{loss.paper}", "\n".join([needs, *arguments])))
+    return LETTERS, rows
+
+
 def _noise(record: RunRecord) -> str:
     noise = record.first_margin_noise
     return "" if noise is None else f" (0 but for rounding, about {noise:.4f})"

@@ -7,7 +7,7 @@ takes them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Batch(TypedDict):
         targets: int64 [n], those tokens.
         owners: int64 [n], the response, 0..2b-1, that each belongs to.
         ref_logps: SUM_DTYPE [2b], log pi_ref(y|x) in nats.
+        ref_shared_logps: SUM_DTYPE [2b], of the first tokens of each response, as many as the
+            shorter one of its pair has; only if the pairs have it.
     """
 
     inputs: dict[str, Tensor]
@@ -37,6 +39,7 @@ class Batch(TypedDict):
     targets: Tensor
     owners: Tensor
     ref_logps: Tensor
+    ref_shared_logps: NotRequired[Tensor]
 
 
 Collate = Callable[[Sequence[Pair]], Batch]
@@ -111,13 +114,17 @@ def _batch(inputs: dict[str, Tensor], rows: list[Ids], pairs: Sequence[Pair]) ->
     owners = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
     references = [pair.ref_chosen_logp for pair in pairs]
     references += [pair.ref_rejected_logp for pair in pairs]
-    return Batch(
+    batch = Batch(
         inputs=inputs,
         rows=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
         targets=torch.from_numpy(np.concatenate(responses).astype(np.int64)),
         owners=torch.from_numpy(owners),
         ref_logps=torch.tensor(references, dtype=SUM_DTYPE),
     )
+    if pairs[0].ref_shared_logps is not None:
+        both = torch.tensor([pair.ref_shared_logps for pair in pairs], dtype=SUM_DTYPE)
+        batch["ref_shared_logps"] = both.T.flatten()
+    return batch
 
 
 def _padded(sequences: Sequence[NDArray[np.integer]], filler: int = 0) -> Tensor:

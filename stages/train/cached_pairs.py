@@ -24,16 +24,22 @@ _COLUMNS = [
     *(f"{side}_ids" for side in _SIDES),
     *(f"ref_{side}_logp_sum" for side in _SIDES),
 ]
+_TOKEN_COLUMNS = [f"ref_{side}_logps" for side in _SIDES]
+_SHARED = "ref_shared_logps"
 
 
 class Pair(NamedTuple):
-    """One preference: int32 token ids, and log pi_ref(y|x) of both responses in nats."""
+    """One preference: int32 token ids, and log pi_ref(y|x) of both responses in nats.
+
+    `ref_shared_logps` are the same over the first min(|y_w|, |y_l|) tokens of chosen and rejected.
+    """
 
     prompt_ids: NDArray[np.int32]
     chosen_ids: NDArray[np.int32]
     rejected_ids: NDArray[np.int32]
     ref_chosen_logp: float
     ref_rejected_logp: float
+    ref_shared_logps: tuple[float, float] | None = None
 
     @property
     def distinct_tokens(self) -> int:
@@ -44,8 +50,13 @@ class Pair(NamedTuple):
 class CachedPairs(Dataset[Pair]):
     """The pairs of a cache, by position."""
 
-    def __init__(self, cache: Path, manifest: Manifest) -> None:
+    def __init__(self, cache: Path, manifest: Manifest, *, tokens: bool = False) -> None:
         """Check the shards of a sealed cache and map what training reads of them.
+
+        Args:
+            cache: folder of the cache.
+            manifest: its manifest.
+            tokens: read the log-probs of each token too, for `Pair.ref_shared_logps`.
 
         Raises:
             InputError: the cache is unpaired, or a shard is missing or damaged.
@@ -62,7 +73,11 @@ class CachedPairs(Dataset[Pair]):
             writer = None
             for shard in manifest.shards:
                 require_intact(cache / shard.file, shard)
-                table = read_shard(cache / shard.file, _COLUMNS).combine_chunks()
+                columns = _COLUMNS + _TOKEN_COLUMNS * tokens
+                table = read_shard(cache / shard.file, columns).combine_chunks()
+                if tokens:
+                    shared = pa.array(_shared_sums(table), pa.list_(pa.float64(), 2))
+                    table = table.drop_columns(_TOKEN_COLUMNS).append_column(_SHARED, shared)
                 schema = schema or table.schema
                 writer = writer or pa.ipc.new_file(sink, schema)
                 writer.write_table(table)
@@ -94,4 +109,18 @@ class CachedPairs(Dataset[Pair]):
             rejected_ids=rejected.values.to_numpy(),
             ref_chosen_logp=ref_chosen.as_py(),
             ref_rejected_logp=ref_rejected.as_py(),
+            ref_shared_logps=(
+                tuple(batch.column(_SHARED)[row].as_py()) if _SHARED in batch.schema.names else None
+            ),
         )
+
+
+def _shared_sums(table: pa.Table) -> list[list[float]]:
+    """Of each row, the sums over the tokens that both responses have room for, in float64."""
+    sides = zip(*(table[name] for name in _TOKEN_COLUMNS), strict=True)
+    sums = []
+    for both in sides:
+        logps = [side.values.to_numpy() for side in both]
+        least = min(map(len, logps))
+        sums.append([float(side[:least].sum(dtype=np.float64)) for side in logps])
+    return sums

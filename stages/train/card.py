@@ -13,13 +13,20 @@ def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> st
         method = "LoRA" if config.lora_r else "full fine-tuning"
         start += f" with the LoRA adapter `{manifest.reference.adapter or record.adapter}`"
     counts, first, last = manifest.counts, record.first, record.last
+    losses = " + ".join(
+        name.upper() if weight == 1 else f"{weight:g} {name.upper()}"
+        for name, weight in config.losses.items()
+    )
+    settings = {"beta": f"{config.beta:g}"} | config.loss_args
+    if config.weighting != "none":
+        settings["weighting"] = config.weighting
     return f"""---
 base_model: {record.policy}
 library_name: {"peft" if config.lora_r else "transformers"}
 tags: [dpo, reflogp]
 ---
 
-# Trained with {config.loss.upper()}, {method}
+# Trained with {losses}, {method}
 
 Start and reference: {start}. The reference was scored once by reflogp
 {manifest.reflogp_version} with {manifest.engine.name} {manifest.engine.version}
@@ -28,7 +35,7 @@ Start and reference: {start}. The reference was scored once by reflogp
 | | |
 |---|---|
 | data | `{manifest.source.source}`, {counts.rows} pairs ({counts.quarantined} rows set aside) |
-| loss, beta | {config.loss}, {config.beta:g} |
+| loss | {config.loss}, {", ".join(f"{name}={value}" for name, value in settings.items())} |
 | steps, pairs a step | {record.steps}, {config.batch_size * config.accumulation} |
 | peak learning rate | {config.peak_rate:g} ({config.schedule}) |
 

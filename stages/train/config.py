@@ -1,13 +1,19 @@
 """What a user can set of stage two. Each field is a YAML key and a command-line option."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from data_schemas.location import Location
-
-LossName = Literal["dpo"]
+from stages.assignments import Arguments
+from stages.train.loss_spec import (
+    LossSpec,
+    checked_arguments,
+    checked_weighting,
+    default_beta,
+    loss_weights,
+)
 
 
 class TrainConfig(BaseModel):
@@ -30,8 +36,24 @@ class TrainConfig(BaseModel):
         "and modules; with --lora-r 0 it is merged first. For a new adapter on top of it, merge "
         "it yourself and precompute a cache for the result.",
     )
-    loss: LossName = Field("dpo", description="What is minimized over the pairs.")
-    beta: float = Field(0.1, gt=0, description="Pull towards the reference: 0.01 to 0.5.")
+    loss: LossSpec = Field(
+        "dpo",
+        description="What is minimized over the pairs: a name, or names with weights "
+        "(dpo=1,sft=0.2). --list-losses prints them.",
+    )
+    beta: float = Field(
+        default_factory=lambda given: default_beta(given["loss"]),
+        gt=0,
+        description="Pull towards the reference: 0.01 to 0.5. Default: what the paper of the "
+        "(first) loss takes; 0.1 for DPO.",
+    )
+    loss_args: Arguments = Field(
+        default_factory=dict,
+        description="More arguments of the loss: name=value,name=value. --list-losses prints them.",
+    )
+    weighting: Literal["none", "wpo"] = Field(
+        "none", description="'wpo' weighs each pair by its likelihood under the policy."
+    )
     lora_r: int = Field(8, ge=0, description="Rank of the LoRA adapter; 0 trains all weights.")
     lora_alpha: float = Field(16, gt=0, description="LoRA scale: alpha / r times the update.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the adapter.")
@@ -66,6 +88,19 @@ class TrainConfig(BaseModel):
     allow_mismatch: bool = Field(
         False, description="Train although the policy is not the checkpoint that was scored."
     )
+
+    @field_validator("loss_args", "weighting")
+    @classmethod
+    def _fits_the_loss(cls, value: Any, info: ValidationInfo) -> Any:
+        if "loss" not in info.data:  # it is wrong itself, and will be said
+            return value
+        check = checked_arguments if info.field_name == "loss_args" else checked_weighting
+        return check(info.data["loss"], value)
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The names of the losses, each with its weight."""
+        return loss_weights(self.loss)
 
     @property
     def peak_rate(self) -> float:

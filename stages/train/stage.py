@@ -23,7 +23,7 @@ from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
 from stages.train.config import TrainConfig
 from stages.train.layout import choose_layout
-from stages.train.losses import LOSSES
+from stages.train.losses.objective import objective, uses
 from stages.train.policy import load_policy, trainable_parameters
 from stages.train.trainer import PreferenceTrainer
 
@@ -59,7 +59,7 @@ def train(job: Job, console: Console) -> RunRecord:
     """
     started_at, begin = datetime.now(UTC), time.monotonic()
     config = job.config
-    pairs = CachedPairs(config.cache, job.manifest)
+    pairs = CachedPairs(config.cache, job.manifest, tokens=uses(config.losses, "tokens"))
     _remove_earlier(config.output)
     set_seed(config.seed)
     policy = load_policy(job.policy, config, job.manifest.engine.dtype, job.adapter)
@@ -78,8 +78,12 @@ def train(job: Job, console: Console) -> RunRecord:
         train_dataset=pairs,
         collate=collate,
         callbacks=[metrics, Progress(console)],
-        loss=LOSSES[config.loss],
-        beta=config.beta,
+        loss=objective(
+            config.losses,
+            beta=config.beta,
+            arguments=config.loss_args,
+            weighting=config.weighting,
+        ),
     )
     loop = time.monotonic()
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file, the steps on the bar
@@ -172,9 +176,11 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
 def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
     """Standard deviation that rounding gives the first step's mean margin, which is 0 but for it.
 
+    None without a verification, and for a loss without a reference, whose margin is not 0.
+
     A pair's margin is beta times the difference of two responses, each off by `response_sd`.
     """
-    if manifest.verification is None:
+    if manifest.verification is None or not uses(config.losses, "reference"):
         return None
     pairs = min(config.batch_size * config.accumulation, manifest.counts.rows)
     return config.beta * manifest.verification.training.response_sd * math.sqrt(2 / pairs)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from stages.response_logps import response_logps, sum_by_row
+from stages.response_logps import response_logps
 from stages.train.batches import Batch, Collate
 from stages.train.cached_pairs import Pair
-from stages.train.losses import LossFunction, PreferenceLoss
+from stages.train.losses.inputs import PairLogps
+from stages.train.losses.objective import Objective, PreferenceLoss
+from stages.train.pair_logps import pair_logps
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
@@ -21,19 +23,18 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     padding and changes neither the step nor the order of the data: every pair counts the same.
 
     It logs, as means over the pairs since the last log, the field's metrics: rewards/chosen,
-    rewards/rejected, rewards/margins, rewards/accuracies, logps/chosen, logps/rejected.
+    rewards/rejected, rewards/margins, rewards/accuracies, logps/chosen, logps/rejected; and with
+    each reward over its response's tokens, rewards/margins_per_token and
+    rewards/accuracies_per_token: a margin that only longer responses give is not in them.
 
     Attributes:
         pairs_seen: pairs that went through the loss in this process.
     """
 
-    def __init__(
-        self, *, loss: LossFunction, beta: float, collate: Collate, **trainer_arguments: Any
-    ) -> None:
+    def __init__(self, *, loss: Objective, collate: Collate, **trainer_arguments: Any) -> None:
         super().__init__(data_collator=list, **trainer_arguments)
         self._collate = collate
         self._loss = loss
-        self._beta = beta
         self.pairs_seen = 0
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
         # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
@@ -63,12 +64,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         """Mean loss of a batch of pairs, times its weight in the step."""
         batch = cast(Batch, inputs["batch"])
         logps = response_logps(model, batch["inputs"], batch["rows"], batch["targets"])
-        policy = sum_by_row(logps, batch["owners"], len(batch["ref_logps"]))
-        policy_chosen, policy_rejected = policy.chunk(2)
-        result = self._loss(
-            policy_chosen, policy_rejected, *batch["ref_logps"].chunk(2), beta=self._beta
-        )
-        self._note(result, policy_chosen, policy_rejected)
+        pairs = pair_logps(logps, batch)
+        result = self._loss(pairs)
+        self._note(result, pairs)
         loss = result.loss.mean() * inputs["weight"]
         rewards = {"rewards": result.chosen_rewards - result.rejected_rewards}
         return (loss, rewards) if return_outputs else loss
@@ -80,15 +78,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         super().log(logs | means, *arguments, **options)
 
     @torch.no_grad()
-    def _note(self, result: PreferenceLoss, chosen: Tensor, rejected: Tensor) -> None:
-        self.pairs_seen += len(chosen)
+    def _note(self, result: PreferenceLoss, pairs: PairLogps) -> None:
+        self.pairs_seen += len(pairs.policy_chosen)
         margins = result.chosen_rewards - result.rejected_rewards
         for name, values in (
             ("rewards/chosen", result.chosen_rewards),
             ("rewards/rejected", result.rejected_rewards),
             ("rewards/margins", margins),
             ("rewards/accuracies", (margins > 0).float()),
-            ("logps/chosen", chosen),
-            ("logps/rejected", rejected),
+            ("rewards/margins_per_token", result.margins_per_token),
+            ("rewards/accuracies_per_token", (result.margins_per_token > 0).float()),
+            ("logps/chosen", pairs.policy_chosen),
+            ("logps/rejected", pairs.policy_rejected),
         ):
             self._metrics[name] += values.detach().float().tolist()

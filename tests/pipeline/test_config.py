@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -11,8 +11,8 @@ from data_schemas.errors import InputError
 from pipeline.cli import app
 from pipeline.config import SECTIONS, build, load_file
 from stages.precompute.config import PrecomputeConfig
-from stages.train.config import LossName, TrainConfig
-from stages.train.losses import LOSSES
+from stages.train.config import TrainConfig
+from stages.train.losses.registry import LOSSES
 
 FIRST = {"reference": "model", "data": "pairs.jsonl", "cache": "cache"}
 SECOND = {"cache": "cache", "output": "out"}
@@ -94,7 +94,24 @@ def test_what_a_yaml_file_leaves_out_is_left_to_the_defaults(content, yaml_file)
          "be a valid string, got 3"),
         (PrecomputeConfig, {"data": None}, "--data (in YAML: data): input should be a valid "),
         (PrecomputeConfig, {"min_confidence": "high"}, "--min-confidence"),
-        (TrainConfig, {"loss": "ppo"}, "--loss (in YAML: loss): input should be 'dpo', got 'ppo'"),
+        (TrainConfig, {"loss": "simpoo"}, "--loss (in YAML: loss): there is no loss 'simpoo' (did "
+         "you mean 'simpo'?), got 'simpoo'. See"),
+        (TrainConfig, {"loss": "xyzzy"}, "'xyzzy' (see reflogp train --list-losses)"),
+        (TrainConfig, {"loss": "dpo=1,sft"}, "expected a name, or name=weight,name=weight, got"),
+        (TrainConfig, {"loss": "dpo=1,sft=much"}, "expected a name, or name=weight,name=weight"),
+        (TrainConfig, {"loss": {"dpo": -1}}, "--loss (in YAML: loss): weights must be positive"),
+        (TrainConfig, {"loss": "cdpo", "loss_args": "label_smothing=0.1"}, "--loss-args (in YAML: "
+         "loss_args): the loss has no argument 'label_smothing' (did you mean 'label_smoothing'?)"),
+        (TrainConfig, {"loss": "rdpo=1,cdpo=1", "loss_args": {"xyzzy": 1}}, "no argument 'xyzzy' "
+         "(there are: alpha, label_smoothing)"),
+        (TrainConfig, {"loss_args": "gamma=1"}, "no argument 'gamma' (it has none)"),
+        (TrainConfig, {"loss_args": "beta=1"}, "beta has an option of its own, --beta"),
+        (TrainConfig, {"loss": "cdpo", "loss_args": "label_smoothing=0.5"}, "label_smoothing: "
+         "input should be less than 0.5"),
+        (TrainConfig, {"loss": "ipo", "loss_args": "per_token=maybe"}, "per_token: input should "
+         "be a valid boolean"),
+        (TrainConfig, {"loss": "dpo=1,aot=1", "weighting": "wpo"}, "--weighting (in YAML: "
+         "weighting): the loss aot sorts the batch, so its pairs have no weights, got 'wpo'"),
         (TrainConfig, {"beta": 0}, "--beta (in YAML: beta): input should be greater than 0, got 0"),
         (TrainConfig, {"lora_dropout": 1}, "--lora-dropout"),
         (TrainConfig, {"gradient_checkpointing": "maybe"}, "--gradient-checkpointing"),
@@ -180,5 +197,30 @@ def test_the_help_lists_every_command(command):
     assert command in shown.output
 
 
-def test_every_loss_that_can_be_named_exists():
-    assert set(LOSSES) == set(get_args(LossName))
+@pytest.mark.parametrize("loss", ["dpo=1,sft=0.2", {"dpo": 1, "sft": 0.2}])
+def test_losses_are_a_mapping_or_assignments(loss):
+    assert build(TrainConfig, SECOND, {"loss": loss}).losses == {"dpo": 1.0, "sft": 0.2}
+    assert build(TrainConfig, SECOND, {}).losses == {"dpo": 1.0}
+
+
+def test_beta_is_that_of_the_first_losss_paper_unless_it_is_given():
+    for loss, beta in (("dpo", 0.1), ("simpo", 2.0), ("sft=1,dpo_norm=1", 5.0), ("sft", 0.1)):
+        assert build(TrainConfig, SECOND, {"loss": loss}).beta == beta
+        assert build(TrainConfig, SECOND, {"loss": loss, "beta": 0.7}).beta == 0.7
+
+
+def test_the_arguments_of_a_loss_get_the_types_of_its_signature():
+    given = {"loss": "ipo=1,cdpo=1", "loss_args": "per_token=false,label_smoothing=0"}
+    expected = {"per_token": False, "label_smoothing": 0.0}
+    assert build(TrainConfig, SECOND, given).loss_args == expected
+
+
+def test_the_table_of_losses_fits_80_columns_and_names_each():
+    shown = CliRunner().invoke(app, ["train", "--list-losses"], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0
+    assert max(map(len, shown.output.splitlines())) <= 80
+    words = shown.output.split()
+    for name, loss in LOSSES.items():
+        assert name in words
+        assert loss.paper.split()[0] in words
+    assert "label_smoothing=0.001" in words

@@ -68,7 +68,7 @@ def mamba():
 def pair(prompt: int, chosen: int, rejected: int, seed: int = 0) -> Pair:
     source = np.random.default_rng(seed)
     ids = (source.integers(1, VOCABULARY, n, dtype=np.int32) for n in (prompt, chosen, rejected))
-    return Pair._make([*ids, -1.0, -2.0])
+    return Pair._make([*ids, -1.0, -2.0, None])
 
 
 def sums(policy, layout, pairs):

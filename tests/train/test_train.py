@@ -17,7 +17,9 @@ from pipeline.run import run_train
 from stages.train.batches import separate, shared
 from stages.train.cached_pairs import CachedPairs
 from stages.train.config import TrainConfig
-from stages.train.losses import dpo
+from stages.train.loss_spec import loss_weights
+from stages.train.losses.objective import objective
+from stages.train.losses.registry import LOSSES
 from stages.train.policy import load_policy
 from stages.train.trainer import PreferenceTrainer
 
@@ -50,36 +52,112 @@ def our_metrics(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [("dpo", {}), ("ipo", {"loss_type": ["ipo"]}), ("ld_dpo", {"ld_alpha": 0.5})],
+)
 def test_loss_and_rewards_equal_trls_on_the_same_batch(
-    cache, checkpoint, other_checkpoint, few_preferences, tmp_path
+    cache, checkpoint, other_checkpoint, few_preferences, tmp_path, loss, options
 ):
     # another policy than the reference, so that margins are not zero
-    theirs = trl_trainer(cache, other_checkpoint, checkpoint, few_preferences, tmp_path)
+    theirs = trl_trainer(cache, other_checkpoint, checkpoint, few_preferences, tmp_path, **options)
     inputs = theirs.data_collator(list(theirs.train_dataset))
-    loss = theirs._compute_loss(theirs.model.train(), inputs, return_outputs=False).item()
+    expected = theirs._compute_loss(theirs.model.train(), inputs, return_outputs=False).item()
 
-    pairs = CachedPairs(cache, manifests.read(cache))
+    pairs = CachedPairs(cache, manifests.read(cache), tokens=loss == "ld_dpo")
     every = [pairs[i] for i in range(len(pairs))]
     ours = separate(every)["inputs"]
     assert torch.equal(ours["attention_mask"], inputs["attention_mask"])
     real = ours["attention_mask"].bool()
     assert torch.equal(ours["input_ids"][real], inputs["input_ids"][real])
     policy = load_policy(other_checkpoint, config(cache, tmp_path, lora_r=0), "float32")
-    trainer = our_trainer(policy, pairs, tmp_path)
+    trainer = our_trainer(policy, pairs, tmp_path, loss)
     for layout in (separate, shared):
         batch = {"batch": layout(every), "weight": 1.0}
-        assert trainer.compute_loss(policy, batch).item() == pytest.approx(loss, abs=1e-5)
+        assert trainer.compute_loss(policy, batch).item() == pytest.approx(expected, rel=1e-5)
+        if loss == "ld_dpo":
+            continue  # TRL's rewards are then of the weighted log-probs
         for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
             mine = sum(trainer._metrics[name]) / len(pairs)
             assert mine == pytest.approx(theirs._metrics["train"][name][-1], abs=1e-4), name
         trainer._metrics.clear()
-    assert abs(loss - math.log(2)) > 0.1
+    assert abs(expected - math.log(2)) > 0.1
 
 
-def our_trainer(policy, pairs, output):
-    arguments = TrainingArguments(str(output), use_cpu=True, report_to="none")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_on_a_batch_of_the_cache(pairs_with_tokens, tiny_policy, tmp_path, loss):
+    trainer = our_trainer(tiny_policy, pairs_with_tokens, tmp_path, loss)
+    tiny_policy.zero_grad()
+    batch = shared([pairs_with_tokens[i] for i in range(4)])
+    value = trainer.compute_loss(tiny_policy, {"batch": batch, "weight": 1.0})
+    value.backward()
+    assert value.isfinite()
+    norms = [p.grad.norm() for p in tiny_policy.parameters() if p.grad is not None]
+    assert torch.stack(norms).isfinite().all()
+    assert max(norms) > 0
+
+
+@pytest.fixture(scope="module")
+def pairs_with_tokens(cache):
+    return CachedPairs(cache, manifests.read(cache), tokens=True)
+
+
+@pytest.fixture(scope="module")
+def tiny_policy(cache, other_checkpoint, tmp_path_factory):
+    return load_policy(
+        other_checkpoint, config(cache, tmp_path_factory.mktemp("policy"), lora_r=0), "float32"
+    )
+
+
+def test_a_run_with_two_losses_and_arguments_says_so_wherever_it_is_recorded(
+    cache, console, tmp_path
+):
+    settings = config(
+        cache, tmp_path, loss="rdpo=1,sft=0.2", loss_args="alpha=0.02", weighting="wpo"
+    )
+    record = run_train(settings, console)
+    assert record.settings["loss"] == "rdpo=1,sft=0.2"
+    assert record.settings["loss_args"] == {"alpha": 0.02}
+    card = (tmp_path / "README.md").read_text()
+    assert "Trained with RDPO + 0.2 SFT" in card
+    assert "beta=0.1, alpha=0.02, weighting=wpo" in card
+    assert run_train(settings, console) == record
+    other = config(cache, tmp_path, loss="rdpo=1,sft=0.2", loss_args="alpha=0.03", weighting="wpo")
+    assert run_train(other, console).fingerprint != record.fingerprint
+
+
+def test_margins_per_token_are_rewards_over_lengths(pairs_with_tokens, tiny_policy, tmp_path):
+    trainer = our_trainer(tiny_policy, pairs_with_tokens, tmp_path)
+    pair = next(
+        pair for pair in pairs_with_tokens if len(pair.chosen_ids) != len(pair.rejected_ids)
+    )
+    trainer.compute_loss(tiny_policy, {"batch": shared([pair]), "weight": 1.0})
+    found = {name: values[0] for name, values in trainer._metrics.items()}
+    chosen = found["rewards/chosen"] / len(pair.chosen_ids)
+    rejected = found["rewards/rejected"] / len(pair.rejected_ids)
+    assert found["rewards/margins_per_token"] == pytest.approx(chosen - rejected)
+    assert found["rewards/accuracies_per_token"] == (chosen > rejected)
+
+
+def test_a_run_with_a_loss_of_tokens_reads_them_from_the_cache(cache, console, tmp_path):
+    record = run_train(config(cache, tmp_path, loss="ld_dpo"), console)
+    assert record.first.loss == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_loss_without_a_reference_is_not_warned_of_for_its_first_margin(cache, console, tmp_path):
+    record = run_train(config(cache, tmp_path, loss="simpo"), console)
+    assert abs(record.first.margin) > 1e-3
+    assert record.first_margin_noise is None
+    assert console.warned == []
+
+
+def our_trainer(policy, pairs, output, losses="dpo", **arguments):
     return PreferenceTrainer(
-        model=policy, args=arguments, train_dataset=pairs, collate=shared, loss=dpo, beta=0.1
+        model=policy,
+        args=TrainingArguments(str(output), use_cpu=True, report_to="none"),
+        train_dataset=pairs,
+        collate=shared,
+        loss=objective(loss_weights(losses), beta=0.1, arguments=arguments),
     )
 
 

@@ -1,0 +1,67 @@
+"""What every loss over pairs takes: log-probs of chosen and rejected, and their lengths."""
+
+from typing import NamedTuple, Self
+
+from torch import Tensor
+
+
+class PairLogps(NamedTuple):
+    """A batch of pairs. Log-probs are sums over response tokens, in nats: float64 [batch].
+
+    Attributes:
+        policy_chosen: log pi_theta(y_w|x).
+        policy_rejected: log pi_theta(y_l|x).
+        ref_chosen: log pi_ref(y_w|x).
+        ref_rejected: log pi_ref(y_l|x).
+        chosen_tokens: |y_w|, int64 [batch], at least 1.
+        rejected_tokens: |y_l|, int64 [batch], at least 1.
+        shared: the same over the first min(|y_w|, |y_l|) tokens of each response; None unless a
+            loss that needs `tokens` asked for it.
+    """
+
+    policy_chosen: Tensor
+    policy_rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    shared: "PairLogps | None" = None
+
+    @classmethod
+    def stacked(
+        cls,
+        policy: Tensor,
+        reference: Tensor,
+        tokens: Tensor,
+        shared: "PairLogps | None" = None,
+    ) -> Self:
+        """Pairs from tensors [2 * batch] that hold first all chosen, then all rejected ones."""
+        (chosen, rejected), (ref_chosen, ref_rejected) = policy.chunk(2), reference.chunk(2)
+        chosen_tokens, rejected_tokens = tokens.chunk(2)
+        return cls(
+            chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens, shared
+        )
+
+    @property
+    def chosen_logratios(self) -> Tensor:
+        """log pi_theta(y_w|x) - log pi_ref(y_w|x), float64 [batch]."""
+        return self.policy_chosen - self.ref_chosen
+
+    @property
+    def rejected_logratios(self) -> Tensor:
+        """log pi_theta(y_l|x) - log pi_ref(y_l|x), float64 [batch]."""
+        return self.policy_rejected - self.ref_rejected
+
+    @property
+    def margins(self) -> Tensor:
+        """Chosen minus rejected log-ratio, float64 [batch]: what DPO pushes up."""
+        return self.chosen_logratios - self.rejected_logratios
+
+    def per_token(self) -> Self:
+        """The same pairs with means over the tokens of each response in place of sums."""
+        return self._replace(
+            policy_chosen=self.policy_chosen / self.chosen_tokens,
+            policy_rejected=self.policy_rejected / self.rejected_tokens,
+            ref_chosen=self.ref_chosen / self.chosen_tokens,
+            ref_rejected=self.ref_rejected / self.rejected_tokens,
+        )

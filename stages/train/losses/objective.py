@@ -1,0 +1,97 @@
+"""What is minimized: losses by name, with weights, and the rewards that are logged beside them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stages.train.losses.arguments import parameters
+from stages.train.losses.inputs import PairLogps
+from stages.train.losses.registry import LOSSES
+
+Weighting = Literal["none", "wpo"]
+
+
+class PreferenceLoss(NamedTuple):
+    """What is minimized and logged of each pair. All float64 [batch].
+
+    Attributes:
+        loss: what is minimized, before the mean over the batch.
+        chosen_rewards: beta times the log-ratio of the chosen response; where no loss uses the
+            reference, beta times its log-prob. Carries no gradient.
+        rejected_rewards: the same of the rejected response.
+        margins_per_token: chosen minus rejected reward, each over its tokens.
+    """
+
+    loss: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+    margins_per_token: Tensor
+
+
+Objective = Callable[[PairLogps], PreferenceLoss]
+
+
+def objective(
+    weights: Mapping[str, float],
+    *,
+    beta: float,
+    arguments: Mapping[str, Any] | None = None,
+    weighting: Weighting = "none",
+) -> Objective:
+    """The weighted sum of losses, as one function of the pairs.
+
+    Args:
+        weights: names of losses (registry.py), each with its weight.
+        beta: of all of them, and of the rewards.
+        arguments: more keyword arguments; each goes to every loss that has it.
+        weighting: "wpo" weighs each pair by its likelihood under the policy.
+    """
+    given = {"beta": beta, **(arguments or {})}
+    terms = [(weight, LOSSES[name].function) for name, weight in weights.items()]
+    reference = uses(weights, "reference")
+    mean_reward = not reference and LOSSES[next(iter(weights))].mean_reward
+
+    def evaluate(pairs: PairLogps) -> PreferenceLoss:
+        loss = torch.zeros_like(pairs.policy_chosen)
+        for weight, function in terms:
+            own = {name: given[name] for name in parameters(function) if name in given}
+            loss = loss + weight * function(pairs, **own)
+        if weighting == "wpo":
+            loss = loss * wpo_weights(pairs)
+        means = pairs.per_token()
+        chosen, rejected = rewards(means if mean_reward else pairs, beta, reference)
+        chosen_mean, rejected_mean = rewards(means, beta, reference)
+        return PreferenceLoss(loss, chosen, rejected, chosen_mean - rejected_mean)
+
+    return evaluate
+
+
+def uses(weights: Mapping[str, float], need: str) -> bool:
+    """Whether any of the losses needs it (see registry.Need)."""
+    return any(need in LOSSES[name].needs for name in weights)
+
+
+@torch.no_grad()
+def rewards(pairs: PairLogps, beta: float, reference: bool) -> tuple[Tensor, Tensor]:
+    """Rewards of chosen and rejected: beta times log-ratios, or log-probs without a reference."""
+    if reference:
+        return beta * pairs.chosen_logratios, beta * pairs.rejected_logratios
+    return beta * pairs.policy_chosen, beta * pairs.policy_rejected
+
+
+@torch.no_grad()
+def wpo_weights(pairs: PairLogps) -> Tensor:
+    """Weighted Preference Optimization: how likely the policy is to write the pair itself.
+
+    Zhou et al. 2024, "WPO: Enhancing RLHF with Weighted Preference Optimization": the product of
+    both responses' geometric mean probability of a token. Without the paper's alignment, which
+    divides each probability by the sum of the squares of the whole distribution, so the weights are
+    smaller than TRL's. No gradient passes through them.
+
+    Returns:
+        float64 [batch], in (0, 1].
+    """
+    means = pairs.per_token()
+    return torch.exp(means.policy_chosen + means.policy_rejected)

@@ -1,0 +1,58 @@
+"""Losses of the policy's log-probs alone. The cache gives the tokens and no more."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.train.losses.arguments import NonNegative, Positive
+from stages.train.losses.inputs import PairLogps
+
+# A mean log-prob of 0 has infinite odds; float32 cannot tell a probability of 1 - 1e-7 from 1.
+_CERTAIN = -1e-7
+
+
+def sft(pairs: PairLogps) -> Tensor:
+    """Negative log-likelihood of a token of the chosen response: -log pi(y_w|x) / |y_w|.
+
+    To be added to another loss (`dpo=1,sft=0.2`) so that the chosen response stays likely. Each
+    response counts the same, whatever its length; in TRL each token of the batch does.
+    """
+    return -pairs.policy_chosen / pairs.chosen_tokens
+
+
+def simpo(pairs: PairLogps, *, beta: Positive = 2.0, gamma: NonNegative = 1.0) -> Tensor:
+    """SimPO: the mean log-prob of a token is the reward, and the margin must exceed gamma.
+
+    Meng et al. 2024, "SimPO: Simple Preference Optimization with a Reference-Free Reward",
+    equation 6. The paper takes beta from 2 to 2.5 and gamma from 0.3 to 1.6.
+    """
+    means = pairs.per_token()
+    return -F.logsigmoid(beta * (means.policy_chosen - means.policy_rejected) - gamma)
+
+
+def orpo(pairs: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """ORPO: fine-tuning on the chosen response plus beta times an odds-ratio term.
+
+    Hong et al. 2024, "ORPO: Monolithic Preference Optimization without Reference Model", equations
+    6 and 7; beta is the paper's lambda. odds = p / (1 - p), where p is the geometric mean of the
+    probabilities of a response's tokens.
+    """
+    means = pairs.per_token()
+    log_odds_ratio = _log_odds(means.policy_chosen) - _log_odds(means.policy_rejected)
+    return sft(pairs) - beta * F.logsigmoid(log_odds_ratio)
+
+
+def cpo(pairs: PairLogps, *, beta: Positive = 0.1, cpo_alpha: NonNegative = 1.0) -> Tensor:
+    """Contrastive Preference Optimization: DPO with a uniform reference, plus fine-tuning.
+
+    Xu et al. 2024, "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance
+    in Machine Translation", its L_prefer + L_NLL; the likelihood is a mean over tokens, as in TRL.
+    """
+    preference = -F.logsigmoid(beta * (pairs.policy_chosen - pairs.policy_rejected))
+    return preference + cpo_alpha * sft(pairs)
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    """log(p / (1 - p)) of log p; expm1 keeps 1 - p exact where p is close to 1."""
+    logp = logp.clamp(max=_CERTAIN)
+    return logp - torch.log(-torch.expm1(logp))
