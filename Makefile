@@ -1,4 +1,7 @@
-.PHONY: help setup test lint faults demo clean
+.PHONY: help setup test lint faults demo bench-gpu clean
+
+PYTHON ?= python
+SHAPE ?= llama-1b
 
 help:
 	@echo "make demo   both stages on a real model and real preferences (6 minutes on 2 cores)"
@@ -6,6 +9,7 @@ help:
 	@echo "make lint   ruff and mypy only"
 	@echo "make faults hundreds of kills, failing writes and flipped bits (15 minutes)"
 	@echo "make clean  remove .venv and what the demo made"
+	@echo "make bench-gpu  time stage one on this machine's GPU (PYTHON=$(PYTHON) SHAPE=$(SHAPE))"
 
 setup:
 	@.ci/setup
@@ -24,6 +28,9 @@ faults: setup
 demo: setup
 	.venv/bin/python examples/fetch_smollm2.py .demo/SmolLM2-135M-Instruct
 	.venv/bin/reflogp run --config examples/demo.yaml
+
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu --shape $(SHAPE) --json bench-gpu-$(SHAPE).json
 
 clean:
 	rm -rf .venv .demo

@@ -1,13 +1,14 @@
-"""One way to get reference log-probs, loaded and waiting: a worker of benchmarks/precompute.py.
+"""One way to get reference log-probs, loaded and waiting: a worker of benchmarks/rounds.py.
 
-    python -m benchmarks.contenders NAME MODEL PAIRS.json
+    python -m benchmarks.contenders NAME MODEL PAIRS.json SETTINGS
 
-For each line on standard input it runs that many pairs, from the first on, and answers with the
-seconds that took, as JSON. Each contender lives in a process of its own, so that they can be timed
-in turn.
+SETTINGS are more arguments of vllm.LLM, as JSON. For each line on standard input it runs that many
+pairs, from the first on, and answers with the seconds that took, as JSON. Each contender lives in a
+process of its own, so that they can be timed in turn.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.pairs import Pairs, shared
 from stages.precompute.scorers.protocol import Request, Scorer
 
 MAX_LENGTH = 1024
-Pairs = list[dict[str, Any]]
+Settings = dict[str, Any]
 Run = Callable[[Pairs], float]
 """Takes pairs through a contender that is loaded; returns the seconds."""
 
@@ -59,7 +61,7 @@ def peak_mib() -> float:
     return sum(int(text.split("VmHWM:")[1].split()[0]) for text in status) / 1024
 
 
-def trl(model: Path, batch_size: int) -> Run:
+def trl(model: Path, settings: Settings, batch_size: int) -> Run:
     """TRL's own precompute, through its public API: what the flag adds to making the trainer."""
     import datasets
     import torch
@@ -91,27 +93,65 @@ def trl(model: Path, batch_size: int) -> Run:
     return lambda pairs: timed(lambda: make(pairs, True)) - timed(lambda: make(pairs, False))
 
 
-def transformers(model: Path) -> Run:
+def padded(model: Path, settings: Settings, batch_size: int) -> Run:
+    """As trainers do it: padded batches in the order of the data, logits of every token.
+
+    Args:
+        model: folder of the checkpoint.
+        settings: not used.
+        batch_size: pairs in a batch, both responses of each beside one another.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
+
+    @torch.inference_mode()
+    def score(batch: list[Request]) -> None:
+        length = max(request.length for request in batch)
+        ids = torch.zeros(len(batch), length, dtype=torch.int64)
+        attention = torch.zeros_like(ids)
+        for row, request in enumerate(batch):
+            ids[row, : request.length] = torch.from_numpy(request.token_ids)
+            attention[row, : request.length] = 1
+        ids, attention = ids.to(device), attention.to(device)
+        logits = policy(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1]
+        logps = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).squeeze(2).cpu()
+        for row, request in zip(logps, batch, strict=True):
+            row[len(request.prompt_ids) - 1 : request.length - 1].sum().item()
+
+    def run(pairs: Pairs) -> float:
+        requests, step = requests_of(pairs), 2 * batch_size
+        batches = [requests[start : start + step] for start in range(0, len(requests), step)]
+        return timed(lambda: [score(batch) for batch in batches])
+
+    return run
+
+
+def transformers(model: Path, settings: Settings) -> Run:
     """reflogp's transformers engine."""
     from stages.precompute.scorers.transformers import TransformersScorer
 
     return scoring(TransformersScorer(model, dtype="bfloat16"))
 
 
-def stock(model: Path) -> Run:
+def stock(model: Path, settings: Settings) -> Run:
     """vLLM's stock prompt_logprobs."""
     from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 
+    # only ids go in, and a made-up checkpoint has no tokenizer
+    settings = {"skip_tokenizer_init": True} | settings
     return scoring(
-        VllmPromptLogprobsScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings={})
+        VllmPromptLogprobsScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings=settings)
     )
 
 
-def pooler(model: Path) -> Run:
+def pooler(model: Path, settings: Settings) -> Run:
     """reflogp's pooling model in vLLM."""
     from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer
 
-    scorer = VllmPoolerScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings={})
+    scorer = VllmPoolerScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings=settings)
 
     def run(pairs: Pairs) -> float:
         scorer._engine.reset_prefix_cache()  # or the second run would find every prompt there
@@ -120,7 +160,7 @@ def pooler(model: Path) -> Run:
     return run
 
 
-def prefill(model: Path) -> Run:
+def prefill(model: Path, settings: Settings) -> Run:
     """The limit: vLLM's plain prefill of each distinct token of a pair, with no log-probs.
 
     Prompt and chosen response are one sequence, the rejected response's own tokens another, without
@@ -128,7 +168,6 @@ def prefill(model: Path) -> Run:
     """
     from vllm import SamplingParams
 
-    from stages.precompute.scorers.shared_beginnings import common_length
     from stages.precompute.scorers.vllm_engine import start_engine
 
     engine, _ = start_engine(
@@ -139,14 +178,14 @@ def prefill(model: Path) -> Run:
             "skip_tokenizer_init": True,
             "enable_prefix_caching": False,
         }
+        | settings
     )
     sampling = SamplingParams(max_tokens=1, detokenize=False)
 
     def run(pairs: Pairs) -> float:
         sequences = []
         for pair in pairs:
-            chosen, rejected = np.array(pair["chosen_ids"]), np.array(pair["rejected_ids"])
-            own = rejected[common_length(chosen, rejected) :].tolist()
+            own = pair["rejected_ids"][shared(pair) :]
             sequences += [pair["prompt_ids"] + pair["chosen_ids"], *([own] if own else [])]
         prompts = [{"prompt_token_ids": ids} for ids in sequences]
         return timed(lambda: engine.generate(prompts, sampling, use_tqdm=False))
@@ -154,18 +193,20 @@ def prefill(model: Path) -> Run:
     return run
 
 
+_PLAIN = {"transformers": transformers, "stock": stock, "pooler": pooler, "prefill": prefill}
+_BATCHED = {"trl": trl, "padded": padded}
+
+
 def main() -> None:
     """Load the contender, then run it once for each line read."""
-    name, model, file = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    pairs = json.loads(file.read_text())
-    if name.startswith("trl-"):
-        run = trl(model, int(name.removeprefix("trl-")))
-    else:
-        run = {
-            "transformers": transformers, "stock": stock, "pooler": pooler, "prefill": prefill,
-        }[name](model)  # fmt: skip
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # libraries may print; only answers go to the parent
+    name, model, file, settings = sys.argv[1:]
+    # Only answers go to the parent: what libraries and their processes print goes elsewhere.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    pairs = json.loads(Path(file).read_text())
+    kind, _, size = name.partition("-")
+    arguments = (Path(model), json.loads(settings))
+    run = _BATCHED[kind](*arguments, int(size)) if size else _PLAIN[kind](*arguments)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         seconds = run(pairs[: int(line)])
