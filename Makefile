@@ -1,11 +1,13 @@
-.PHONY: help setup test lint faults demo bench-gpu clean
+.PHONY: help setup test fuzz lint faults demo bench-gpu clean
 
 PYTHON ?= python
 SHAPE ?= llama-1b
+FUZZ_CASES ?= 1000
 
 help:
 	@echo "make demo   both stages on a real model and real preferences (6 minutes on 2 cores)"
 	@echo "make test   set up, ruff, mypy and all tests"
+	@echo "make fuzz   broken input for every reader, $(FUZZ_CASES) cases each"
 	@echo "make lint   ruff and mypy only"
 	@echo "make faults hundreds of kills, failing writes and flipped bits (15 minutes)"
 	@echo "make clean  remove .venv and what the demo made"
@@ -21,6 +23,9 @@ lint: setup
 
 test: lint
 	.venv/bin/python -m pytest
+
+fuzz: setup
+	FUZZ_CASES=$(FUZZ_CASES) .venv/bin/python -m pytest -m fuzz
 
 faults: setup
 	REFLOGP_FAULTS=1 .venv/bin/python -m pytest tests/faults tests/verify/test_integrity.py

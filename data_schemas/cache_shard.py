@@ -65,7 +65,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a finished shard, or some of its columns.
 
     Raises:
-        InputError: the file is missing, is no Parquet, or is of another schema version.
+        InputError: the file is missing, is no Parquet, is of another schema version or damaged.
     """
     try:
         # each page has a checksum, so a flipped bit is an error and not another number
@@ -80,6 +80,11 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
                     f"{path}: shard schema version {version}, but this reflogp reads version "
                     f"{SCHEMA_VERSION}. Run `reflogp precompute` again, or install the reflogp "
                     "that wrote it."
+                )
+            if not file.schema_arrow.equals(SHARD_SCHEMA):
+                raise InputError(
+                    f"{path}: damaged: its columns are not those of a shard. "
+                    "Run `reflogp precompute` again."
                 )
             # what only this file says of itself (its origin) is not the table's
             table = file.read(columns=columns).replace_schema_metadata(_METADATA)

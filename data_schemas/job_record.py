@@ -4,24 +4,23 @@ While a cache is being made each job has a file of its own, `job-<digest>-<id>.j
 rewrites after every shard; so a job that was killed is accounted for, too.
 """
 
-from datetime import datetime
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from data_schemas.atomic import write_text
-from data_schemas.record import Record
+from data_schemas.record import Count, Record
 from data_schemas.storage import read_bytes
 
 
 class JobRecord(Record):
     """One run of `reflogp precompute` that worked on the cache."""
 
-    started_at: datetime
+    started_at: AwareDatetime
     seconds: float = Field(ge=0, description="Until the last shard it finished, or its end.")
     scoring_seconds: float = Field(ge=0, description="Inside the engine, its start not included.")
-    scored_tokens: int = Field(ge=0, description="Sequence tokens that it scored.")
-    shards: int = Field(ge=0, description="Shards that it finished.")
+    scored_tokens: Count = Field(description="Sequence tokens that it scored.")
+    shards: Count = Field(description="Shards that it finished.")
     user: str
     machine: str = Field(description="Host, system and processor.")
     device: str = Field(description="Kind and number of the devices that it could use.")

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
+from pydantic_core import from_json
 
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
 from data_schemas.job_record import JobRecord
 from data_schemas.location import is_local
-from data_schemas.record import Record
+from data_schemas.record import Count, Record
 from data_schemas.storage import entries, opened, read_bytes
 from data_schemas.verification import Verification
 
 SCHEMA_VERSION: Literal[1] = 1
 FILE_NAME = "manifest.json"
+_LONGEST_NAME = 255  # in bytes; of every file system in use
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 _EMPTY_SEAL = '"seal": ""'
@@ -85,16 +87,17 @@ class Shard(Record):
     """One file of rows."""
 
     file: str = Field(description="Name inside the cache folder; never a path.")
-    rows: int = Field(ge=0)
-    tokens: int = Field(ge=0, description="Prompt tokens, once a row, and response tokens.")
-    bytes: int = Field(ge=0)
+    rows: Count
+    tokens: Count = Field(description="Prompt tokens, once a row, and response tokens.")
+    bytes: Count
     sha256: str
 
     @field_validator("file")
     @classmethod
     def _plain_name(cls, name: str) -> str:
         # A manifest can come from a stranger: it must not reach outside its own folder.
-        if name != Path(name).name or name in {"", ".", ".."} or "\\" in name:
+        plain = name == Path(name).name and name not in {"", ".", ".."}
+        if not plain or "\\" in name or "\0" in name or len(name.encode()) > _LONGEST_NAME:
             raise ValueError(f"{name!r} is not a plain file name")
         return name
 
@@ -185,8 +188,9 @@ def read(cache: Path) -> Manifest:
             "and let it end."
         ) from error
     try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        # stricter than json: no NaN, no half surrogate pair, no depth that ends the interpreter
+        raw = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
         raise InputError(
             f"{path}: not valid JSON ({error}). Run `reflogp precompute` again."
         ) from error

@@ -1,7 +1,7 @@
 """The base of everything that is written as JSON: frozen, and strict about its fields."""
 
 import hashlib
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,10 @@ class Record(BaseModel):
     """A model that refuses fields it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""What Arrow can count; a larger one in a file from elsewhere would be too large for a float."""
 
 
 class SealedRecord(Record):

@@ -1,11 +1,11 @@
 """The record of a finished training run, beside its model. Its presence marks the run as done."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
 from data_schemas.atomic import write_text
 from data_schemas.record import Record
@@ -57,6 +57,6 @@ def read(output: Path) -> RunRecord | None:
     """The record in `output`, or None where no run of this version has ended."""
     path = output / FILE_NAME
     try:
-        return RunRecord.model_validate(json.loads(path.read_bytes()))
+        return RunRecord.model_validate(from_json(path.read_bytes(), allow_inf_nan=False))
     except (OSError, ValueError, ValidationError):
         return None

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
 from stages.adapter import CONFIG as ADAPTER_CONFIG
-from stages.loading import read_json
+from stages.loading import loading, read_json
 
 _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bfloat16", "float16": "float16", "float32": "float32",
@@ -79,6 +79,9 @@ def checkpoint_dtype(folder: Path) -> Dtype:
     """The dtype that a checkpoint was saved in: as its config says, else as most of its weights.
 
     Of a quantised one, that is the dtype of what was left as it was, mostly the embeddings.
+
+    Raises:
+        InputError: its config or its weights cannot be read.
     """
     config = read_json(folder / "config.json")
     declared = config.get("dtype") or config.get("torch_dtype")
@@ -86,7 +89,7 @@ def checkpoint_dtype(folder: Path) -> Dtype:
         return _DTYPES.get(str(declared), "float32")
     elements: Counter[Dtype] = Counter()
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
+        with loading("weights", path), safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 weight = file.get_slice(name)
                 if weight.get_dtype() in _DTYPES:

@@ -5,6 +5,8 @@ command-line option, its help and its default all come from there.
 """
 
 import difflib
+import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +17,9 @@ from pydantic import BaseModel, ValidationError
 from data_schemas.errors import InputError
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
+
+_REPR = reprlib.Repr()  # an alias can make a small YAML file a huge value
+_REPR.maxstring = _REPR.maxother = 200
 
 Config = TypeVar("Config", bound=BaseModel)
 SECTIONS: dict[str, type[BaseModel]] = {"precompute": PrecomputeConfig, "train": TrainConfig}
@@ -32,7 +37,7 @@ def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise InputError(f"--config {path}: cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except Exception as error:  # YAML's own, and whatever int() and datetime make of a value
         reason = " ".join(str(error).split())
         raise InputError(f"--config {path}: not valid YAML: {reason}") from error
     _require_mapping(content, str(path))
@@ -57,7 +62,7 @@ def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, A
     """
     values = dict(section) | {name: value for name, value in given.items() if value is not None}
     try:
-        return model.model_validate(values)
+        config = model.model_validate(values)
     except ValidationError as error:
         problems = [
             _explain(problem)
@@ -65,15 +70,32 @@ def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, A
             if problem["type"] != "default_factory_not_called"  # follows from another one
         ]
         raise InputError("; ".join(problems) + ". See --help.") from error
+    for name, value in config:
+        _require_text(name, value)
+    return config
+
+
+def _require_text(name: str, value: Any) -> None:
+    """Refuse now what no record could hold later, when hours of work are to be sealed."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{_option(name)}: {text!r} is not UTF-8. Rename it.") from error
+    if "\0" in str(value):
+        raise InputError(f"{_option(name)}: {value!r} holds a null character. Take it out.")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')} (in YAML: {name})"
 
 
 def _explain(problem: Any) -> str:
-    name = str(problem["loc"][0])
-    option = f"--{name.replace('_', '-')} (in YAML: {name})"
+    option = _option(str(problem["loc"][0]))
     if problem["type"] == "missing":
         return f"{option} is required"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{option}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+    return f"{option}: {message[0].lower()}{message[1:]}, got {_REPR.repr(problem['input'])}"
 
 
 def _require_mapping(content: Any, where: str) -> None:

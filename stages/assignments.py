@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, JsonValue
 
 
 def assignments(value: Any) -> Any:
@@ -39,4 +39,4 @@ def _plain(text: str) -> Any:
 
 
 Columns = Annotated[dict[str, str], BeforeValidator(assignments)]
-Arguments = Annotated[dict[str, Any], BeforeValidator(_arguments)]
+Arguments = Annotated[dict[str, JsonValue], BeforeValidator(_arguments)]

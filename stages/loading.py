@@ -10,8 +10,8 @@ from data_schemas.errors import InputError
 
 
 @contextmanager
-def loading(what: str, folder: Path) -> Iterator[None]:
-    """Within, a failure to load `what` (weights, tokenizer, ...) from `folder` is the user's.
+def loading(what: str, path: Path) -> Iterator[None]:
+    """Within, a failure to load `what` (weights, tokenizer, ...) from `path` is the user's.
 
     Raises:
         InputError: instead of anything that the library raises.
@@ -21,7 +21,7 @@ def loading(what: str, folder: Path) -> Iterator[None]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
-            f"{folder}: the {what} cannot be loaded: {reason}. Check that the checkpoint is whole."
+            f"{path}: the {what} cannot be loaded: {reason}. Check that the checkpoint is whole."
         ) from error
 
 
@@ -29,21 +29,26 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a checkpoint; empty where there is none.
 
     Raises:
-        InputError: it is not valid JSON.
+        InputError: it is not a JSON object.
     """
     try:
-        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
-    except ValueError as error:
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise ValueError("not an object with named fields")
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not valid JSON: {error}. Check that the checkpoint is whole."
         ) from error
+    return content
 
 
 def quantization(checkpoint: Path) -> str | None:
     """How the weights of a checkpoint are quantised (fp8, awq, gptq, ...); None if they are not."""
     config = read_json(checkpoint / "config.json")
     settings = config.get("quantization_config") or config.get("compression_config")
-    return str(settings.get("quant_method", "unknown")) if settings else None
+    if not settings:
+        return None
+    return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else "unknown"
 
 
 def architecture(folder: Path) -> str | None:

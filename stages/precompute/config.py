@@ -26,7 +26,7 @@ def _share(text: str | None) -> str | None:
 class PrecomputeConfig(BaseModel):
     """Stage one: score every response under the frozen reference."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     reference: str = Field(
         description="The frozen SFT checkpoint that training will start from: a folder or hub id."

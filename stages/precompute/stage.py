@@ -3,6 +3,8 @@
 import fnmatch
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError, ReflogpError, StorageError
 from data_schemas.manifest import Manifest, missing_files
@@ -97,8 +99,14 @@ def merge(cache: Path, console: Console) -> Manifest:
             "`reflogp precompute`, and remove the plans that are no longer wanted."
         )
     record = plans[0].record
-    config = PrecomputeConfig.model_validate(record.config | {"cache": cache})
-    engine = Choice(**record.engine)  # type: ignore[arg-type]
+    try:
+        config = PrecomputeConfig.model_validate(record.config | {"cache": cache})
+        engine = Choice(**record.engine)  # type: ignore[arg-type]
+    except (ValidationError, TypeError) as error:
+        raise InputError(
+            f"{plans[0].folder}: reflogp {record.reflogp_version} made the plan with settings that "
+            "this one does not know. Install that version, or run `reflogp precompute` again."
+        ) from error
     adapter = None if record.adapter is None else Path(record.adapter)
     job = Job(config, Path(record.reference), record.dtype, engine, record.inputs, adapter)
     gone = [str(place) for place in (job.reference, adapter) if place and not place.is_dir()]

@@ -27,6 +27,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.quarantine import Reason
+from stages.loading import loading
 from stages.precompute.config import Truncate
 from stages.precompute.faults import RowFault
 from stages.precompute.fields import Content
@@ -212,11 +213,16 @@ class Tokenizer:
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> list[int]:
-    """EOS and whatever else the checkpoint's generation config says ends its turn, sorted."""
+    """EOS and whatever else the checkpoint's generation config says ends its turn, sorted.
+
+    Raises:
+        InputError: the generation config cannot be read.
+    """
     path = checkpoint / "generation_config.json"
-    declared = json.loads(path.read_bytes()).get("eos_token_id") if path.is_file() else None
-    ids = declared if isinstance(declared, list) else [declared]
-    return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None})
+    with loading("eos_token_id", path):
+        declared = json.loads(path.read_bytes()).get("eos_token_id") if path.is_file() else None
+        ids = declared if isinstance(declared, list) else [declared]
+        return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None})
 
 
 def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -19,7 +19,7 @@ from stages.train.loss_spec import (
 class TrainConfig(BaseModel):
     """Stage two: train the policy against a cache; no reference model is loaded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     cache: Location = Field(description="Folder or URL of a sealed cache.")
     output: Path = Field(description="Folder for the adapter or model, its card and its metrics.")
@@ -84,7 +84,9 @@ class TrainConfig(BaseModel):
         False,
         description="Recompute activations in the backward pass: less memory, a third slower.",
     )
-    seed: int = Field(42, description="Of the order of the data and the adapter's start.")
+    seed: int = Field(
+        42, ge=0, lt=2**32, description="Of the order of the data and the adapter's start."
+    )
     allow_mismatch: bool = Field(
         False, description="Train although the policy is not the checkpoint that was scored."
     )

@@ -70,7 +70,11 @@ def verify(
 
 
 def too_large(checkpoint: Path) -> str | None:
-    """Why a float32 forward of `checkpoint` does not fit here, if it does not."""
+    """Why a float32 forward of `checkpoint` does not fit here, if it does not.
+
+    Raises:
+        InputError: its weights cannot be read.
+    """
     return lacks_room(checkpoint, "float32", "cuda" if torch.cuda.is_available() else "cpu")
 
 

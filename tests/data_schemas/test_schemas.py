@@ -73,6 +73,13 @@ def test_a_file_that_is_no_shard_is_refused(tmp_path):
         read_shard(path)
 
 
+def test_a_shard_that_lacks_a_column_is_refused(tmp_path):
+    path = tmp_path / "shard.parquet"
+    pq.write_table(SHARD_SCHEMA.empty_table().drop_columns(["ref_chosen_logps"]), path)
+    with pytest.raises(InputError, match=r"damaged: its columns are not those of a shard"):
+        read_shard(path)
+
+
 FILE = {"rows": 1, "tokens": 1, "bytes": 1, "sha256": ""}
 
 
@@ -96,6 +103,9 @@ def test_a_manifest_survives_writing_and_reading(cache, tmp_path):
         ({"surprise": 1}, "damaged: surprise"),
         ({"quarantine": {**FILE, "file": "../../etc/passwd"}}, "not a plain file name"),
         ({"shards": [{**FILE, "file": "/etc/passwd"}]}, "not a plain file name"),
+        ({"shards": [{**FILE, "file": "a\0b"}]}, "not a plain file name"),
+        ({"shards": [{**FILE, "file": "é" * 128}]}, "not a plain file name"),
+        ({"shards": [{**FILE, "file": "a", "bytes": 10**400}]}, "damaged: shards.0.bytes"),
         ({"counts": {"rows": -1}}, "damaged: counts"),
     ],
 )
@@ -105,7 +115,7 @@ def test_a_manifest_that_is_not_ours_is_refused(manifest_json, tmp_path, change,
         manifests.read(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[", "[1]", "7", '"text"', "\x00"])
+@pytest.mark.parametrize("content", ["", "[", "[" * 100_000, "[1]", "7", '"text"', "\x00", "NaN"])
 def test_a_manifest_that_is_no_manifest_is_refused(tmp_path, content):
     (tmp_path / manifests.FILE_NAME).write_text(content)
     with pytest.raises(InputError, match=r"manifest\.json"):

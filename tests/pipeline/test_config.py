@@ -56,6 +56,10 @@ def precompute(**given: Any) -> PrecomputeConfig:
         ("train: {\t}: 1", "not valid YAML: "),
         ("!!python/object:os.system {}", "not valid YAML: "),
         (b"train: {policy: caf\xe9}", "not valid YAML: "),
+        ("train: {output: 2020-13-45}", "not valid YAML: month must be in 1..12"),
+        ("train: {seed: " + "9" * 5_000 + "}", "not valid YAML: Exceeds the limit"),
+        ("train: {gradient_checkpointing: !!bool perhaps}", "not valid YAML: 'perhaps'"),
+        ("train: {cache: !!timestamp later}", "not valid YAML: "),
     ],
 )  # fmt: skip
 def test_a_yaml_file_with_a_mistake_is_refused_with_its_place_and_the_remedy(
@@ -115,6 +119,16 @@ def test_what_a_yaml_file_leaves_out_is_left_to_the_defaults(content, yaml_file)
         (TrainConfig, {"beta": 0}, "--beta (in YAML: beta): input should be greater than 0, got 0"),
         (TrainConfig, {"lora_dropout": 1}, "--lora-dropout"),
         (TrainConfig, {"gradient_checkpointing": "maybe"}, "--gradient-checkpointing"),
+        (TrainConfig, {"beta": float("inf")}, "--beta (in YAML: beta): input should be a finite"),
+        (TrainConfig, {"seed": 2**32}, "--seed (in YAML: seed): input should be less than"),
+        (TrainConfig, {"output": "a\0b"}, r"--output (in YAML: output): PosixPath('a\x00b') holds "
+         "a null character"),
+        (PrecomputeConfig, {"min_confidence": float("nan")}, "--min-confidence"),
+        # a file name in Latin-1, as Python gives it: the manifest could not say what was scored
+        (PrecomputeConfig, {"data": "caf\udce9.jsonl"}, "--data (in YAML: data): "
+         r"""'"caf\udce9.jsonl"' is not UTF-8. Rename it."""),
+        (PrecomputeConfig, {"engine_args": {"a": b"b"}}, "--engine-args (in YAML: engine_args): "
+         "input was not a valid JSON value, got b'b'"),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_names_its_option(model, values, expected):
