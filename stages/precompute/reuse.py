@@ -44,7 +44,7 @@ class KnownRows:
         self._files = list(origins)
         first = next(iter(origins.values()), None)
         self.method, self.device = (first.method, first.device) if first else ("", "")
-        keys = [content_keys(ids) for ids in at_once(_row_ids, self._files)]
+        keys = list(at_once(_keys, self._files))
         joined = np.concatenate([np.zeros(0, np.uint64), *keys])
         order = np.argsort(joined, kind="stable")
         self._keys = joined[order]
@@ -108,11 +108,12 @@ def _shards(cache: Path, scoring: str) -> Iterator[tuple[Path, Origin]]:
             yield path, found[0]
 
 
-def _row_ids(path: Path) -> pa.Array:
+def _keys(path: Path) -> NDArray[np.uint64]:
+    """Content keys of a shard's rows; none if it is damaged: its rows are scored again."""
     try:
-        return read_shard(path, ["row_id"]).column("row_id").combine_chunks()
-    except InputError:
-        return pa.array([], pa.string())
+        return content_keys(read_shard(path, ["row_id"]).column("row_id").combine_chunks())
+    except (InputError, ValueError):
+        return np.zeros(0, np.uint64)
 
 
 def _content(row_ids: Any) -> Any:

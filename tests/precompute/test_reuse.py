@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from data_schemas import manifest as manifests
 from data_schemas.cache_shard import read_shard
+from data_schemas.shard_origin import put_origin, read_origin
 from pipeline.run import run_precompute
 from stages.precompute.config import PrecomputeConfig
+from stages.precompute.reuse import KnownRows
 from stages.precompute.scorers.transformers import TransformersScorer
+from stages.precompute.shards import write_shard
 from tests.checkpoints import EXAMPLES
 
 
@@ -141,3 +145,18 @@ def test_a_damaged_shard_gives_no_rows(settings, console, scored):
     after = rows(settings.cache)
     for row_id, row in truth.items():
         assert row["ref_chosen_logps"] == pytest.approx(after[row_id]["ref_chosen_logps"], abs=1e-5)
+
+
+def test_a_shard_with_ids_that_are_none_gives_no_rows(settings, console, scored):
+    write(settings, examples(4))
+    run_precompute(settings, console)
+    path = next(settings.cache.glob("shard-*"))
+    origin = read_origin(path)
+    assert origin is not None
+    table = read_shard(path)
+    ids = pa.array(["no hexadecimal digits"] * table.num_rows)
+    index = table.schema.get_field_index("row_id")
+    table = table.set_column(index, table.schema.field("row_id"), ids)
+    path.unlink()
+    write_shard(put_origin(table, origin[0]), path)
+    assert len(KnownRows(settings.cache, origin[0].scoring)) == 0
