@@ -37,7 +37,7 @@ def atomic_path(
             temporary = Path(folder) / path.name
             yield temporary
             if keep is None or not keep():
-                put(temporary, path)
+                put(temporary, path, alias)
         return
     # Two hosts may share the folder, and a process id: so the name is unique by itself.
     temporary = path.with_name(f".{alias or path.name}.{uuid.uuid4().hex[:12]}.tmp")

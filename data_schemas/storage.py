@@ -125,14 +125,16 @@ def modified(path: Path) -> float | None:
         return None
 
 
-def put(file: Path, target: Path) -> None:
+def put(file: Path, target: Path, alias: str | None = None) -> None:
     """Copy a file on disk to `target` in a store, whole or not at all.
+
+    Where the store can only rename, `alias` names the file that grows, as in atomic_path.
 
     Raises:
         StorageError: the store fails, refuses, or has no such bucket.
     """
     try:
-        _ask(target, lambda fs, name: _put_once(fs, str(file), target))
+        _ask(target, lambda fs, name: _put_once(fs, str(file), target, alias or target.name))
     except _ABSENT as error:
         raise _no_bucket(target) from error
 
@@ -175,12 +177,12 @@ def _entries(folder: Path) -> dict[str, int | None]:
     }
 
 
-def _put_once(fs: Any, file: str, target: Any) -> None:
+def _put_once(fs: Any, file: str, target: Any, alias: str) -> None:
     if target.protocol in _OBJECT_STORES:
         fs.put_file(file, target.path)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    growing = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    growing = target.with_name(f".{alias}.{uuid.uuid4().hex[:12]}.tmp")
     fs.put_file(file, growing.path)
     fs.mv(growing.path, target.path)
 

@@ -20,7 +20,7 @@ from data_schemas.storage import entries, modified, remove, remove_folder
 
 _OLD_SECONDS = 24 * 3600
 # All of a job's names carry 8 digits of its inputs' digest.
-_OWNED = re.compile(r"(?:plan|\.?(?:shard|quarantine|job)|\.manifest)-([0-9a-f]{8})(?:[-.]|$)")
+_OWNED = re.compile(r"(?:plan|\.*(?:shard|quarantine|job)|\.manifest)-([0-9a-f]{8})(?:[-.]|$)")
 
 
 def remove_leftovers(cache: Path, *done: Manifest) -> None:
