@@ -9,7 +9,7 @@ help:
 	@echo "make test   set up, ruff, mypy and all tests"
 	@echo "make fuzz   broken input for every reader, $(FUZZ_CASES) cases each"
 	@echo "make lint   ruff and mypy only"
-	@echo "make faults hundreds of kills, failing writes and flipped bits (15 minutes)"
+	@echo "make faults hundreds of kills, failing writes and flipped bits (20 minutes)"
 	@echo "make clean  remove .venv and what the demo made"
 	@echo "make bench-gpu  time stage one on this machine's GPU (PYTHON=$(PYTHON) SHAPE=$(SHAPE))"
 

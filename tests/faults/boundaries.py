@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 
 class Boundary(NamedTuple):
@@ -52,6 +53,9 @@ def watch(folder: Path, before: Hook, after: Hook, patch: Patch = setattr) -> No
     for name in _BY_PATH:
         wrap(os, name, lambda path, *_, **__: os.fspath(path))
     wrap(os, "fsync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
+    # a file system behind a URL, of the kind that shows a file while it grows but can rename
+    for name in ("put_file", "mv"):
+        wrap(LocalFileSystem, name, lambda _, source, target, **__: str(target))
     for name in ("write_bytes", "write_text"):
         wrap(Path, name, lambda path, *_, **__: str(path))
     wrap(pq, "write_table", lambda _, where, **__: str(where))

@@ -1,7 +1,7 @@
 """One small cache, made without a fault, that all others are compared with."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,17 @@ def sound(configured, tmp_path_factory) -> Path:
     assert len(manifest.shards) > 2
     assert manifest.counts.quarantined
     return config.cache
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The same bits as in a fresh process of tests/faults/processes.py."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def rows(cache: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from tests.faults.boundaries import Boundary, watch
 from tests.faults.conftest import THOROUGH, Make, Record, names, require_equal
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EACCES)
-STEP = 1 if THOROUGH else 7
+STEP = 1 if THOROUGH else 11
 # what the system names in its error; of a write and of fsync it names nothing
 _NAMED = {"replace", "link", "mkdir", "unlink", "rmdir"}
 
@@ -37,12 +37,8 @@ def fail(code: int, boundary: Boundary) -> None:
 
 
 @pytest.fixture
-def reflogp(configured: Make, monkeypatch, capsys):
+def reflogp(configured: Make, one_thread: None, monkeypatch, capsys):
     """Run the command in this process; gives its exit code and its last line."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def run(cache: Path) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", arguments(configured(cache)))
@@ -57,8 +53,7 @@ def reflogp(configured: Make, monkeypatch, capsys):
         assert said.count("error: ") == bool(code), said
         return code or 0, said.strip().splitlines()[-1]
 
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 def finished(cache: Path) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from data_schemas import manifest as manifests
+from data_schemas.location import location
 from pipeline.run import run_integrity
 from tests.conftest import Silent
 from tests.faults import processes
@@ -66,8 +68,28 @@ def test_killed_before_and_after_each_write(
     record_fault("killed before or after a write", len(moments), f"{len(found)} writes")
 
 
+def test_killed_before_and_after_each_put_to_a_url(
+    configured: Make, sound: Path, tmp_path: Path, record_fault: Record
+):
+    def by_url(folder: Path) -> Command:
+        return processes.precompute(
+            configured(folder).model_copy(update={"cache": location(f"local://{folder}")})
+        )
+
+    counted = tmp_path / "counted"
+    found = processes.writes(by_url(counted), counted)
+    puts = [one.number for one in found if one.call in {"put_file", "mv"}]
+    moments = [(number, moment) for number in puts for moment in ("before", "after")]
+    for number, moment in moments if THOROUGH else random.Random(9).sample(moments, 3):
+        folder = tmp_path / f"{moment}-{number}"
+        assert kill_at(by_url(folder), folder, number, moment), (number, moment)
+        processes.run(by_url(folder))
+        require_equal(folder, sound)
+    record_fault("killed before or after a put", len(moments), f"{len(puts)} puts and moves")
+
+
 def test_one_of_many_jobs_is_killed_and_so_is_the_merge(
-    configured: Make, sound: Path, usual: float, tmp_path: Path, record_fault: Record
+    configured: Make, sound: Path, tmp_path: Path, record_fault: Record
 ):
     cache, source, kills, merges = tmp_path / "cache", random.Random(2), 0, 0
     config = configured(cache)
@@ -80,7 +102,10 @@ def test_one_of_many_jobs_is_killed_and_so_is_the_merge(
             for path in lent.glob("shard-*"):
                 path.rename(cache / path.name)
             continue
-        kills += kill_until_done(share, usual, source)
+        for write in source.sample(range(30), 5 if THOROUGH else 1):
+            kills += kill_at(share, cache, write, "after")
+        processes.run(share)
+    assert kills
     assert not manifests.is_sealed(cache)
     begun = tmp_path / "begun"
     merged = processes.writes(processes.merge(_copy(cache, begun)), begun)
@@ -104,20 +129,27 @@ def _copy(cache: Path, target: Path) -> Path:
 def test_a_parent_of_two_engines_is_killed_and_they_end_by_themselves(
     configured: Make, sound: Path, tmp_path: Path, record_fault: Record
 ):
-    cache, source, kills = tmp_path / "cache", random.Random(5), 0
-    two = processes.precompute(configured(cache).model_copy(update={"engines": 2}))
-    for _ in range(5):
-        process = processes.start(two)
-        process.join(source.uniform(5, 20))
-        family = psutil.Process(process.pid).children(recursive=True) if process.pid else []
-        process.kill()
-        process.join()
-        kills += process.exitcode == processes.KILLED
-        _, alive = psutil.wait_procs(family, timeout=60)
-        assert not alive, "an engine outlives its parent"
-    processes.run(two)
-    require_equal(cache, sound)
-    record_fault("parent of two engines killed", kills, "1 cache")
+    source, kills, caches = random.Random(5), 0, 3
+    for number in range(caches):
+        cache = tmp_path / f"cache-{number}"
+        two = processes.precompute(configured(cache).model_copy(update={"engines": 2}))
+        for _ in range(2):
+            process = processes.start(two)
+            engines: list[psutil.Process] = []
+            while len(engines) < 2 and process.exitcode is None:
+                process.join(0.05)
+                with suppress(psutil.NoSuchProcess):
+                    engines = psutil.Process(process.pid).children()
+            process.join(source.uniform(0, 6))
+            process.kill()
+            process.join()
+            kills += process.exitcode == processes.KILLED
+            _, alive = psutil.wait_procs(engines, timeout=60)
+            assert not alive, "an engine outlives its parent"
+        processes.run(two)
+        require_equal(cache, sound)
+    assert kills
+    record_fault("parent of two engines killed", kills, f"{caches} caches")
 
 
 def test_killed_while_it_replaces_another_cache(
