@@ -3,14 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
 from pipeline.run import run_integrity
 from stages.precompute.config import PrecomputeConfig
+from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes
 
@@ -73,12 +72,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def rows(cache: Path) -> list[dict[str, Any]]:
-    """All rows of a sealed cache, in its order."""
-    shards = manifests.read(cache).shards
-    return [row for shard in shards for row in read_shard(cache / shard.file).to_pylist()]
 
 
 def names(cache: Path) -> set[str]:

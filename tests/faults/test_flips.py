@@ -8,9 +8,10 @@ import pytest
 
 from data_schemas.errors import ReflogpError
 from pipeline.run import run_precompute
+from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes
-from tests.faults.conftest import THOROUGH, Make, Record, names, rows
+from tests.faults.conftest import THOROUGH, Make, Record, names
 
 FLIPS = 1000 if THOROUGH else 30
 

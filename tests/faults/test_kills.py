@@ -11,9 +11,10 @@ import pytest
 from data_schemas import manifest as manifests
 from data_schemas.location import location
 from pipeline.run import run_integrity
+from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes
-from tests.faults.conftest import THOROUGH, Make, Record, names, require_equal, rows
+from tests.faults.conftest import THOROUGH, Make, Record, names, require_equal
 from tests.faults.processes import Command, kill_after, kill_at
 
 KILLS = 100 if THOROUGH else 6

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from data_schemas import manifest as manifests
 from pipeline.run import run_integrity
+from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes
-from tests.faults.conftest import THOROUGH, Make, Record, names, require_equal, rows
+from tests.faults.conftest import THOROUGH, Make, Record, names, require_equal
 
 MEETINGS = 20 if THOROUGH else 3
 

@@ -15,6 +15,7 @@ from stages.precompute.config import PrecomputeConfig
 from stages.precompute.reuse import KnownRows
 from stages.precompute.scorers.transformers import TransformersScorer
 from stages.precompute.shards import write_shard
+from tests.caches import rows_by_id
 from tests.checkpoints import EXAMPLES
 
 
@@ -48,14 +49,6 @@ def write(settings: PrecomputeConfig, lines: list[str]) -> None:
     Path(settings.data).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def rows(cache: Path) -> dict[str, dict[str, Any]]:
-    shards = manifests.read(cache).shards
-    tables = [read_shard(cache / shard.file).to_pylist() for shard in shards]
-    found = {row["row_id"]: row for table in tables for row in table}
-    assert len(found) == sum(map(len, tables))
-    return found
-
-
 def same_scores(some: dict[str, Any], others: dict[str, Any]) -> bool:
     scores = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_logp_sum")
     return all(some[name] == others[name] for name in scores)
@@ -65,11 +58,11 @@ def test_only_rows_that_are_new_are_scored(settings, console, scored):
     lines = examples(24)
     write(settings, lines[:16])
     run_precompute(settings, console)
-    before = rows(settings.cache)
+    before = rows_by_id(settings.cache)
     scored.clear()
     write(settings, lines[16:20] + lines[:16] + lines[20:])
     manifest = run_precompute(settings, console)
-    after = rows(settings.cache)
+    after = rows_by_id(settings.cache)
     assert sum(scored) == 2 * (len(after) - len(before)) > 0
     assert all(same_scores(after[row_id], row) for row_id, row in before.items())
     # the row's place in the data is that of the new data
@@ -108,11 +101,11 @@ def test_copies_of_a_row_keep_their_scores(settings, console, scored):
     lines = examples(4)
     write(settings, lines)
     run_precompute(settings, console)
-    before = rows(settings.cache)
+    before = rows_by_id(settings.cache)
     scored.clear()
     write(settings, lines * 3)
     run_precompute(settings, console)
-    after = rows(settings.cache)
+    after = rows_by_id(settings.cache)
     assert len(after) == 3 * len(before)
     assert sum(scored) == 0
     assert all(same_scores(row, before[row_id[:32]]) for row_id, row in after.items())
@@ -121,10 +114,10 @@ def test_copies_of_a_row_keep_their_scores(settings, console, scored):
 def test_another_model_reuses_nothing(settings, other_checkpoint, console, scored):
     write(settings, examples(4))
     run_precompute(settings, console)
-    first = rows(settings.cache)
+    first = rows_by_id(settings.cache)
     run_precompute(settings.model_copy(update={"reference": str(other_checkpoint)}), console)
     assert sum(scored) == 2 * 2 * len(first)
-    second = rows(settings.cache)
+    second = rows_by_id(settings.cache)
     assert first.keys() == second.keys()
     assert not any(same_scores(first[row_id], second[row_id]) for row_id in first)
 
@@ -133,7 +126,7 @@ def test_a_damaged_shard_gives_no_rows(settings, console, scored):
     lines = examples(6)
     write(settings, lines[:4])
     run_precompute(settings, console)
-    truth = rows(settings.cache)
+    truth = rows_by_id(settings.cache)
     for shard in manifests.read(settings.cache).shards:
         path = settings.cache / shard.file
         content = bytearray(path.read_bytes())
@@ -142,7 +135,7 @@ def test_a_damaged_shard_gives_no_rows(settings, console, scored):
     scored.clear()
     write(settings, lines)
     run_precompute(settings, console)
-    after = rows(settings.cache)
+    after = rows_by_id(settings.cache)
     for row_id, row in truth.items():
         assert row["ref_chosen_logps"] == pytest.approx(after[row_id]["ref_chosen_logps"], abs=1e-5)
 

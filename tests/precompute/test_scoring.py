@@ -16,6 +16,7 @@ from pipeline.run import run_precompute
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scoring import _devices, _environment
 from stages.precompute.shards import write_shard
+from tests.caches import rows, rows_by_id
 
 
 @pytest.fixture
@@ -31,11 +32,7 @@ def test_two_engines_give_the_rows_and_the_order_of_one(settings, cache, console
     assert len(manifest.shards) > 2
     assert any("2 engines" in line for line in console.said)
 
-    def rows(folder):
-        shards = manifests.read(folder).shards
-        return [row for shard in shards for row in read_shard(folder / shard.file).to_pylist()]
-
-    found = {row["row_id"]: row for row in rows(settings.cache)}
+    found = rows_by_id(settings.cache)
     for expected in rows(cache):
         row = found.pop(expected["row_id"])
         for name, value in expected.items():

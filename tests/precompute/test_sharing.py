@@ -2,17 +2,16 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError, ReflogpError
 from pipeline.run import run_merge, run_precompute, run_share
 from stages.precompute import worker
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.shards import write_shard
+from tests.caches import rows_by_id
 
 OF = 3
 
@@ -27,11 +26,6 @@ def settings(checkpoint, few_preferences, tmp_path) -> PrecomputeConfig:
 
 def share_of(settings: PrecomputeConfig, number: int) -> PrecomputeConfig:
     return settings.model_copy(update={"shard": f"{number}/{OF}"})
-
-
-def rows(cache: Path) -> dict[str, dict[str, Any]]:
-    tables = [read_shard(cache / shard.file) for shard in manifests.read(cache).shards]
-    return {row["row_id"]: row for table in tables for row in table.to_pylist()}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def test_the_last_job_to_end_seals_what_all_have_made(settings, whole, console):
     assert manifest is not None
     assert len(manifest.jobs) == OF
     assert sum(job.shards for job in manifest.jobs) == len(manifest.shards)
-    assert rows(settings.cache) == rows(whole)
+    assert rows_by_id(settings.cache) == rows_by_id(whole)
     names = {path.name for path in settings.cache.iterdir()}
     assert names == {path.name for path in whole.iterdir()}
 
@@ -72,7 +66,7 @@ def test_a_share_that_was_done_is_not_done_again(settings, console):
 def test_one_job_finishes_what_shares_began(settings, whole, console):
     run_share(share_of(settings, 2), console)
     run_precompute(settings, console)
-    assert rows(settings.cache) == rows(whole)
+    assert rows_by_id(settings.cache) == rows_by_id(whole)
 
 
 def test_merge_refuses_what_is_missing_and_seals_what_is_whole(settings, whole, console):
@@ -86,7 +80,7 @@ def test_merge_refuses_what_is_missing_and_seals_what_is_whole(settings, whole, 
     for path in other.cache.glob("shard-*"):
         shutil.copy(path, settings.cache)
     manifest = run_merge(settings.cache, console)
-    assert rows(settings.cache) == rows(whole)
+    assert rows_by_id(settings.cache) == rows_by_id(whole)
     assert manifest.verification is not None
 
 
@@ -140,5 +134,5 @@ def test_a_job_whose_cache_another_one_seals_meanwhile_ends_well(
     monkeypatch.setattr(worker, "write_shard", be_overtaken)
     manifest = run_precompute(settings, console)
     assert manifest.inputs == manifests.read(settings.cache).inputs
-    assert rows(settings.cache) == rows(whole)
+    assert rows_by_id(settings.cache) == rows_by_id(whole)
     assert any("sealed by another job" in line for line in console.said)

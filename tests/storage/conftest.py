@@ -4,7 +4,6 @@ import json
 import logging
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -13,10 +12,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
 from pipeline.run import run_precompute
 from stages.precompute.config import PrecomputeConfig
+from tests.caches import rows_by_id
 from tests.conftest import Silent
 from tests.storage.proxy import Proxy
 
@@ -108,13 +106,7 @@ def local_rows(checkpoint, few_preferences, tmp_path_factory) -> dict[str, Any]:
         cache=tmp_path_factory.mktemp("local"), max_length=192, shard_tokens=1500, verify_sample=0,
     )  # fmt: skip
     run_precompute(config, Silent())
-    return rows(config.cache)
-
-
-def rows(cache: Path) -> dict[str, Any]:
-    """The rows of a sealed cache by id."""
-    tables = [read_shard(cache / shard.file) for shard in manifests.read(cache).shards]
-    return {row["row_id"]: row for table in tables for row in table.to_pylist()}
+    return rows_by_id(config.cache)
 
 
 def keys(s3: Any) -> list[str]:

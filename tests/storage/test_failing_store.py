@@ -5,7 +5,8 @@ import pytest
 from data_schemas import manifest as manifests
 from data_schemas.errors import StorageError
 from pipeline.run import run_integrity, run_precompute, run_share
-from tests.storage.conftest import keys, rows
+from tests.caches import rows_by_id
+from tests.storage.conftest import keys
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -19,7 +20,7 @@ def test_scoring_goes_on_when_a_fault_passes(
     run_precompute(settings, console)
     assert proxy.failed >= 1
     assert not any("earlier run" in line for line in console.said)
-    assert rows(settings.cache) == local_rows
+    assert rows_by_id(settings.cache) == local_rows
 
 
 @pytest.mark.parametrize("kind", ["drop", "lost", "stall"])
@@ -36,7 +37,7 @@ def test_a_store_that_stays_down_ends_the_run_and_the_next_one_completes_it(
     assert "manifest.json" not in keys(s3)
     run_precompute(settings, console)
     assert any(f"{len(there)} of 5 shards are there" in line for line in console.said)
-    assert rows(settings.cache) == local_rows
+    assert rows_by_id(settings.cache) == local_rows
     assert run_integrity(settings.cache, console) == []
 
 
@@ -68,7 +69,7 @@ def test_what_cannot_be_read_is_not_taken_for_damage(
         if key.startswith("shard-") and key in before:
             again = s3.head_object(Bucket="bucket", Key=f"some/cache/{key}")
             assert again["LastModified"] == before[key]["LastModified"]
-    assert rows(settings.cache) == local_rows
+    assert rows_by_id(settings.cache) == local_rows
 
 
 def test_a_listing_that_fails_is_not_an_empty_folder(settings, proxy, console):

@@ -9,7 +9,7 @@ from data_schemas.errors import InputError
 from data_schemas.location import is_local, location
 from data_schemas.storage import entries, modified, put, read_bytes, read_end, remove, remove_folder
 from pipeline.run import run_integrity, run_precompute
-from tests.storage.conftest import rows
+from tests.caches import rows_by_id
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_files_are_put_listed_read_and_removed_alike(folder, tmp_path):
 def test_a_cache_in_any_store_has_the_same_rows(settings, folder, console, local_rows):
     settings = settings.model_copy(update={"cache": folder})
     manifest = run_precompute(settings, console)
-    assert rows(folder) == local_rows
+    assert rows_by_id(folder) == local_rows
     assert run_integrity(folder, console) == []
     assert run_precompute(settings, console) == manifest
     assert set(entries(folder)) == {

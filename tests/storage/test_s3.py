@@ -16,8 +16,9 @@ from stages.precompute import worker
 from stages.precompute.scorers.transformers import TransformersScorer
 from stages.precompute.shards import write_shard
 from stages.train.config import TrainConfig
+from tests.caches import rows_by_id
 from tests.checkpoints import EXAMPLES
-from tests.storage.conftest import keys, rows
+from tests.storage.conftest import keys
 
 REFLOGP = Path(sys.executable).with_name("reflogp")
 
@@ -37,7 +38,7 @@ def command(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
 
 def test_a_cache_in_a_bucket_has_the_rows_of_one_on_disk(settings, s3, console, local_rows):
     manifest = run_precompute(settings, console)
-    assert rows(settings.cache) == local_rows
+    assert rows_by_id(settings.cache) == local_rows
     names = [shard.file for shard in manifest.shards]
     assert len(names) == 5
     # plan, accounts and temporary names are gone
@@ -62,7 +63,7 @@ def test_a_run_that_died_goes_on_where_it_was(settings, s3, console, local_rows,
     manifest = run_precompute(settings, console)
     assert any("2 of 5 shards are there" in line for line in console.said)
     assert [job.shards for job in manifest.jobs] == [2, 3]
-    assert rows(settings.cache) == local_rows
+    assert rows_by_id(settings.cache) == local_rows
 
 
 def test_shares_meet_in_a_bucket_and_merge_seals_it(settings, s3, console, local_rows, tmp_path):
@@ -79,7 +80,7 @@ def test_shares_meet_in_a_bucket_and_merge_seals_it(settings, s3, console, local
         s3.upload_file(str(path), "bucket", f"some/cache/{path.name}")
     manifest = run_merge(settings.cache, console)
     assert len(manifest.jobs) == 2
-    assert rows(settings.cache) == local_rows
+    assert rows_by_id(settings.cache) == local_rows
     assert keys(s3) == sorted(
         ["manifest.json", manifest.quarantine.file, *(shard.file for shard in manifest.shards)]
     )
@@ -98,11 +99,11 @@ def test_only_rows_that_are_new_are_scored(settings, s3, console, tmp_path, monk
     monkeypatch.setattr(TransformersScorer, "score", counting)
     Path(settings.data).write_text("\n".join(lines[:8]) + "\n", encoding="utf-8")
     run_precompute(settings, console)
-    before = rows(settings.cache)
+    before = rows_by_id(settings.cache)
     asked.clear()
     Path(settings.data).write_text("\n".join(lines[:12]) + "\n", encoding="utf-8")
     manifest = run_precompute(settings, console)
-    after = rows(settings.cache)
+    after = rows_by_id(settings.cache)
     assert len(asked) == 2 * (len(after) - len(before)) > 0
     assert before.items() <= after.items()
     # the cache that was replaced is gone
@@ -122,7 +123,7 @@ def test_what_others_do_in_the_bucket_is_seen_at_once(settings, s3, console, loc
     run_precompute(settings, console)
     assert any(f"{gone} (damaged), {flipped} (damaged)" in line for line in console.said)
     assert any("3 of 5 shards are there" in line for line in console.said)
-    assert rows(settings.cache) == local_rows
+    assert rows_by_id(settings.cache) == local_rows
 
 
 def test_a_sample_is_verified_and_a_policy_trained(settings, s3, console, tmp_path):
@@ -161,7 +162,7 @@ def test_the_command_is_killed_and_goes_on(settings, s3, proxy, local_rows, caps
     assert "2 of 5 shards are there from an earlier run" in done.stderr
     assert "scoring with 2 engines" in done.stderr
     assert proxy.failed == 1
-    assert rows(settings.cache) == local_rows
+    assert rows_by_id(settings.cache) == local_rows
     code, shown, _ = command(capsys, monkeypatch, "inspect", "s3://bucket/some/cache/")
     assert code == 0
     assert "22 of 24 rows" in shown
@@ -241,5 +242,5 @@ def test_a_shard_in_a_bucket_that_is_no_shard_is_made_anew(settings, s3, console
         run_precompute(settings, console)
         assert f"{name} is damaged or no shard of this version; it is made anew" in console.warned
         console.warned.clear()
-        assert rows(settings.cache) == local_rows
+        assert rows_by_id(settings.cache) == local_rows
     assert read_shard(settings.cache / name).num_rows
