@@ -34,8 +34,10 @@ class RunRecord(Record):
         None, description="Folder of the LoRA adapter that training started from."
     )
     settings: dict[str, Any]
-    pairs: int
+    pairs: int = Field(description="That were trained on.")
+    evaluated_pairs: int = Field(0, description="That were held out, to evaluate on.")
     steps: int
+    processes: int = 1
     trained_parameters: int
     first: StepMetrics = Field(description="The first step: policy equals reference.")
     first_margin_noise: float | None = Field(
@@ -43,6 +45,15 @@ class RunRecord(Record):
         "for it; from the cache's verification. None for losses without a reference."
     )
     last: StepMetrics = Field(description="Mean over the last quarter of the steps.")
+    evaluation: StepMetrics | None = Field(
+        None, description="Of the weights that were kept, over the held-out pairs."
+    )
+    best_step: int | None = Field(
+        None, description="The step whose weights were kept; None: the last one's."
+    )
+    resumed_from: int | None = Field(
+        None, description="The step of the checkpoint that the run went on from, if it did."
+    )
     started_at: datetime
     seconds: float
     pairs_per_second: float

@@ -91,10 +91,12 @@ def _option(name: str) -> str:
 
 
 def _explain(problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:  # of several options together; it names them
+        return str(message)
     option = _option(str(problem["loc"][0]))
     if problem["type"] == "missing":
         return f"{option} is required"
-    message = problem["msg"].removeprefix("Value error, ")
     return f"{option}: {message[0].lower()}{message[1:]}, got {_REPR.repr(problem['input'])}"
 
 

@@ -88,7 +88,8 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
             f"--output {config.output}: training starts from what is in there. Give another folder."
         )
     _require_same_start(policy, digests, manifest, config, console)
-    fingerprint = _train_fingerprint(config, digests, manifest)
+    evaluation = _eval_manifest(config, manifest)
+    fingerprint = _train_fingerprint(config, digests, manifest, evaluation)
     earlier = run_record.read(config.output)
     weights = any(config.output.glob("*.safetensors"))
     if earlier is not None and weights and earlier.fingerprint == fingerprint:
@@ -97,7 +98,7 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     from stages.train.stage import Job, train
 
     _quiet_transformers()
-    return train(Job(config, policy, adapter, manifest, fingerprint), console)
+    return train(Job(config, policy, adapter, manifest, fingerprint, evaluation), console)
 
 
 def run_merge(cache: Path, console: Console) -> Manifest:
@@ -202,6 +203,27 @@ def _require_same_start(
     console.warn(message)
 
 
+def _eval_manifest(config: TrainConfig, manifest: Manifest) -> Manifest | None:
+    """The manifest of the cache to evaluate on, where it is another one.
+
+    Raises:
+        InputError: its log-probs are not of the same reference, or its tokens are not alike.
+    """
+    if config.eval_cache is None:
+        return None
+    reach(config.eval_cache)
+    evaluation = manifests.read(config.eval_cache)
+    alike = {"weights", "adapter", "architecture", "tokenizer", "chat_template"}
+    differing = [name for name in manifest.inputs.differences(evaluation.inputs) if name in alike]
+    if differing or evaluation.kind != manifest.kind:
+        what = ", ".join(differing) or f"kind ({evaluation.kind}, and {manifest.kind})"
+        raise InputError(
+            f"--eval-cache {config.eval_cache}: not of the same reference as {config.cache}: "
+            f"{what} differ. Precompute both with the same --reference."
+        )
+    return evaluation
+
+
 def _model_differences(digests: dict[str, str], manifest: Manifest) -> list[str]:
     """Which digests of a checkpoint are not those of the cache's reference."""
     scored = manifest.inputs.model_dump()
@@ -230,8 +252,17 @@ def _described(manifest: Manifest) -> str:
     return reference.name + (f" --adapter {reference.adapter}" if reference.adapter else "")
 
 
-def _train_fingerprint(config: TrainConfig, digests: dict[str, str], manifest: Manifest) -> str:
-    settings = config.model_dump(mode="json", exclude={"cache", "output", "policy", "adapter"})
-    shards = [shard.sha256 for shard in manifest.shards]
-    content = [manifest.inputs.digest(), shards, digests, settings]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _train_fingerprint(
+    config: TrainConfig, digests: dict[str, str], manifest: Manifest, evaluation: Manifest | None
+) -> str:
+    places = {"cache", "eval_cache", "output", "policy", "adapter"}
+    habits = {"resume", "keep_checkpoints", "report_to"}  # they do not change what comes out
+    settings = config.model_dump(mode="json", exclude=places | habits)
+    caches = [
+        [cache.inputs.digest(), [shard.sha256 for shard in cache.shards]]
+        for cache in (manifest, evaluation)
+        if cache is not None
+    ]
+    return hashlib.sha256(
+        json.dumps([*caches, digests, settings], sort_keys=True).encode()
+    ).hexdigest()

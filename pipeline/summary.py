@@ -80,7 +80,17 @@ def train_rows(output: Path, record: RunRecord) -> Rows:
         ("margin", f"{first.margin:+.4f}{_noise(record)} -> {last.margin:+.4f}"),
         ("accuracy", f"{first.accuracy:.2f} -> {last.accuracy:.2f}"),
         ("", "first step -> mean of the last quarter of the steps"),
+        *_evaluation_rows(record),
     ]
+
+
+def _evaluation_rows(record: RunRecord) -> Rows:
+    found = record.evaluation
+    if found is None:
+        return []
+    kept = "the last step" if record.best_step is None else f"step {record.best_step}"
+    figures = f"loss {found.loss:.4f}, margin {found.margin:+.4f}, accuracy {found.accuracy:.2f}"
+    return [("held out", f"{figures} over {record.evaluated_pairs:,} pairs, kept: {kept}")]
 
 
 def losses_table() -> tuple[str, list[tuple[str, str, str]]]:

@@ -7,7 +7,7 @@ to decide.
 
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,14 @@ class Pair(NamedTuple):
     def distinct_tokens(self) -> int:
         """Tokens of the prompt and of both responses."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+class Pairs(Protocol):
+    """Pairs by position: those of a cache, or some of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Pair: ...
 
 
 class CachedPairs(Dataset[Pair]):

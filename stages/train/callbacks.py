@@ -1,24 +1,32 @@
 """What happens at each step: a line of JSON in the run's folder, and a move of the progress bar."""
 
 import json
-import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from data_schemas.errors import ReflogpError
 from stages.progress import Console
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends each step's metrics to a JSONL file, and keeps them for the run's record."""
+    """Appends each step's metrics, and each evaluation's, to a JSONL file.
+
+    A resumed run's file begins with what its checkpoint holds, so that no step stands there twice.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.steps: list[dict[str, float]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        self._path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Write what was logged before the checkpoint."""
+        if state.is_world_process_zero:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [_line(entry.pop("step"), entry) for entry in map(dict, state.log_history)]
+            self._path.write_text("".join(lines), encoding="utf-8")
 
     def on_log(
         self,
@@ -29,20 +37,13 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Write one line."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise ReflogpError(
-                f"the loss of step {state.global_step} is {logs['loss']}: training has diverged. "
-                "Lower --learning-rate, or raise --beta. Nothing was saved."
-            )
-        self.steps.append(logs)
-        self._file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-        self._file.flush()
+        if state.is_world_process_zero and logs and ("loss" in logs or "eval_loss" in logs):
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line(state.global_step, logs))
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Close the file."""
-        self._file.close()
+
+def _line(step: int, logs: dict[str, Any]) -> str:
+    return json.dumps({"step": step, **logs}) + "\n"
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -58,6 +59,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Only now is the number of steps known."""
         bar = self._console.track("training", state.max_steps, "steps")
         self._advance = self._shown.enter_context(bar)
+        self._advance(state.global_step)  # of a resumed run
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """One step is done."""

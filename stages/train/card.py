@@ -22,7 +22,7 @@ def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> st
         settings["weighting"] = config.weighting
     return f"""---
 base_model: {record.policy}
-library_name: {"peft" if config.lora_r else "transformers"}
+library_name: {"peft" if config.lora_r and not config.merge else "transformers"}
 tags: [dpo, reflogp]
 ---
 
@@ -45,5 +45,16 @@ Start and reference: {start}. The reference was scored once by reflogp
 | rewards/margins | {first.margin:.4f} | {last.margin:.4f} |
 | rewards/accuracies | {first.accuracy:.3f} | {last.accuracy:.3f} |
 
-These figures are of the training data, not of held-out data.
+These figures are of the training data. {_held_out(record)}
 """
+
+
+def _held_out(record: RunRecord) -> str:
+    found = record.evaluation
+    if found is None:
+        return "No pairs were held out."
+    return (
+        f"Over {record.evaluated_pairs} pairs that were held out of training: loss "
+        f"{found.loss:.4f}, rewards/margins {found.margin:.4f}, rewards/accuracies "
+        f"{found.accuracy:.3f}."
+    )

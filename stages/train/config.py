@@ -1,9 +1,16 @@
 """What a user can set of stage two. Each field is a YAML key and a command-line option."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from data_schemas.location import Location
 from stages.assignments import Arguments
@@ -14,6 +21,8 @@ from stages.train.loss_spec import (
     default_beta,
     loss_weights,
 )
+
+_TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "trackio")
 
 
 class TrainConfig(BaseModel):
@@ -72,7 +81,12 @@ class TrainConfig(BaseModel):
     epochs: float = Field(1.0, gt=0, description="Passes over the cache.")
     max_steps: int = Field(-1, ge=-1, description="Stop after so many optimizer steps; -1: epochs.")
     batch_size: int = Field(2, ge=1, description="Pairs in one forward pass, on each device.")
-    accumulation: int = Field(8, ge=1, description="Forward passes for one optimizer step.")
+    accumulation: int = Field(
+        8,
+        ge=1,
+        description="Forward passes for one optimizer step, of all processes together: a step "
+        "takes batch-size times accumulation pairs, however many processes share them.",
+    )
     layout: Literal["auto", "shared", "separate"] = Field(
         "auto",
         description="'shared' computes a pair's prompt once, in one sequence with both responses; "
@@ -83,6 +97,55 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         False,
         description="Recompute activations in the backward pass: less memory, a third slower.",
+    )
+    eval_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the cache that is held out of training, to evaluate on.",
+    )
+    eval_cache: Location | None = Field(
+        None,
+        description="A cache of other pairs, of the same reference, to evaluate on instead.",
+    )
+    checkpoint_steps: float = Field(
+        0.2,
+        ge=0,
+        description="Evaluate, and save what a killed run goes on from, each so many steps; below "
+        "1: each such share of them; 0: at the end only.",
+    )
+    best_metric: Literal["rewards/margins", "rewards/accuracies", "loss"] = Field(
+        "rewards/margins",
+        description="Of the evaluation: the checkpoint where it is best is the one that is kept.",
+    )
+    early_stopping: int = Field(
+        0,
+        ge=0,
+        description="End after so many evaluations in a row that did not better --best-metric; "
+        "0: do not.",
+    )
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, description="What counts as better: by more than this."
+    )
+    keep_checkpoints: int = Field(
+        0, ge=0, description="Checkpoints (with optimizer) that stay when the run is done."
+    )
+    resume: bool = Field(
+        True, description="Go on from the last checkpoint of a run with the same settings."
+    )
+    stop_grad_norm: float = Field(
+        0.0,
+        ge=0,
+        description="Stop where the gradient's norm, before it is clipped, is above this; 0: only "
+        "where it is not finite.",
+    )
+    report_to: str = Field(
+        "",
+        description="Trackers that get the metrics too: names with commas, such as "
+        "tensorboard,wandb.",
+    )
+    merge: bool = Field(
+        False, description="Write the whole model with the LoRA adapter merged into it."
     )
     seed: int = Field(
         42, ge=0, lt=2**32, description="Of the order of the data and the adapter's start."
@@ -98,6 +161,38 @@ class TrainConfig(BaseModel):
             return value
         check = checked_arguments if info.field_name == "loss_args" else checked_weighting
         return check(info.data["loss"], value)
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_trackers(cls, value: str) -> str:
+        names = [name for name in value.split(",") if name]
+        if unknown := [name for name in names if name not in _TRACKERS]:
+            raise ValueError(
+                f"there is no tracker {unknown[0]!r}; there are {', '.join(_TRACKERS)}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.eval_fraction and self.eval_cache is not None:
+            raise ValueError("give --eval-fraction or --eval-cache, not both")
+        if self.early_stopping and not self.evaluates:
+            raise ValueError("--early-stopping needs --eval-fraction or --eval-cache")
+        if self.early_stopping and not self.checkpoint_steps:
+            raise ValueError("--early-stopping needs a --checkpoint-steps above 0")
+        if self.merge and not self.lora_r:
+            raise ValueError("--merge needs an adapter: a --lora-r above 0")
+        return self
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are held-out pairs."""
+        return bool(self.eval_fraction) or self.eval_cache is not None
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in report_to."""
+        return [name for name in self.report_to.split(",") if name]
 
     @property
     def losses(self) -> dict[str, float]:

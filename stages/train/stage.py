@@ -1,6 +1,5 @@
 """Stage two, joined: a sealed cache -> batches -> policy log-probs -> loss -> a trained policy."""
 
-import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,27 +7,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, PrinterCallback, TrainingArguments, set_seed
+from torch.utils.data import Subset
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
 from data_schemas import run_record
 from data_schemas.atomic import write_text
-from data_schemas.errors import ReflogpError
-from data_schemas.manifest import Dtype, Manifest
+from data_schemas.errors import InputError, ReflogpError
+from data_schemas.manifest import Manifest
 from data_schemas.run_record import RunRecord, StepMetrics
-from stages.adapter import tokenizer_folder
 from stages.progress import Console
-from stages.train.cached_pairs import CachedPairs
+from stages.train.agreement import disagreement, first_margin_noise
+from stages.train.arguments import training_arguments
+from stages.train.cached_pairs import CachedPairs, Pairs
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
+from stages.train.checkpoints import SealCheckpoints, latest, remove_checkpoints
 from stages.train.config import TrainConfig
+from stages.train.guards import DivergedError, Guard
+from stages.train.held_out import held_out
 from stages.train.layout import choose_layout
 from stages.train.losses.objective import objective, uses
 from stages.train.policy import load_policy, trainable_parameters
+from stages.train.saving import merge_adapter, save_policy
 from stages.train.trainer import PreferenceTrainer
 
-_STANDARD_DEVIATIONS = 5.0  # the noise is estimated from few rows
-_ROUNDING = 1e-3
+_LAST_GOOD = "last_good"
+_REPLACED = (run_record.FILE_NAME, "adapter_*", "model*.safetensors*", "config.json")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Job:
         adapter: folder of the LoRA adapter on top of it that training starts from, or None.
         manifest: of the cache.
         fingerprint: SHA-256 of all that the result depends on.
+        eval_manifest: of the cache to evaluate on, where that is another one.
     """
 
     config: TrainConfig
@@ -48,6 +53,7 @@ class Job:
     adapter: Path | None
     manifest: Manifest
     fingerprint: str
+    eval_manifest: Manifest | None = None
 
 
 def train(job: Job, console: Console) -> RunRecord:
@@ -55,29 +61,30 @@ def train(job: Job, console: Console) -> RunRecord:
 
     Raises:
         InputError: the cache or the settings cannot be used.
-        ReflogpError: training ended without a single step.
+        ReflogpError: policy and cache do not agree, training diverged, or it made no step.
     """
     started_at, begin = datetime.now(UTC), time.monotonic()
-    config = job.config
-    pairs = CachedPairs(config.cache, job.manifest, tokens=uses(config.losses, "tokens"))
-    _remove_earlier(config.output)
+    config, dtype = job.config, job.manifest.engine.dtype
+    arguments = training_arguments(config, dtype, config.evaluates)
+    resumed = _prepare_output(job, arguments)
+    pairs, evaluated = _pairs(job)
     set_seed(config.seed)
-    policy = load_policy(job.policy, config, job.manifest.engine.dtype, job.adapter)
-    if job.adapter is not None and config.lora_r:
-        console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
+    policy = load_policy(job.policy, config, dtype, job.adapter)
     trained, total = trainable_parameters(policy)
     console.say(
         f"training {trained:,} of {total:,} parameters on {len(pairs):,} pairs, {config.loss}"
     )
+    if job.adapter is not None and config.lora_r:
+        console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
     collate, layout = choose_layout(policy, config.layout)
     console.say(f"batches: {layout}")
-    metrics = MetricsFile(config.output / "metrics.jsonl")
     trainer = PreferenceTrainer(
         model=policy,
-        args=training_arguments(config, job.manifest.engine.dtype),
+        args=arguments,
         train_dataset=pairs,
+        eval_dataset=evaluated,
         collate=collate,
-        callbacks=[metrics, Progress(console)],
+        callbacks=_callbacks(job, console),
         loss=objective(
             config.losses,
             beta=config.beta,
@@ -85,18 +92,17 @@ def train(job: Job, console: Console) -> RunRecord:
             weighting=config.weighting,
         ),
     )
-    loop = time.monotonic()
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file, the steps on the bar
-    trainer.train()
+    _require_agreement(trainer, pairs, job, console)
+    if resumed is not None:
+        console.say(f"resumed from {resumed}")
+    loop = time.monotonic()
+    _run(trainer, resumed, job)
     loop_seconds = time.monotonic() - loop
-    if not metrics.steps:
+    save_policy(trainer, config.output, job.policy, job.adapter, dtype)
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if not steps:
         raise ReflogpError("training ended without a step; check --epochs and --max-steps")
-    first, noise = _mean(metrics.steps[:1]), first_margin_noise(config, job.manifest)
-    if noise is not None and abs(first.margin) > _STANDARD_DEVIATIONS * noise + _ROUNDING:
-        console.warn(
-            f"the first margin is {first.margin:+.4f}, not 0: rounding explains about {noise:.4f}. "
-            "Policy and cache do not agree; run `reflogp verify`."
-        )
     record = RunRecord(
         reflogp_version=version("reflogp"),
         fingerprint=job.fingerprint,
@@ -105,90 +111,128 @@ def train(job: Job, console: Console) -> RunRecord:
         adapter=None if job.adapter is None else str(job.adapter),
         settings=config.model_dump(mode="json"),
         pairs=len(pairs),
+        evaluated_pairs=0 if evaluated is None else len(evaluated),
         steps=trainer.state.global_step,
+        processes=arguments.world_size,
         trained_parameters=trained,
-        first=first,
-        first_margin_noise=noise,
-        last=_mean(metrics.steps[-max(1, len(metrics.steps) // 4) :]),
+        first=_mean(steps[:1]),
+        first_margin_noise=first_margin_noise(config, job.manifest),
+        last=_mean(steps[-max(1, len(steps) // 4) :]),
+        evaluation=_best_evaluation(trainer),
+        best_step=trainer.state.best_global_step,
+        resumed_from=None if resumed is None else int(resumed.name.rpartition("-")[2]),
         started_at=started_at,
         seconds=time.monotonic() - begin,
         pairs_per_second=trainer.pairs_seen / loop_seconds,
     )
-    _save(trainer.model, job)
-    write_text(config.output / "README.md", model_card(config, job.manifest, record))
-    run_record.write(config.output, record)
+    if trainer.is_world_process_zero():
+        _finish(job, record)
     return record
 
 
-def _remove_earlier(output: Path) -> None:
-    """Remove what an earlier run left: an adapter beside a full model would be loaded on top."""
-    for pattern in (run_record.FILE_NAME, "adapter_*", "model*.safetensors*", "config.json"):
-        for path in output.glob(pattern):
-            path.unlink()
+def _prepare_output(job: Job, arguments: TrainingArguments) -> Path | None:
+    """Clear the output of what is not of this run; the checkpoint to go on from, if there is one.
 
-
-def _save(policy: Any, job: Job) -> None:
-    """Write the adapter or the model, with the tokenizer, as transformers and vLLM load them."""
-    if not job.config.lora_r:
-        policy.to(getattr(torch, job.manifest.engine.dtype))  # as the checkpoint was
-    policy.save_pretrained(job.config.output)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(job.policy, job.adapter))
-    tokenizer.save_pretrained(job.config.output)
-
-
-def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
-    """`config` in transformers' terms."""
-    # LoRA's frozen weights already have the cache's dtype; float32 weights compute in it.
-    autocast = dtype if config.lora_r == 0 else "float32"
-    options: dict[str, Any] = {
-        "output_dir": str(config.output),
-        "num_train_epochs": config.epochs,
-        "max_steps": config.max_steps,
-        "per_device_train_batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.accumulation,
-        "learning_rate": config.peak_rate,
-        "lr_scheduler_type": config.schedule,
-        "warmup_steps": config.warmup,
-        "max_grad_norm": config.max_grad_norm,
-        "weight_decay": config.weight_decay,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "bf16": autocast == "bfloat16",
-        "fp16": autocast == "float16",
-        "seed": config.seed,
-        "data_seed": config.seed,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # it would show a diverged run as a good one
-        "save_strategy": "no",
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
-    arguments = TrainingArguments(**options)
-    # With several GPUs in sight Trainer would use DataParallel, which splits batches inside the
-    # model; more processes (torchrun) are the way to more GPUs. n_gpu is set on its first use.
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments
-
-
-def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
-    """Standard deviation that rounding gives the first step's mean margin, which is 0 but for it.
-
-    None without a verification, and for a loss without a reference, whose margin is not 0.
-
-    A pair's margin is beta times the difference of two responses, each off by `response_sd`.
+    An adapter that an earlier run left beside a full model would be loaded on top of it.
     """
-    if manifest.verification is None or not uses(config.losses, "reference"):
-        return None
-    pairs = min(config.batch_size * config.accumulation, manifest.counts.rows)
-    return config.beta * manifest.verification.training.response_sd * math.sqrt(2 / pairs)
+    output = job.config.output
+    with arguments.main_process_first(local=False):  # all of them must find the same
+        resumed = latest(output, job.fingerprint) if job.config.resume else None
+        if arguments.process_index == 0:
+            for pattern in _REPLACED:
+                for path in output.glob(pattern):
+                    path.unlink()
+            remove_checkpoints(output, keep=resumed)
+    return resumed
 
 
-def _mean(steps: list[dict[str, float]]) -> StepMetrics:
+def _pairs(job: Job) -> tuple[Pairs, Pairs | None]:
+    """What is trained on, and what is evaluated on if anything is."""
+    config, tokens = job.config, uses(job.config.losses, "tokens")
+    pairs = CachedPairs(config.cache, job.manifest, tokens=tokens)
+    if config.eval_cache is not None and job.eval_manifest is not None:
+        return pairs, CachedPairs(config.eval_cache, job.eval_manifest, tokens=tokens)
+    trained, evaluated = held_out(pairs, config.eval_fraction, config.seed)
+    if not trained:
+        raise InputError(
+            f"--eval-fraction {config.eval_fraction:g} leaves none of {len(pairs)} pairs to train "
+            "on: pairs of one prompt stay together. Give less."
+        )
+    return (Subset(pairs, trained), Subset(pairs, evaluated)) if evaluated else (pairs, None)
+
+
+def _callbacks(job: Job, console: Console) -> list[Any]:
+    config = job.config
+    callbacks = [
+        Guard(config.stop_grad_norm),
+        MetricsFile(config.output / "metrics.jsonl"),
+        Progress(console),
+        SealCheckpoints(job.fingerprint),
+    ]
+    if config.early_stopping:
+        callbacks.append(
+            EarlyStoppingCallback(config.early_stopping, config.early_stopping_threshold)
+        )
+    return callbacks
+
+
+def _require_agreement(
+    trainer: PreferenceTrainer, pairs: Pairs, job: Job, console: Console
+) -> None:
+    """Stop before the first step if the policy does not score what the cache says."""
+    if not uses(job.config.losses, "reference"):
+        return
+    problem = disagreement(trainer.logps, pairs, job.manifest, job.config.batch_size)
+    if problem is None:
+        return
+    if not job.config.allow_mismatch:
+        raise ReflogpError(
+            f"{problem}. Run `reflogp verify {job.config.cache} --sample 100`; --allow-mismatch "
+            "trains all the same."
+        )
+    console.warn(problem)
+
+
+def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
+    """Train to the end; where that diverges, keep the last good state and say where it is."""
+    output = job.config.output
+    try:
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    except DivergedError as error:
+        if not trainer.diverged():
+            folder = output / _LAST_GOOD
+            save_policy(trainer, folder, job.policy, job.adapter, job.manifest.engine.dtype)
+            kept = f"The weights before it are in {folder}."
+        elif (checkpoint := latest(output, job.fingerprint)) is not None:
+            kept = f"The last good state is {checkpoint}."
+        else:
+            kept = "There was no checkpoint yet; --checkpoint-steps makes them earlier."
+        raise ReflogpError(
+            f"{error}: training has diverged. Lower --learning-rate, raise --beta, or look at the "
+            f"data. {kept}"
+        ) from error
+
+
+def _finish(job: Job, record: RunRecord) -> None:
+    """What stands beside the model: merged weights, card, record; and no more checkpoints."""
+    output = job.config.output
+    if job.config.merge:
+        merge_adapter(output, job.policy, job.manifest.engine.dtype)
+    write_text(output / "README.md", model_card(job.config, job.manifest, record))
+    run_record.write(output, record)
+    remove_checkpoints(output, newest=job.config.keep_checkpoints)
+
+
+def _best_evaluation(trainer: PreferenceTrainer) -> StepMetrics | None:
+    """The evaluation of the weights that are kept: of the best step, or else of the last one."""
+    found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = [entry for entry in found if entry["step"] == trainer.state.best_global_step]
+    return _mean((best or found)[-1:], "eval_") if found else None
+
+
+def _mean(steps: list[dict[str, float]], prefix: str = "") -> StepMetrics:
     def mean(name: str) -> float:
-        return sum(step[name] for step in steps) / len(steps)
+        return sum(step[prefix + name] for step in steps) / len(steps)
 
     return StepMetrics(
         loss=mean("loss"), margin=mean("rewards/margins"), accuracy=mean("rewards/accuracies")

@@ -1,11 +1,11 @@
 """transformers' Trainer with one thing of ours: the loss, against cached reference log-probs."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import Trainer
 
 from stages.response_logps import response_logps
@@ -13,22 +13,28 @@ from stages.train.batches import Batch, Collate
 from stages.train.cached_pairs import Pair
 from stages.train.losses.inputs import PairLogps
 from stages.train.losses.objective import Objective, PreferenceLoss
+from stages.train.means import Means
 from stages.train.pair_logps import pair_logps
+from stages.train.steps import EpochLoader, Share, ShuffledBatches, shares
+
+_EVALUATED_AT_ONCE = 1024  # pairs that are grouped by length in evaluation
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose data set is CachedPairs and whose reference is a column of numbers.
 
-    The pairs of one optimizer step are regrouped by length into its forward passes, which spares
-    padding and changes neither the step nor the order of the data: every pair counts the same.
+    The pairs of one optimizer step are regrouped by length into its forward passes, and shared out
+    to the processes, which changes neither the step nor the order of the data: every pair counts
+    the same.
 
     It logs, as means over the pairs since the last log, the field's metrics: rewards/chosen,
     rewards/rejected, rewards/margins, rewards/accuracies, logps/chosen, logps/rejected; and with
     each reward over its response's tokens, rewards/margins_per_token and
-    rewards/accuracies_per_token: a margin that only longer responses give is not in them.
+    rewards/accuracies_per_token: a margin that only longer responses give is not in them. An
+    evaluation logs the same, and the loss, with eval_ before the names.
 
     Attributes:
-        pairs_seen: pairs that went through the loss in this process.
+        pairs_seen: pairs that went through the loss, in all processes together.
     """
 
     def __init__(self, *, loss: Objective, collate: Collate, **trainer_arguments: Any) -> None:
@@ -36,23 +42,27 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._collate = collate
         self._loss = loss
         self.pairs_seen = 0
-        self._metrics: defaultdict[str, list[float]] = defaultdict(list)
+        self._metrics, self._diverged = Means(), False
         # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
+
+    def get_train_dataloader(self) -> EpochLoader:
+        """All processes read the same pairs; get_batch_samples shares them out."""
+        size = self.args.per_device_train_batch_size * self.args.world_size
+        batches = ShuffledBatches(len(self.train_dataset), size, self.args.data_seed)
+        return EpochLoader(self.train_dataset, batch_sampler=batches, collate_fn=list)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Pair]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
-        """The forward passes of one optimizer step: each a Batch, and its weight in the step."""
+        """This process's forward passes of one optimizer step."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        pairs = sorted((p for batch in batches for p in batch), key=lambda p: p.distinct_tokens)
-        size = self.args.per_device_train_batch_size
-        groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-        # Trainer divides each loss by the number of groups, as if all were of one size.
-        return [
-            {"batch": self._collate(group), "weight": len(group) * len(groups) / len(pairs)}
-            for group in groups
-        ], None
+        pairs = [pair for batch in batches for pair in batch]
+        self.pairs_seen += len(pairs)
+        own = self._shares(pairs)
+        # Trainer takes the mean over the passes, and the mean over the processes.
+        scale = len(own) * self.args.world_size
+        return [self._inputs(share, share.weight * scale) for share in own], None
 
     def compute_loss(
         self,
@@ -61,34 +71,98 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Mean loss of a batch of pairs, times its weight in the step."""
-        batch = cast(Batch, inputs["batch"])
-        logps = response_logps(model, batch["inputs"], batch["rows"], batch["targets"])
-        pairs = pair_logps(logps, batch)
-        result = self._loss(pairs)
-        self._note(result, pairs)
+        """Mean loss of a batch of pairs, times its weight."""
+        result, pairs = self._evaluated(model, inputs["batch"])
+        self._metrics.add(_metrics(result, pairs, counted=inputs["weight"] > 0))
+        self._diverged |= not bool(result.loss.detach().isfinite().all())
         loss = result.loss.mean() * inputs["weight"]
         rewards = {"rewards": result.chosen_rewards - result.rejected_rewards}
         return (loss, rewards) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
-        """Add the metrics since the last log to what Trainer logs."""
-        means = {name: sum(values) / len(values) for name, values in self._metrics.items()}
-        self._metrics.clear()
-        super().log(logs | means, *arguments, **options)
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Dataset[Pair] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Means of the loss and the metrics over held-out pairs, against the cached reference."""
+        data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        model, means = self.model_wrapped, Means()
+        was_training = model.training
+        model.eval()
+        for start in range(0, len(data), _EVALUATED_AT_ONCE):
+            rows = range(start, min(start + _EVALUATED_AT_ONCE, len(data)))
+            for share in self._shares([data[row] for row in rows]):
+                inputs = self._prepare_inputs(self._inputs(share, share.weight))
+                with self.compute_loss_context_manager():
+                    result, pairs = self._evaluated(model, inputs["batch"])
+                counted = share.weight > 0
+                loss = {"loss": result.loss[: None if counted else 0]}
+                means.add(loss | _metrics(result, pairs, counted=counted))
+        model.train(was_training)
+        found = means.take(self._over_processes())
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        handler: Any = self.callback_handler
+        self.control: Any = handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     @torch.no_grad()
-    def _note(self, result: PreferenceLoss, pairs: PairLogps) -> None:
-        self.pairs_seen += len(pairs.policy_chosen)
-        margins = result.chosen_rewards - result.rejected_rewards
-        for name, values in (
-            ("rewards/chosen", result.chosen_rewards),
-            ("rewards/rejected", result.rejected_rewards),
-            ("rewards/margins", margins),
-            ("rewards/accuracies", (margins > 0).float()),
-            ("rewards/margins_per_token", result.margins_per_token),
-            ("rewards/accuracies_per_token", (result.margins_per_token > 0).float()),
-            ("logps/chosen", pairs.policy_chosen),
-            ("logps/rejected", pairs.policy_rejected),
-        ):
-            self._metrics[name] += values.detach().float().tolist()
+    def logps(self, pairs: list[Pair]) -> PairLogps:
+        """Log-probs of pairs as training computes them, on this process alone."""
+        model: nn.Module = self.model
+        inputs = self._prepare_inputs(self._inputs(Share(pairs, 1.0), 1.0))
+        was_training = model.training
+        model.eval()
+        with self.compute_loss_context_manager():
+            found = self._evaluated(model, inputs["batch"])[1]
+        model.train(was_training)
+        return found
+
+    def diverged(self) -> bool:
+        """Whether any process has met a loss that is not finite. All processes must ask."""
+        found = torch.tensor([float(self._diverged)], dtype=torch.float64)
+        reduce = self._over_processes()
+        return bool((found if reduce is None else reduce(found)).item())
+
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Add the metrics since the last log to what Trainer logs of training."""
+        if "loss" in logs:
+            logs = logs | self._metrics.take(self._over_processes())
+        super().log(logs, *arguments, **options)
+
+    def _shares(self, pairs: list[Pair]) -> list[Share]:
+        size, rank = self.args.per_device_train_batch_size, self.args.process_index
+        return shares(pairs, size, rank, self.args.world_size)
+
+    def _inputs(self, share: Share, weight: float) -> dict[str, Any]:
+        return {"batch": self._collate(share.pairs), "weight": weight}
+
+    def _evaluated(self, model: nn.Module, batch: Any) -> tuple[PreferenceLoss, PairLogps]:
+        batch = cast(Batch, batch)
+        logps = response_logps(model, batch["inputs"], batch["rows"], batch["targets"])
+        pairs = pair_logps(logps, batch)
+        return self._loss(pairs), pairs
+
+    def _over_processes(self) -> Any:
+        if self.args.world_size == 1:
+            return None
+        return lambda tensor: self.accelerator.reduce(tensor.to(self.args.device), "sum").cpu()
+
+
+@torch.no_grad()
+def _metrics(result: PreferenceLoss, pairs: PairLogps, *, counted: bool) -> dict[str, Tensor]:
+    """What is logged of a batch: one value a pair, or none where the pairs are not counted."""
+    margins = result.chosen_rewards - result.rejected_rewards
+    found = {
+        "rewards/chosen": result.chosen_rewards,
+        "rewards/rejected": result.rejected_rewards,
+        "rewards/margins": margins,
+        "rewards/accuracies": margins > 0,
+        "rewards/margins_per_token": result.margins_per_token,
+        "rewards/accuracies_per_token": result.margins_per_token > 0,
+        "logps/chosen": pairs.policy_chosen,
+        "logps/rejected": pairs.policy_rejected,
+    }
+    return found if counted else {name: values[:0] for name, values in found.items()}

@@ -75,12 +75,11 @@ def test_loss_and_rewards_equal_trls_on_the_same_batch(
     for layout in (separate, shared):
         batch = {"batch": layout(every), "weight": 1.0}
         assert trainer.compute_loss(policy, batch).item() == pytest.approx(expected, rel=1e-5)
+        mine = trainer._metrics.take()
         if loss == "ld_dpo":
             continue  # TRL's rewards are then of the weighted log-probs
         for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
-            mine = sum(trainer._metrics[name]) / len(pairs)
-            assert mine == pytest.approx(theirs._metrics["train"][name][-1], abs=1e-4), name
-        trainer._metrics.clear()
+            assert mine[name] == pytest.approx(theirs._metrics["train"][name][-1], abs=1e-4), name
     assert abs(expected - math.log(2)) > 0.1
 
 
@@ -132,7 +131,7 @@ def test_margins_per_token_are_rewards_over_lengths(pairs_with_tokens, tiny_poli
         pair for pair in pairs_with_tokens if len(pair.chosen_ids) != len(pair.rejected_ids)
     )
     trainer.compute_loss(tiny_policy, {"batch": shared([pair]), "weight": 1.0})
-    found = {name: values[0] for name, values in trainer._metrics.items()}
+    found = trainer._metrics.take()
     chosen = found["rewards/chosen"] / len(pair.chosen_ids)
     rejected = found["rewards/rejected"] / len(pair.rejected_ids)
     assert found["rewards/margins_per_token"] == pytest.approx(chosen - rejected)
@@ -151,12 +150,12 @@ def test_a_loss_without_a_reference_is_not_warned_of_for_its_first_margin(cache,
     assert console.warned == []
 
 
-def our_trainer(policy, pairs, output, losses="dpo", **arguments):
+def our_trainer(policy, pairs, output, losses="dpo", collate=shared, **arguments):
     return PreferenceTrainer(
         model=policy,
         args=TrainingArguments(str(output), use_cpu=True, report_to="none"),
         train_dataset=pairs,
-        collate=shared,
+        collate=collate,
         loss=objective(loss_weights(losses), beta=0.1, arguments=arguments),
     )
 
@@ -193,17 +192,24 @@ def test_at_the_first_step_policy_and_cache_agree(cache, console, tmp_path):
     assert abs(first["rewards/chosen"]) < 1e-4
 
 
-def test_a_first_margin_that_rounding_cannot_explain_is_warned_of(
-    cache, other_checkpoint, console, tmp_path
+def test_a_policy_that_does_not_score_what_the_cache_says_is_stopped_before_the_first_step(
+    cache, checkpoint, console, tmp_path, monkeypatch
 ):
     run_train(config(cache, tmp_path / "same"), console)
     assert console.warned == []
-    run_train(
-        config(cache, tmp_path / "other", policy=str(other_checkpoint), allow_mismatch=True),
-        console,
-    )
-    assert "the first margin is" in console.warned[-1]
-    assert "reflogp verify" in console.warned[-1]
+
+    def changed(*arguments):  # as a wrong dtype, a patched forward or another tokenizer would
+        policy = load_policy(*arguments)
+        with torch.no_grad():
+            policy.get_parameter("base_model.model.model.norm.weight").mul_(1.05)
+        return policy
+
+    monkeypatch.setattr("stages.train.stage.load_policy", changed)
+    with pytest.raises(ReflogpError, match=r"16 sampled responses are .* apart.*reflogp verify"):
+        run_train(config(cache, tmp_path / "other"), console)
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
+    run_train(config(cache, tmp_path / "other", allow_mismatch=True), console)
+    assert "do not agree" in console.warned[-1]
 
 
 def test_a_lora_run_learns_and_leaves_a_loadable_adapter(cache, checkpoint, console, tmp_path):
@@ -290,21 +296,16 @@ def test_unknown_lora_targets_are_refused(cache, console, tmp_path):
 def test_padding_and_order_do_not_change_a_pairs_loss(cache, checkpoint, tmp_path):
     pairs = CachedPairs(cache, manifests.read(cache))
     policy = load_policy(checkpoint, config(cache, tmp_path, lora_r=0), "float32")
-    trainer = our_trainer(policy, pairs, tmp_path)
     # a policy that is not the reference any more
     with torch.no_grad():
         policy.get_parameter("lm_head.weight").mul_(1.1)
     together = [pairs[i] for i in range(8)]
-    margins = trainer._metrics["rewards/margins"]
     found = []
     for layout in (separate, shared):
-        trainer.compute_loss(policy, {"batch": layout(together), "weight": 1.0})
-        found.append(list(margins))
-        margins.clear()
-        for pair in reversed(together):
-            trainer.compute_loss(policy, {"batch": layout([pair]), "weight": 1.0})
-        found.append(margins[::-1])
-        margins.clear()
+        trainer = our_trainer(policy, pairs, tmp_path, collate=layout)
+        found.append(trainer.logps(together).margins.tolist())
+        alone = [trainer.logps([pair]).margins.item() for pair in reversed(together)]
+        found.append(alone[::-1])
     for other in found[1:]:
         assert other == pytest.approx(found[0], abs=1e-4)
     assert max(map(abs, found[0])) > 0.1

@@ -1,0 +1,76 @@
+"""Before the first step: does the policy, as training computes it, score what the cache says?
+
+At its start the policy is the reference. If it scores a sample otherwise than the cache does, then
+it is another checkpoint, or the tokens are others, and the log-ratios would be no rewards.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from data_schemas.manifest import Manifest
+from stages.train.cached_pairs import Pair, Pairs
+from stages.train.config import TrainConfig
+from stages.train.losses.inputs import PairLogps
+from stages.train.losses.objective import uses
+
+_SAMPLE = 8  # pairs, of which an eighth of a usual step's time is made
+_STANDARD_DEVIATIONS = 5.0  # what rounding gives is itself estimated from few rows
+# Nats a token, and of a whole response: what a cache without a verification may be off by.
+_ROUNDING = {"float32": 1e-4}
+_ROUNDING_REDUCED = 0.05
+_ROUNDING_OF_A_RESPONSE = 1e-2
+
+
+def disagreement(
+    score: Callable[[list[Pair]], PairLogps],
+    pairs: Pairs,
+    manifest: Manifest,
+    batch: int,
+) -> str | None:
+    """What is wrong between policy and cache, in one sentence; None if they agree.
+
+    Args:
+        score: log-probs of pairs under the policy, as training computes them.
+        pairs: of the cache.
+        manifest: of the cache; its verification says how far rounding takes a response.
+        batch: how many pairs to score at a time.
+    """
+    rows = random.Random(0).sample(range(len(pairs)), min(_SAMPLE, len(pairs)))  # noqa: S311
+    sample = [pairs[row] for row in rows]
+    squares = 0.0
+    for start in range(0, len(sample), batch):
+        found = score(sample[start : start + batch])
+        for ratios in (found.chosen_logratios, found.rejected_logratios):
+            squares += float((ratios**2).sum())
+    responses = 2 * len(sample)
+    distance = math.sqrt(squares / responses)
+    expected = _expected(manifest, sample)
+    if distance <= _STANDARD_DEVIATIONS * expected + _ROUNDING_OF_A_RESPONSE:
+        return None
+    return (
+        f"policy and cache do not agree: {responses} sampled responses are {distance:.3g} nats "
+        f"apart (root mean square), and rounding explains about {expected:.2g}"
+    )
+
+
+def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
+    """Standard deviation that rounding gives the first step's mean margin, which is 0 but for it.
+
+    A pair's margin is beta times the difference of two responses, each off by `response_sd`. None
+    without a verification, and for a loss without a reference, whose margin is not 0.
+    """
+    if manifest.verification is None or not uses(config.losses, "reference"):
+        return None
+    pairs = min(config.batch_size * config.accumulation, manifest.counts.rows)
+    return config.beta * manifest.verification.training.response_sd * math.sqrt(2 / pairs)
+
+
+def _expected(manifest: Manifest, sample: Sequence[Pair]) -> float:
+    """Standard deviation that rounding gives a response's log-prob, in nats."""
+    if manifest.verification is not None:
+        return manifest.verification.training.response_sd
+    tokens = sum(len(ids) for pair in sample for ids in (pair.chosen_ids, pair.rejected_ids))
+    a_token = _ROUNDING.get(manifest.engine.dtype, _ROUNDING_REDUCED)
+    # roundings of a response's tokens are independent of each other
+    return a_token * math.sqrt(tokens / (2 * len(sample)))

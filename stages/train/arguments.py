@@ -1,0 +1,96 @@
+"""What the user set, in the terms of transformers' Trainer."""
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from data_schemas.errors import InputError
+from data_schemas.manifest import Dtype
+from stages.train.config import TrainConfig
+
+_NEVER = 10**9  # steps
+
+
+def training_arguments(config: TrainConfig, dtype: Dtype, evaluated: bool) -> TrainingArguments:
+    """`config` for Trainer, in this process, one of those that torchrun or accelerate started.
+
+    Args:
+        config: of the run.
+        dtype: of the cache.
+        evaluated: whether there are held-out pairs.
+
+    Raises:
+        InputError: the processes cannot share a step evenly, or a tracker is not installed.
+    """
+    _require_trackers(config.trackers)
+    # LoRA's frozen weights already have the cache's dtype; float32 weights compute in it.
+    autocast = dtype if config.lora_r == 0 else "float32"
+    cuda = torch.cuda.is_available()
+    saved: dict[str, Any] = {"save_strategy": "steps" if config.checkpoint_steps else "no"}
+    if evaluated:
+        saved |= {"eval_strategy": "steps", "load_best_model_at_end": bool(config.checkpoint_steps)}
+    options: dict[str, Any] = saved | {
+        "output_dir": str(config.output),
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": _passes(config),
+        "learning_rate": config.peak_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup,
+        "max_grad_norm": config.max_grad_norm,
+        "weight_decay": config.weight_decay,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "bf16": autocast == "bfloat16",
+        "fp16": autocast == "float16",
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would show a diverged run as a good one
+        "eval_steps": config.checkpoint_steps or _NEVER,  # beside the end, where it always is
+        "save_steps": config.checkpoint_steps or 1,
+        "save_total_limit": 2,  # a kill while one is written leaves the other
+        "metric_for_best_model": f"eval_{config.best_metric}" if evaluated else None,
+        "greater_is_better": config.best_metric != "loss",
+        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
+        "report_to": config.trackers or "none",
+        "run_name": config.output.name,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "ddp_backend": "gloo" if _processes() > 1 and not cuda else None,
+        "ddp_find_unused_parameters": False,
+    }
+    arguments = TrainingArguments(**options)
+    # With several GPUs in sight Trainer would use DataParallel, which splits batches inside the
+    # model; more processes (torchrun) are the way to more GPUs. n_gpu is set on its first use.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _passes(config: TrainConfig) -> int:
+    """Forward passes of one process for one step, so that all processes make the step together."""
+    processes = _processes()
+    if config.accumulation % processes:
+        raise InputError(
+            f"--accumulation {config.accumulation}: the forward passes of one step are shared by "
+            f"the {processes} processes, which it is no multiple of. Give "
+            f"{-(-config.accumulation // processes) * processes}."
+        )
+    return config.accumulation // processes
+
+
+def _processes() -> int:
+    """How many torchrun or accelerate started; it is not to be asked of torch before they meet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _require_trackers(trackers: list[str]) -> None:
+    for tracker in trackers:
+        if find_spec(tracker) is None:
+            raise InputError(f"--report-to {tracker}: it is not installed (pip install {tracker}).")

@@ -1,0 +1,78 @@
+"""Checkpoints that a killed run goes on from: only those that were written whole, by this run."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from pydantic import ValidationError
+from pydantic_core import from_json
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from data_schemas.atomic import write_text
+from data_schemas.record import Record
+
+_SEAL = "reflogp_checkpoint.json"
+_PATTERN = "checkpoint-*"
+
+
+class CheckpointSeal(Record):
+    """Written into a checkpoint's folder when all its files are on the disk."""
+
+    fingerprint: str
+    step: int
+    sizes: dict[str, int]
+
+
+class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Marks each checkpoint that Trainer has written as whole."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Sync the files, then seal them."""
+        PartialState().wait_for_everyone()  # each process writes its random state, or its shard
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            _seal(folder, state.global_step, self._fingerprint)
+
+
+def latest(output: Path, fingerprint: str) -> Path | None:
+    """The newest whole checkpoint of the run with this fingerprint; None if there is none."""
+    seals = {folder: _whole(folder) for folder in output.glob(_PATTERN)}
+    steps = {f: seal.step for f, seal in seals.items() if seal and seal.fingerprint == fingerprint}
+    return max(steps, key=lambda folder: steps[folder], default=None)
+
+
+def remove_checkpoints(output: Path, keep: Path | None = None, newest: int = 0) -> None:
+    """Remove checkpoints, but for `keep` and the `newest` ones of those that are whole."""
+    seals = {folder: _whole(folder) for folder in output.glob(_PATTERN)}
+    steps = {folder: seal.step for folder, seal in seals.items() if seal}
+    kept = sorted(steps, key=lambda folder: -steps[folder])[:newest]
+    for folder in seals:
+        if folder != keep and folder not in kept:
+            shutil.rmtree(folder)
+
+
+def _seal(folder: Path, step: int, fingerprint: str) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    seal = CheckpointSeal(fingerprint=fingerprint, step=step, sizes=sizes)
+    write_text(folder / _SEAL, seal.model_dump_json(indent=2) + "\n")
+
+
+def _whole(folder: Path) -> CheckpointSeal | None:
+    """The seal of a checkpoint all of whose files are there, at their sizes."""
+    try:
+        seal = CheckpointSeal.model_validate(from_json((folder / _SEAL).read_bytes()))
+        whole = all((folder / name).stat().st_size == size for name, size in seal.sizes.items())
+    except (OSError, ValueError, ValidationError):
+        return None
+    return seal if whole else None

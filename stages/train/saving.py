@@ -1,0 +1,54 @@
+"""Writing the trained policy as transformers and vLLM load it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_schemas.manifest import Dtype
+from stages.adapter import tokenizer_folder
+from stages.train.trainer import PreferenceTrainer
+
+
+def save_policy(
+    trainer: PreferenceTrainer, folder: Path, start: Path, adapter: Path | None, dtype: Dtype
+) -> None:
+    """Write the adapter or the model, with the tokenizer. All processes must call it.
+
+    Args:
+        trainer: holds the policy.
+        folder: to write it to.
+        start: the checkpoint that training started from.
+        adapter: the adapter on top of it that training started from, or None.
+        dtype: that a whole model is written in, as the checkpoint was.
+    """
+    # with FSDP each process has a part, which only all of them together can make whole
+    state: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
+    policy: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if not trainer.is_world_process_zero():
+        return
+    if isinstance(policy, PeftModel):
+        policy.save_pretrained(folder, state_dict=state)
+    else:
+        _save_whole(policy, state, folder, getattr(torch, dtype))
+    AutoTokenizer.from_pretrained(tokenizer_folder(start, adapter)).save_pretrained(folder)
+
+
+def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
+    """Write `start` with the adapter in `folder` merged into it, in place of the adapter."""
+    base: Any = AutoModelForCausalLM.from_pretrained(start, dtype=getattr(torch, dtype))
+    merged: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    merged.save_pretrained(folder)
+    for path in folder.glob("adapter_*"):
+        path.unlink()
+
+
+def _save_whole(policy: Any, state: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    """Write float32 weights rounded to `dtype`, which the checkpoint had."""
+    with torch.device("meta"):  # the state is enough; a second model would be too much
+        rounded = type(policy)(policy.config).to(dtype)
+    rounded.generation_config = policy.generation_config
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+    rounded.save_pretrained(folder, state_dict=state)

@@ -1,0 +1,70 @@
+"""Which pairs each optimizer step takes, and how they are shared out into forward passes.
+
+The order depends on the seed and the epoch alone, and a step's pairs on nothing else than their
+number: however many processes share the work, the steps are the same ones.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from stages.train.cached_pairs import Pair
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Positions of a data set in an order drawn anew in each epoch, in lists of `size`."""
+
+    def __init__(self, rows: int, size: int, seed: int) -> None:
+        self._rows, self._size, self._seed, self._epoch = rows, size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch, whichever came before: a resumed run needs that."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self._rows // self._size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # a generator of its own: training's random state is not touched
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        order = torch.randperm(self._rows, generator=generator)
+        for start in range(0, self._rows, self._size):
+            yield order[start : start + self._size].tolist()
+
+
+class EpochLoader(DataLoader[list[Pair]]):
+    """A DataLoader over ShuffledBatches that passes the epoch's number on."""
+
+    batch_sampler: ShuffledBatches
+
+    def set_epoch(self, epoch: int) -> None:
+        """See ShuffledBatches."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+class Share(NamedTuple):
+    """One forward pass of one process.
+
+    Attributes:
+        pairs: what goes through the policy.
+        weight: of their mean in the mean over all pairs; 0 for a pass that only keeps step with
+            the other processes.
+    """
+
+    pairs: Sequence[Pair]
+    weight: float
+
+
+def shares(pairs: Sequence[Pair], size: int, process: int = 0, processes: int = 1) -> list[Share]:
+    """One process's forward passes over pairs that all processes know.
+
+    Pairs of like length go together, which spares padding, and each process gets its part of the
+    short and of the long ones. All processes have as many passes as the others.
+    """
+    ordered = sorted(pairs, key=lambda pair: pair.distinct_tokens)
+    groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    found = [Share(group, len(group) / len(pairs)) for group in groups]
+    found += [Share(groups[0], 0.0)] * (-len(groups) % processes)
+    return found[process::processes]
