@@ -1,5 +1,6 @@
 """What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,9 +25,12 @@ class TerminalConsole:
     """The Console that stages speak to, over rich."""
 
     def __init__(self) -> None:
+        # Under torchrun the first process speaks for all; what ends any of them is always said.
+        quiet = os.environ.get("RANK", "0") != "0"
         # Progress and remarks go to stderr; stdout is for results, so that it can be piped.
-        self._remarks = RichConsole(stderr=True, highlight=False)
-        self._results = RichConsole(highlight=False)
+        self._remarks = RichConsole(stderr=True, highlight=False, quiet=quiet)
+        self._results = RichConsole(highlight=False, quiet=quiet)
+        self._errors = RichConsole(stderr=True, highlight=False)
 
     def say(self, message: str) -> None:
         """See stages.progress.Console."""
@@ -38,7 +42,7 @@ class TerminalConsole:
 
     def error(self, message: str) -> None:
         """Print why the command ends."""
-        self._remarks.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+        self._errors.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
 
     @contextmanager
     def track(self, what: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:

@@ -11,12 +11,16 @@ as in autograd. Where the head is trained, the backward pass computes the logits
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from stages.own_forward import own_forward
 
 # Rows that go through the head at one time. On a CPU each chunk reads the weights once, which 256
 # rows hide (with 64 the head takes 12% longer, measured in vLLM at 576 x 49k); on a GPU 1,024 rows
@@ -39,7 +43,6 @@ class Anatomy:
 
     Attributes:
         body: all before the head; gives hidden states.
-        parameters: what is trained outside of the body, and the head's weights if they are.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,18 +57,29 @@ class Anatomy:
         head = self._lm.get_output_embeddings()
         if head is None or any(module is head for module in self.body.modules()):
             raise ValueError(f"{type(self._lm).__name__} has no head apart from its body")
+        self._output_embeddings: nn.Module = head
+        self._output: Any = None
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What is trained outside of the body, and the head's weights if they are.
+
+        With FSDP they are whole, and so what the head works with, only once `hidden` has run.
+        """
         of_body = set(self.body.parameters())
         outside = [p for p in self._lm.parameters() if p not in of_body]
-        candidates = dict.fromkeys([*outside, *head.parameters()])
-        self.parameters = [p for p in candidates if p.requires_grad]
-        self._output: Any = None
+        candidates = dict.fromkeys([*outside, *self._output_embeddings.parameters()])
+        return [p for p in candidates if p.requires_grad]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocabulary] of hidden states [n, hidden], once `hidden` has run."""
         nothing = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         given = _with_hidden(self._output, hidden.unsqueeze(0))
-        with _replaced_forward(self.body, lambda *_, **__: given):
-            logits: Tensor = self._lm(input_ids=nothing, use_cache=False).logits
+        with (
+            _replaced_forward(self.body, lambda *_, **__: given),
+            _without_hooks(self._output_embeddings),
+        ):
+            logits: Tensor = own_forward(self._lm)(input_ids=nothing, use_cache=False).logits
         return logits.squeeze(0)
 
     def hidden(self, model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
@@ -84,7 +98,7 @@ class Anatomy:
 
         handle = self.body.register_forward_hook(keep)
         try:
-            model(**inputs, use_cache=False)
+            own_forward(model)(**inputs, use_cache=False)
         finally:
             handle.remove()
         return found[0]
@@ -215,6 +229,23 @@ def _with_hidden(output: Any, hidden: Tensor) -> Any:
     changed = copy.copy(output)
     changed.last_hidden_state = hidden
     return changed
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Within, a module that FSDP shards runs its forward alone.
+
+    A hook gathers the head's weights once in each forward pass, and was called in `hidden`.
+    """
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    hooks = module._forward_pre_hooks, module._forward_hooks
+    module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        module._forward_pre_hooks, module._forward_hooks = hooks
 
 
 @contextmanager

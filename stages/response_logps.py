@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.chunked_head import Anatomy, head_logps, logps_and_slopes
+from stages.own_forward import own_forward
 
 # A response of 1,000 nats has a float32 spacing of 6e-5, and the margin is a difference of four
 # such sums; in float64 it is as good as the tokens are. Apple's MPS has no float64.
@@ -80,6 +81,6 @@ def _by_the_whole_model(
     model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, targets: Tensor
 ) -> Tensor:
     """The same of a model whose head is not apart: with all logits at one time."""
-    logits: Any = model(**inputs, use_cache=False).logits
+    logits: Any = own_forward(model)(**inputs, use_cache=False).logits
     picked = logits.flatten(0, 1).index_select(0, rows)
     return torch.log_softmax(picked.float(), dim=-1).gather(1, targets[:, None]).squeeze(1)

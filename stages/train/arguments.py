@@ -26,6 +26,8 @@ def training_arguments(config: TrainConfig, dtype: Dtype, evaluated: bool) -> Tr
         InputError: the processes cannot share a step evenly, or a tracker is not installed.
     """
     _require_trackers(config.trackers)
+    if config.fsdp and _processes() == 1:
+        raise InputError("--fsdp shards over several processes: start them with torchrun.")
     # LoRA's frozen weights already have the cache's dtype; float32 weights compute in it.
     autocast = dtype if config.lora_r == 0 else "float32"
     cuda = torch.cuda.is_available()
@@ -64,6 +66,10 @@ def training_arguments(config: TrainConfig, dtype: Dtype, evaluated: bool) -> Tr
         "dataloader_pin_memory": cuda,
         "ddp_backend": "gloo" if _processes() > 1 and not cuda else None,
         "ddp_find_unused_parameters": False,
+        "fsdp": config.fsdp or None,
+        "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
+        if config.fsdp
+        else None,
     }
     arguments = TrainingArguments(**options)
     # With several GPUs in sight Trainer would use DataParallel, which splits batches inside the

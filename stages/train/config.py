@@ -147,6 +147,11 @@ class TrainConfig(BaseModel):
     merge: bool = Field(
         False, description="Write the whole model with the LoRA adapter merged into it."
     )
+    fsdp: bool = Field(
+        False,
+        description="Shard weights, gradients and optimizer over the processes (FSDP2) instead of "
+        "a copy in each (DDP).",
+    )
     seed: int = Field(
         42, ge=0, lt=2**32, description="Of the order of the data and the adapter's start."
     )

@@ -1,6 +1,7 @@
 """transformers' Trainer with one thing of ours: the loss, against cached reference log-probs."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
 
+from stages.own_forward import replace_forward
 from stages.response_logps import response_logps
 from stages.train.batches import Batch, Collate
 from stages.train.cached_pairs import Pair
+from stages.train.fsdp_on_cpu import enable_fsdp_on_cpu
 from stages.train.losses.inputs import PairLogps
 from stages.train.losses.objective import Objective, PreferenceLoss
 from stages.train.means import Means
@@ -39,6 +42,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, *, loss: Objective, collate: Collate, **trainer_arguments: Any) -> None:
         super().__init__(data_collator=list, **trainer_arguments)
+        enable_fsdp_on_cpu(self)
+        replace_forward(self.model, partial(response_logps, self.model))
         self._collate = collate
         self._loss = loss
         self.pairs_seen = 0
@@ -141,7 +146,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _evaluated(self, model: nn.Module, batch: Any) -> tuple[PreferenceLoss, PairLogps]:
         batch = cast(Batch, batch)
-        logps = response_logps(model, batch["inputs"], batch["rows"], batch["targets"])
+        logps = model(inputs=batch["inputs"], rows=batch["rows"], targets=batch["targets"])
         pairs = pair_logps(logps, batch)
         return self._loss(pairs), pairs
 
