@@ -109,7 +109,14 @@ def rows_at_once(device: str) -> int:
     return _HEAD_ROWS.get(device, _HEAD_ROWS_ELSEWHERE)
 
 
-def head_logps(head: Head, hidden: Tensor, targets: Tensor, parameters: list[Tensor]) -> Tensor:
+def head_logps(
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    parameters: list[Tensor],
+    *,
+    squares: bool = False,
+) -> tuple[Tensor, Tensor]:
     """log softmax(head(hidden))[target] of each row, differentiable.
 
     Args:
@@ -117,46 +124,56 @@ def head_logps(head: Head, hidden: Tensor, targets: Tensor, parameters: list[Ten
         hidden: [n, hidden].
         targets: int64 [n].
         parameters: of the head, those that are trained.
+        squares: whether to find the log-squares, too; they cost nothing when not asked for.
 
     Returns:
-        float32 [n] (float64 for float64), in nats.
+        logps: float32 [n] (float64 for float64), in nats.
+        log_squares: the same of `log_squares(head(hidden))`, without a gradient; or [0].
     """
     apply: Any = _ChunkedLogps.apply
-    found: Tensor = apply(head, targets, hidden, *parameters)
-    return found
+    logps, found = apply(head, squares, targets, hidden, *parameters)
+    return logps, found
 
 
 class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, head: Head, targets: Tensor, hidden: Tensor, *parameters: Tensor) -> Any:
+    def forward(
+        ctx: Any, head: Head, squares: bool, targets: Tensor, hidden: Tensor, *parameters: Tensor
+    ) -> Any:
         ctx.head, ctx.autocast = head, _autocast(hidden.device.type)
-        trains_head = any(ctx.needs_input_grad[3:])
-        find_slopes = ctx.needs_input_grad[2] and not trains_head
-        logps, slopes = [], []
+        trains_head = any(ctx.needs_input_grad[4:])
+        find_slopes = ctx.needs_input_grad[3] and not trains_head
+        kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        nothing = hidden.new_zeros(0, dtype=kind)
+        logps, slopes, spreads = [nothing], [], [nothing]
         for rows, wanted in _chunks(hidden, targets):
             if find_slopes:
                 logits, value, slope = _with_slope(head, rows, wanted)
                 slopes.append(torch.autograd.grad(logits, rows, slope)[0])
             else:
-                value, _ = logps_and_slopes(head(rows), wanted, slopes=False)
+                logits = head(rows)
+                value, _ = logps_and_slopes(logits, wanted, slopes=False)
             logps.append(value)
+            if squares:
+                spreads.append(log_squares(logits))
         ctx.find_slopes = find_slopes
         if find_slopes:
             ctx.save_for_backward(torch.cat(slopes) if slopes else hidden)
         else:
             ctx.save_for_backward(hidden, targets, *parameters)
-        kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=kind)
+        found = torch.cat(spreads)
+        ctx.mark_non_differentiable(found)
+        return torch.cat(logps), found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (upstream,) = gradients
+        upstream = gradients[0]
         if ctx.find_slopes:
             (slopes,) = ctx.saved_tensors
             by_row = slopes * upstream[:, None].to(slopes.dtype)
-            return None, None, by_row, *[None] * (len(ctx.needs_input_grad) - 3)
+            return None, None, None, by_row, *[None] * (len(ctx.needs_input_grad) - 4)
         hidden, targets, *parameters = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4:]
         trained = [p for p, needs in zip(parameters, needed, strict=True) if needs]
         sums = [torch.zeros_like(p) for p in trained]
         parts, start = [], 0
@@ -171,7 +188,7 @@ class _ChunkedLogps(torch.autograd.Function):
                 total += part
         found = iter(sums)
         by_parameter = [next(found) if needs else None for needs in needed]
-        return None, None, torch.cat(parts) if parts else None, *by_parameter
+        return None, None, None, torch.cat(parts) if parts else None, *by_parameter
 
 
 def logps_and_slopes(
@@ -202,6 +219,29 @@ def logps_and_slopes(
             slope = scores.exp_().neg_()
             derivatives[part] = slope.scatter_add_(1, wanted, torch.ones_like(slope[:, :1]))
     return found, derivatives
+
+
+def log_squares(logits: Tensor) -> Tensor:
+    """log sum_v softmax(logits)_v^2 of each row, without a gradient: how sure a distribution is.
+
+    0 where one word has all the probability, -log n where n words share it.
+
+    Args:
+        logits: [n, vocabulary], any float dtype.
+
+    Returns:
+        float32 [n] (float64 for float64), in nats.
+    """
+    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logits = logits.detach()
+    step = _SOFTMAX_ROWS.get(logits.device.type, _SOFTMAX_ROWS_ELSEWHERE)
+    found = logits.new_empty(len(logits), dtype=kind)
+    for start in range(0, len(logits), step):
+        part = slice(start, start + step)
+        scores = torch.log_softmax(logits[part], dim=-1, dtype=kind)
+        # logsumexp(2 s) = 2 s_v - log_softmax(2 s)_v for any v; at the largest nothing cancels
+        found[part] = 2 * scores.amax(-1) - torch.log_softmax(2 * scores, dim=-1).amax(-1)
+    return found
 
 
 def _with_slope(head: Head, rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:

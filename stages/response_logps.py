@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.chunked_head import Anatomy, head_logps, logps_and_slopes
+from stages.chunked_head import Anatomy, head_logps, log_squares, logps_and_slopes
 from stages.own_forward import own_forward
 
 # A response of 1,000 nats has a float32 spacing of 6e-5, and the margin is a difference of four
@@ -33,12 +33,28 @@ def response_logps(
     Returns:
         float32 [n], log pi(y_t | x, y_<t) in nats.
     """
+    return response_logps_and_squares(model, inputs, rows, targets, squares=False)[0]
+
+
+def response_logps_and_squares(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    rows: Tensor,
+    targets: Tensor,
+    *,
+    squares: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The same, and log sum_v pi(v | x, y_<t)^2 beside each: float32 [n], without a gradient.
+
+    The second is what WPO divides a token's probability by. It costs two more log-softmaxes of each
+    row of logits, which are computed once; or, with `squares` False, nothing, and is [0].
+    """
     try:
         anatomy = Anatomy(model)
     except ValueError:
-        return _by_the_whole_model(model, inputs, rows, targets)
+        return _by_the_whole_model(model, inputs, rows, targets, squares)
     hidden = anatomy.hidden(model, rows, **inputs)
-    return head_logps(anatomy.head, hidden, targets, anatomy.parameters)
+    return head_logps(anatomy.head, hidden, targets, anatomy.parameters, squares=squares)
 
 
 def predicting(input_ids: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,9 +94,10 @@ def sum_by_row(logps: Tensor, rows: Tensor, batch: int) -> Tensor:
 
 
 def _by_the_whole_model(
-    model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, targets: Tensor
-) -> Tensor:
+    model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, targets: Tensor, squares: bool
+) -> tuple[Tensor, Tensor]:
     """The same of a model whose head is not apart: with all logits at one time."""
     logits: Any = own_forward(model)(**inputs, use_cache=False).logits
-    picked = logits.flatten(0, 1).index_select(0, rows)
-    return torch.log_softmax(picked.float(), dim=-1).gather(1, targets[:, None]).squeeze(1)
+    picked = logits.flatten(0, 1).index_select(0, rows).float()
+    logps = torch.log_softmax(picked, dim=-1).gather(1, targets[:, None]).squeeze(1)
+    return logps, log_squares(picked) if squares else logps.new_zeros(0)

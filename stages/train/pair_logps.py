@@ -8,12 +8,13 @@ from stages.train.batches import Batch
 from stages.train.losses.inputs import PairLogps
 
 
-def pair_logps(logps: Tensor, batch: Batch) -> PairLogps:
+def pair_logps(logps: Tensor, batch: Batch, log_squares: Tensor | None = None) -> PairLogps:
     """Sum log-probs over responses; over the shared lengths too if the batch has that reference.
 
     Args:
         logps: float32 [n], of the response tokens of the batch, in its order, in nats.
         batch: of b pairs.
+        log_squares: float32 [n], log sum_v pi_theta(v | x, y_<t)^2 of each, for WPO.
 
     Returns:
         Tensors [b].
@@ -21,6 +22,9 @@ def pair_logps(logps: Tensor, batch: Batch) -> PairLogps:
     owners, reference = batch["owners"], batch["ref_logps"]
     tokens = torch.bincount(owners, minlength=len(reference))
     sums = PairLogps.stacked(sum_by_row(logps, owners, len(reference)), reference, tokens)
+    if log_squares is not None:
+        chosen, rejected = sum_by_row(log_squares, owners, len(reference)).chunk(2)
+        sums = sums._replace(chosen_log_squares=chosen, rejected_log_squares=rejected)
     if "ref_shared_logps" not in batch:
         return sums
     shared = torch.minimum(sums.chosen_tokens, sums.rejected_tokens).repeat(2)

@@ -91,6 +91,7 @@ def train(job: Job, console: Console) -> RunRecord:
             arguments=config.loss_args,
             weighting=config.weighting,
         ),
+        squares=config.weighting == "wpo",
     )
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file, the steps on the bar
     _require_agreement(trainer, pairs, job, console)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from stages.own_forward import replace_forward
-from stages.response_logps import response_logps
+from stages.response_logps import response_logps_and_squares
 from stages.train.batches import Batch, Collate
 from stages.train.cached_pairs import Pair
 from stages.train.fsdp_on_cpu import enable_fsdp_on_cpu
@@ -40,12 +40,16 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         pairs_seen: pairs that went through the loss, in all processes together.
     """
 
-    def __init__(self, *, loss: Objective, collate: Collate, **trainer_arguments: Any) -> None:
+    def __init__(
+        self, *, loss: Objective, collate: Collate, squares: bool = False, **trainer_arguments: Any
+    ) -> None:
         super().__init__(data_collator=list, **trainer_arguments)
         enable_fsdp_on_cpu(self)
-        replace_forward(self.model, partial(response_logps, self.model))
+        forward = partial(response_logps_and_squares, self.model, squares=squares)
+        replace_forward(self.model, forward)
         self._collate = collate
         self._loss = loss
+        self._squares = squares  # whether the loss needs them
         self.pairs_seen = 0
         self._metrics, self._diverged = Means(), False
         # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
@@ -146,8 +150,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _evaluated(self, model: nn.Module, batch: Any) -> tuple[PreferenceLoss, PairLogps]:
         batch = cast(Batch, batch)
-        logps = model(inputs=batch["inputs"], rows=batch["rows"], targets=batch["targets"])
-        pairs = pair_logps(logps, batch)
+        logps, squares = model(inputs=batch["inputs"], rows=batch["rows"], targets=batch["targets"])
+        pairs = pair_logps(logps, batch, squares if self._squares else None)
         return self._loss(pairs), pairs
 
     def _over_processes(self) -> Any:

@@ -6,7 +6,13 @@ from torch import Tensor
 from stages.train.losses.inputs import PairLogps
 
 
-def pairs_of(policy: Tensor, reference: Tensor, lengths: Tensor, shared: bool = True) -> PairLogps:
+def pairs_of(
+    policy: Tensor,
+    reference: Tensor,
+    lengths: Tensor,
+    shared: bool = True,
+    log_squares: Tensor | None = None,
+) -> PairLogps:
     """PairLogps of [2b, tokens] log-probs, chosen first, of which `lengths` [2b] are real."""
 
     def sums(counts):
@@ -14,7 +20,12 @@ def pairs_of(policy: Tensor, reference: Tensor, lengths: Tensor, shared: bool = 
         return PairLogps.stacked((policy * real).sum(1), (reference * real).sum(1), counts)
 
     least = torch.minimum(*lengths.chunk(2)).repeat(2)
-    return sums(lengths)._replace(shared=sums(least) if shared else None)
+    whole = sums(lengths)._replace(shared=sums(least) if shared else None)
+    if log_squares is None:
+        return whole
+    real = torch.arange(policy.shape[1]) < lengths[:, None]
+    chosen, rejected = (log_squares * real).sum(1).chunk(2)
+    return whole._replace(chosen_log_squares=chosen, rejected_log_squares=rejected)
 
 
 def random_pairs(

@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from stages import chunked_head
-from stages.chunked_head import Anatomy, head_logps, logps_and_slopes
-from stages.response_logps import response_logps
+from stages.chunked_head import Anatomy, head_logps, log_squares, logps_and_slopes
+from stages.response_logps import response_logps, response_logps_and_squares
 
 VOCABULARY = 300
 
@@ -95,6 +95,13 @@ def test_numbers_and_gradients_equal_those_of_the_whole_model(build):
     for name, gradient in truth.items():
         torch.testing.assert_close(got[name], gradient, atol=1e-10, rtol=1e-8, msg=name)
 
+    same, squares = response_logps_and_squares(model, {"input_ids": ids}, rows, targets)
+    assert torch.equal(same, found)
+    assert not squares.requires_grad
+    probabilities = model(input_ids=ids).logits.flatten(0, 1)[rows].softmax(-1)
+    torch.testing.assert_close(squares, probabilities.square().sum(-1).log(), atol=1e-10, rtol=0)
+    assert all(torch.equal(gradient, got[name]) for name, gradient in gradients(same).items())
+
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 20])
 def test_the_derivatives_pass_gradcheck(rows):
@@ -104,10 +111,10 @@ def test_the_derivatives_pass_gradcheck(rows):
     targets = torch.arange(rows) % 11
 
     def trained(hidden, weight):
-        return head_logps(lambda x: x @ weight.T, hidden, targets, [weight])
+        return head_logps(lambda x: x @ weight.T, hidden, targets, [weight])[0]
 
     def frozen(hidden):
-        return head_logps(lambda x: x @ weight.detach().T, hidden, targets, [])
+        return head_logps(lambda x: x @ weight.detach().T, hidden, targets, [])[0]
 
     assert torch.autograd.gradcheck(trained, (hidden, weight))
     assert torch.autograd.gradcheck(frozen, (hidden,))
@@ -130,9 +137,11 @@ def test_only_a_chunk_of_logits_is_there_at_a_time(checkpoint):
     head.register_forward_hook(lambda _, __, output: shapes.append(output.shape[-2]))
     ids = torch.randint(5, 100, (2, 30))
     rows = torch.arange(50)
-    response_logps(model, {"input_ids": ids}, rows, ids.flatten()[:50]).sum().backward()
-    assert max(shapes) == 7
-    assert sum(shapes) == 1 + 50  # the frozen head runs once a row, and once for the whole model
+    for run in (response_logps, lambda *inputs: response_logps_and_squares(*inputs)[0]):
+        shapes.clear()
+        run(model, {"input_ids": ids}, rows, ids.flatten()[:50]).sum().backward()
+        assert max(shapes) == 7
+        assert sum(shapes) == 1 + 50  # the frozen head runs once a row, and for the whole model
 
 
 def test_under_autocast_the_backward_pass_rounds_as_the_forward_pass_did(checkpoint):
@@ -171,3 +180,21 @@ def test_log_probs_and_slopes_equal_torchs(rows, scale):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(slopes, logits.grad, atol=1e-6, rtol=1e-5)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 50])
+def test_log_squares_are_those_of_the_probabilities(rows, scale):
+    generator = torch.Generator().manual_seed(rows)
+    logits = torch.randn(rows, VOCABULARY, generator=generator) * scale
+    expected = torch.logsumexp(2 * torch.log_softmax(logits.double(), -1), -1)
+    found = log_squares(logits.requires_grad_())
+    assert not found.requires_grad
+    torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=1e-6)
+
+
+def test_log_squares_of_a_sure_and_of_a_flat_distribution():
+    sure = torch.full((1, VOCABULARY), -torch.inf)
+    sure[0, 5] = 3.0
+    assert log_squares(torch.zeros(1, 8)).item() == pytest.approx(-torch.tensor(8.0).log().item())
+    assert log_squares(sure.clamp(min=-1e30)).item() == 0

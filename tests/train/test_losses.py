@@ -243,15 +243,37 @@ def test_rewards_carry_no_gradient(name):
     assert not any(part.requires_grad for part in result[1:])
 
 
-def test_wpo_weighs_each_pair_by_its_mean_probability_and_not_in_the_gradient():
-    # means of -0.5 and -1.0 nats a token: weight exp(-1.5)
+def test_wpo_weighs_each_pair_by_its_aligned_probability_and_not_in_the_gradient():
+    # means of -0.5 and -1.0 nats a token, less -0.3 and -0.2 of the squares: weight exp(-1)
     policy = torch.tensor([[-0.25, -0.75], [-1.0, -1.0]], dtype=torch.float64, requires_grad=True)
-    pairs = pairs_of(policy, torch.zeros(2, 2, dtype=torch.float64), torch.tensor([2, 2]))
-    assert wpo_weights(pairs).tolist() == pytest.approx([math.exp(-1.5)])
+    squares = torch.tensor([[-0.5, -0.1], [-0.1, -0.3]], dtype=torch.float64)
+    reference, lengths = torch.zeros_like(squares), torch.tensor([2, 2])
+    pairs = pairs_of(policy, reference, lengths, log_squares=squares)
+    assert wpo_weights(pairs).tolist() == pytest.approx([math.exp(-1.0)])
     (plain,) = torch.autograd.grad(loss_of("dpo", pairs).sum(), policy, retain_graph=True)
     weighted = objective({"dpo": 1.0}, beta=0.1, weighting="wpo")(pairs).loss
     (found,) = torch.autograd.grad(weighted.sum(), policy)
-    assert torch.allclose(found, math.exp(-1.5) * plain)
+    assert torch.allclose(found, math.exp(-1.0) * plain)
+
+
+def test_a_token_that_the_policy_samples_has_a_wpo_weight_of_one_on_average():
+    probabilities = torch.rand(50, generator=torch.Generator().manual_seed(0)).double().softmax(0)
+    squares = probabilities.square().sum().log()
+    # every word as the chosen response, beside a rejected one whose weight is 1
+    logps, one = probabilities.log(), torch.full((50,), 0.0).double()
+    pairs = PairLogps.stacked(
+        torch.cat([logps, one + squares]), torch.zeros(100), torch.ones(100, dtype=torch.int64)
+    )._replace(chosen_log_squares=one + squares, rejected_log_squares=one + squares)
+    aligned = torch.exp(pairs.policy_chosen - squares)
+    assert (probabilities * aligned).sum().item() == pytest.approx(1)
+    # what is likelier than that counts as much as in DPO, and no more
+    assert aligned.max() > 1
+    assert torch.allclose(wpo_weights(pairs), aligned.clamp(max=1))
+
+
+def test_wpo_without_the_squares_is_refused():
+    with pytest.raises(ValueError, match="chosen_log_squares is None"):
+        objective({"dpo": 1.0}, beta=0.1, weighting="wpo")(pairs_of(*random_pairs()))
 
 
 def test_kto_saturates_on_both_sides_and_has_a_finite_gradient():

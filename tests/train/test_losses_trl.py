@@ -16,7 +16,7 @@ from trl.experimental.orpo import ORPOTrainer
 
 from stages.train.losses.inputs import PairLogps
 from stages.train.losses.kto import kl_estimate, kto
-from stages.train.losses.objective import objective
+from stages.train.losses.objective import objective, wpo_weights
 from tests.train.pairs import pairs_of, random_pairs
 
 ACCELERATOR = SimpleNamespace(
@@ -26,7 +26,7 @@ PROMPT = 2
 BETA = 0.3
 
 
-def trl_dpo(logps, reference, lengths, loss_type, weights=None, **settings):
+def trl_dpo(logps, reference, lengths, loss_type, weights=None, squares=None, **settings):
     """TRL's DPO loss of a batch whose completions have these log-probs; float32, as TRL's are."""
     position = torch.arange(PROMPT + logps.shape[1])
     mask = (position >= PROMPT) & (position < PROMPT + lengths[:, None])
@@ -39,8 +39,9 @@ def trl_dpo(logps, reference, lengths, loss_type, weights=None, **settings):
     def model(**_):
         nothing = torch.zeros_like(real)
         return SimpleNamespace(
-            log_probs=spread(logps), entropy=nothing, mean_logits=nothing, is_top1=nothing > 0
-        )
+            log_probs=spread(logps), entropy=nothing, mean_logits=nothing, is_top1=nothing > 0,
+            log_sum_sq_probs=None if squares is None else spread(squares),
+        )  # fmt: skip
 
     ref = spread(reference)
     if (alpha := settings.get("ld_alpha")) is not None:
@@ -122,6 +123,17 @@ def test_a_sum_of_losses_equals_trls():
     ours = objective({"dpo": 0.8, "sft": 0.2, "bco": 1.0}, beta=BETA)
     loss = ours(pairs_of(logps, reference, lengths)).loss.mean()
     assert_equal_with_gradient(loss, theirs, logps)
+
+
+def test_wpos_weights_are_trls():
+    logps, reference, lengths = near_pairs(4)
+    squares = 0.6 * random_pairs(seed=5)[0]  # so that no weight is above 1, where ours ends
+    theirs = trl_dpo(logps, reference, lengths, "sigmoid,bco_pair", [1.0, 1.0], squares,
+                     use_weighting=True)  # fmt: skip
+    pairs = pairs_of(logps, reference, lengths, log_squares=squares)
+    ours = objective({"dpo": 1.0, "bco": 1.0}, beta=BETA, weighting="wpo")
+    assert wpo_weights(pairs).max() < 1
+    assert_equal_with_gradient(ours(pairs).loss.mean(), theirs, logps)
 
 
 def trl_cpo(pairs: PairLogps, loss_type: str) -> Any:

@@ -54,7 +54,12 @@ def our_metrics(output: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("loss", "options"),
-    [("dpo", {}), ("ipo", {"loss_type": ["ipo"]}), ("ld_dpo", {"ld_alpha": 0.5})],
+    [
+        ("dpo", {}),
+        ("dpo", {"use_weighting": True}),
+        ("ipo", {"loss_type": ["ipo"]}),
+        ("ld_dpo", {"ld_alpha": 0.5}),
+    ],
 )
 def test_loss_and_rewards_equal_trls_on_the_same_batch(
     cache, checkpoint, other_checkpoint, few_preferences, tmp_path, loss, options
@@ -71,7 +76,8 @@ def test_loss_and_rewards_equal_trls_on_the_same_batch(
     real = ours["attention_mask"].bool()
     assert torch.equal(ours["input_ids"][real], inputs["input_ids"][real])
     policy = load_policy(other_checkpoint, config(cache, tmp_path, lora_r=0), "float32")
-    trainer = our_trainer(policy, pairs, tmp_path, loss)
+    weighting = "wpo" if "use_weighting" in options else "none"
+    trainer = our_trainer(policy, pairs, tmp_path, loss, weighting=weighting)
     for layout in (separate, shared):
         batch = {"batch": layout(every), "weight": 1.0}
         assert trainer.compute_loss(policy, batch).item() == pytest.approx(expected, rel=1e-5)
@@ -150,13 +156,14 @@ def test_a_loss_without_a_reference_is_not_warned_of_for_its_first_margin(cache,
     assert console.warned == []
 
 
-def our_trainer(policy, pairs, output, losses="dpo", collate=shared, **arguments):
+def our_trainer(policy, pairs, output, losses="dpo", collate=shared, weighting="none", **arguments):
     return PreferenceTrainer(
         model=policy,
         args=TrainingArguments(str(output), use_cpu=True, report_to="none"),
         train_dataset=pairs,
         collate=collate,
-        loss=objective(loss_weights(losses), beta=0.1, arguments=arguments),
+        loss=objective(loss_weights(losses), beta=0.1, arguments=arguments, weighting=weighting),
+        squares=weighting == "wpo",
     )
 
 

@@ -17,6 +17,9 @@ class PairLogps(NamedTuple):
         rejected_tokens: |y_l|, int64 [batch], at least 1.
         shared: the same over the first min(|y_w|, |y_l|) tokens of each response; None unless a
             loss that needs `tokens` asked for it.
+        chosen_log_squares: sum over y_w's tokens of log sum_v pi_theta(v | x, y_<t)^2, without a
+            gradient; None unless WPO's weights asked for it.
+        rejected_log_squares: the same of y_l.
     """
 
     policy_chosen: Tensor
@@ -26,6 +29,8 @@ class PairLogps(NamedTuple):
     chosen_tokens: Tensor
     rejected_tokens: Tensor
     shared: "PairLogps | None" = None
+    chosen_log_squares: Tensor | None = None
+    rejected_log_squares: Tensor | None = None
 
     @classmethod
     def stacked(

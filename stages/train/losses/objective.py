@@ -85,13 +85,25 @@ def rewards(pairs: PairLogps, beta: float, reference: bool) -> tuple[Tensor, Ten
 def wpo_weights(pairs: PairLogps) -> Tensor:
     """Weighted Preference Optimization: how likely the policy is to write the pair itself.
 
-    Zhou et al. 2024, "WPO: Enhancing RLHF with Weighted Preference Optimization": the product of
-    both responses' geometric mean probability of a token. Without the paper's alignment, which
-    divides each probability by the sum of the squares of the whole distribution, so the weights are
-    smaller than TRL's. No gradient passes through them.
+    Zhou et al. 2024, "WPO: Enhancing RLHF with Weighted Preference Optimization", equation 2 with
+    the sampled alignment: for each response the geometric mean, over its tokens, of p(y_t) divided
+    by sum_v p(v)^2, which is what p(y_t) is on average for a token that the policy samples; the
+    weight is the product of both. No gradient passes through it.
+
+    It is at most 1, as in the authors' code, so that no pair counts more than it does in DPO: text
+    that is likelier than what the policy samples, as greedy text is, would exceed it. The paper's
+    equation and TRL (1.16) have no such bound.
 
     Returns:
         float64 [batch], in (0, 1].
+
+    Raises:
+        ValueError: `pairs` have no log-squares.
     """
-    means = pairs.per_token()
-    return torch.exp(means.policy_chosen + means.policy_rejected)
+    if pairs.chosen_log_squares is None or pairs.rejected_log_squares is None:
+        raise ValueError(
+            "WPO needs the squares of each token: PairLogps.chosen_log_squares is None"
+        )
+    chosen = (pairs.policy_chosen - pairs.chosen_log_squares) / pairs.chosen_tokens
+    rejected = (pairs.policy_rejected - pairs.rejected_log_squares) / pairs.rejected_tokens
+    return torch.exp(chosen + rejected).clamp(max=1)
