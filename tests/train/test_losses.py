@@ -123,13 +123,67 @@ def test_from_the_reference_a_step_down_the_gradient_favours_chosen(name):
     assert chosen < rejected
 
 
-STARTS_AT_LOG_TWO = ("dpo", "cdpo", "robust", "aot", "aot_unpaired", "dpo_norm", "rdpo", "ld_dpo",
-                     "dpop", "fdpo_forward_kl", "fdpo_js", "fdpo_alpha")  # fmt: skip
+LOG_TWO = math.log(2)
+# 10 tokens each, of -10 and -12 nats: what is not named here is log 2
+AT_THE_REFERENCE = {
+    "ipo": 5**2,
+    "hinge": 1,
+    "exo": 0.5 * (math.log(0.5 / 0.999) + math.log(0.5 / 0.001)),
+    "discopop": 0.5 * LOG_TWO + 0.5,
+    "rpo": LOG_TWO + 10,
+    "apo_zero": 1,
+    "apo_down": 1,
+    "nca": 2 * LOG_TWO,
+    "bco": 2 * LOG_TWO,
+    "sppo": 2 * 500**2,
+    "sft": 10,
+    "simpo": math.log1p(math.exp(-(2 * 2 - 1))),
+    # odds are probabilities there, to five digits
+    "orpo": 10 + 0.1 * math.log1p(math.exp(-2)),
+    "cpo": math.log1p(math.exp(-0.1 * 20)) + 10,
+}
 
 
-@pytest.mark.parametrize("name", STARTS_AT_LOG_TWO)
-def test_a_policy_equal_to_the_reference_has_loss_log_two(name):
-    assert loss_of(name, pair(chosen=[0.0, 0.0])).tolist() == pytest.approx([math.log(2)] * 2)
+@EVERY
+def test_a_policy_equal_to_the_reference_has_log_two_or_the_losss_own_value(name):
+    expected = AT_THE_REFERENCE.get(name, LOG_TWO)
+    found = loss_of(name, pair(chosen=[0.0, 0.0]))
+    assert found.tolist() == pytest.approx([expected] * 2, rel=1e-6)
+
+
+def slope_of_discopop_at_zero(tau):
+    margin = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    loss_of("discopop", pair(margin), beta=1.0, tau=tau).sum().backward()
+    assert margin.grad is not None
+    return margin.grad.item()
+
+
+def test_discopop_lowers_margins_at_first_unless_tau_is_above_a_third_of_one_less_log_two():
+    default = parameters(LOSSES["discopop"].function)["tau"].default
+    expected = (1 - LOG_TWO) / (4 * default) - 0.75
+    assert slope_of_discopop_at_zero(default) == pytest.approx(expected)
+    assert expected > 0
+    assert slope_of_discopop_at_zero(0.1022) > 0 > slope_of_discopop_at_zero(0.1024)
+
+
+def test_bco_with_the_batchs_shift_does_not_depend_on_a_shift_of_all_rewards():
+    pairs = pairs_of(*random_pairs(seed=12))
+    more = pairs._replace(
+        policy_chosen=pairs.policy_chosen + 50, policy_rejected=pairs.policy_rejected + 50
+    )
+    found = [loss_of("bco", some, beta=0.1, batch_shift=True) for some in (pairs, more)]
+    assert torch.allclose(*found)
+    assert not torch.allclose(loss_of("bco", pairs, beta=0.1), loss_of("bco", more, beta=0.1))
+    # of one pair the shift leaves its margin alone
+    alone = pair(3.0, -1.0)
+    shifted = loss_of("bco", alone, beta=0.1, batch_shift=True)
+    assert shifted.item() == pytest.approx(2 * loss_of("dpo", alone, beta=0.05).item())
+
+
+def test_bco_with_the_batchs_shift_stays_an_upper_bound_of_dpo():
+    pairs = pairs_of(*random_pairs(seed=13))
+    bound = loss_of("bco", pairs, beta=0.5, batch_shift=True)
+    assert (bound >= loss_of("dpo", pairs, beta=0.5)).all()
 
 
 @pytest.mark.parametrize(

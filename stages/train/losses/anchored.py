@@ -14,7 +14,8 @@ def dpop(pairs: PairLogps, *, beta: Positive = 0.3, dpop_lambda: NonNegative = 5
     """DPO-Positive: a chosen response that gets less likely than under the reference costs.
 
     Pal et al. 2024, "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive":
-    the margin less `dpop_lambda` times max(0, -log-ratio of chosen).
+    the margin less `dpop_lambda` times max(0, -log-ratio of chosen), all of it times beta. The
+    defaults are the paper's.
     """
     fallen = torch.relu(-pairs.chosen_logratios)
     return -F.logsigmoid(beta * (pairs.margins - dpop_lambda * fallen))
@@ -23,8 +24,9 @@ def dpop(pairs: PairLogps, *, beta: Positive = 0.3, dpop_lambda: NonNegative = 5
 def rpo(pairs: PairLogps, *, beta: Positive = 0.1, rpo_alpha: NonNegative = 1.0) -> Tensor:
     """DPO plus the negative log-likelihood of a token of the chosen response.
 
-    Pang et al. 2024, "Iterative Reasoning Preference Optimization", with the weight on the
-    likelihood as in TRL; the mean is over the tokens of the response.
+    Pang et al. 2024, "Iterative Reasoning Preference Optimization". The paper's alpha, 1, weighs
+    the DPO term; here it weighs the likelihood, as in TRL. The mean is over the tokens of the
+    response, as in the paper.
     """
     return dpo(pairs, beta=beta) + rpo_alpha * sft(pairs)
 
@@ -52,29 +54,43 @@ def nca(pairs: PairLogps, *, beta: Positive = 0.01) -> Tensor:
     """Noise Contrastive Alignment over a pair: raises the likelihood of chosen in absolute terms.
 
     Chen et al. 2024, "Noise Contrastive Alignment of Language Models with Explicit Rewards", the
-    form for pairs (section 4.1). beta is the paper's alpha.
+    form for pairs (section 4.1). beta is the paper's alpha; 0.01 as in the authors' recipe.
     """
     chosen, rejected = beta * pairs.chosen_logratios, beta * pairs.rejected_logratios
     noise = 0.5 * (F.logsigmoid(-chosen) + F.logsigmoid(-rejected))
     return -F.logsigmoid(chosen) - noise
 
 
-def bco(pairs: PairLogps, *, beta: Positive = 0.01) -> Tensor:
+def bco(pairs: PairLogps, *, beta: Positive = 0.01, batch_shift: bool = False) -> Tensor:
     """Binary Classifier Optimization over a pair: is the response chosen, yes or no?
 
     Jung et al. 2024, "Binary Classifier Optimization for Large Language Model Alignment", section
-    4, with the shift of the reward at 0, as in TRL's bco_pair. An upper bound of the DPO loss.
+    4. An upper bound of the DPO loss, whatever the shift of the rewards; the paper shifts them by a
+    running mean of all rewards so far, which brings the bound down. Here the shift is 0, as in
+    TRL's bco_pair, or the mean of the batch: a run would else go on from a checkpoint with a
+    running mean that starts anew.
+
+    Args:
+        pairs: log-probs, sums.
+        beta: pull towards the reference.
+        batch_shift: subtract the mean reward of all responses in the forward pass, through which no
+            gradient passes. It wants 8 pairs or more; of one pair alone it leaves twice the DPO
+            loss at beta / 2, which no longer judges each response by itself.
     """
-    chosen = -F.logsigmoid(beta * pairs.chosen_logratios)
-    return chosen - F.logsigmoid(-beta * pairs.rejected_logratios)
+    chosen, rejected = beta * pairs.chosen_logratios, beta * pairs.rejected_logratios
+    if batch_shift:
+        shift = (chosen + rejected).detach().mean() / 2
+        chosen, rejected = chosen - shift, rejected - shift
+    return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
 
 
 def sppo(pairs: PairLogps, *, beta: Positive = 0.001) -> Tensor:
     """Self-Play Preference Optimization, hard: each log-ratio has a goal, +-1 / (2 beta).
 
     Wu et al. 2024, "Self-Play Preference Optimization for Language Model Alignment", equation 4.7
-    with a winning probability of 1 or 0. 1 / beta is the paper's eta, 1000; the loss starts near
-    2 * (eta / 2)^2, which is 500,000, and the clipped gradient sets the pace.
+    with a winning probability of 1 or 0, where the paper estimates it with a preference model.
+    1 / beta is the paper's eta, 1000; the loss starts at 2 * (eta / 2)^2, which is 500,000, and the
+    clipped gradient sets the pace. The sum of both squares, as in TRL; the authors' code halves it.
     """
     goal = 1 / (2 * beta)
     return (pairs.chosen_logratios - goal) ** 2 + (pairs.rejected_logratios + goal) ** 2

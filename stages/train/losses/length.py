@@ -27,7 +27,7 @@ def rdpo(pairs: PairLogps, *, beta: Positive = 0.1, alpha: NonNegative = 0.01) -
     Args:
         pairs: log-probs, sums, and lengths.
         beta: pull towards the reference.
-        alpha: price of a token, in units of the reward.
+        alpha: price of a token, in units of the reward, so not times beta.
     """
     margins = pairs.margins
     # a float times integers would be float32

@@ -57,7 +57,8 @@ def ipo(pairs: PairLogps, *, beta: Positive = 0.1, per_token: bool = True) -> Te
 
     Args:
         pairs: log-probs, sums.
-        beta: the goal of the margin is 1 / (2 beta).
+        beta: the goal of the margin is 1 / (2 beta): at 0.1 it is 5 nats, which the mean of a token
+            hardly reaches, so that all pairs pull all the time; at 1 it is 0.5.
         per_token: take means over the tokens, as TRL does (on the word of the paper's authors) and
             HALOs; False: sums, as in the paper's text, the original DPO code and OpenRLHF.
     """
@@ -84,6 +85,8 @@ def exo(
 
     Ji et al. 2024, "Towards Efficient and Exact Optimization of Language Model Alignment", equation
     16: KL(q || p) of q = (sigmoid(beta * margin), rest) from p = (1 - label_smoothing, rest).
+    A `label_smoothing` of 0.001 is TRL's advice; the authors' code takes exp(-10) and does not make
+    p sum to 1. Their beta is 0.1 or 0.5, with the task.
     """
     logits = beta * pairs.margins
     chosen = F.logsigmoid(logits) - math.log1p(-label_smoothing)
@@ -95,8 +98,10 @@ def discopop(pairs: PairLogps, *, beta: Positive = 0.05, tau: InnerShare = 0.05)
     """DiscoPOP: logistic where the margin is negative, exponential where it is positive.
 
     Lu et al. 2024, "Discovering Preference Optimization Algorithms with and for Large Language
-    Models", equation 5. The blend is sigmoid(beta * margin / tau). It is not monotone: with
-    the default tau the loss grows with the margin at 0, where training starts.
+    Models", equation 5. The blend is sigmoid(beta * margin / tau). It is not monotone: at 0, where
+    training starts, its slope by beta * margin is (1 - log 2) / (4 tau) - 3/4, so below tau =
+    (1 - log 2) / 3 = 0.1023 the loss grows with the margin. At the paper's 0.05 a pair is driven to
+    beta * margin = -0.119, a minimum, until others carry it over the top at 0.072.
     """
     logits = beta * pairs.margins
     logistic = -F.logsigmoid(logits) * torch.sigmoid(-logits / tau)
@@ -110,7 +115,8 @@ def aot(pairs: PairLogps, *, beta: Positive = 0.1) -> Tensor:
 
     Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal Transport", the
     paired form: logistic loss of the sorted policy margins less the sorted reference margins. It
-    compares distributions, so it wants many pairs in one forward pass; with one it is DPO.
+    compares distributions, so it wants many pairs in one forward pass; with one it is DPO. Sorted
+    hard, without the soft sorting that the paper tries too.
 
     Returns:
         float64 [batch], of the quantiles of the batch: not in the order of the pairs.

@@ -24,7 +24,11 @@ def simpo(pairs: PairLogps, *, beta: Positive = 2.0, gamma: NonNegative = 1.0) -
     """SimPO: the mean log-prob of a token is the reward, and the margin must exceed gamma.
 
     Meng et al. 2024, "SimPO: Simple Preference Optimization with a Reference-Free Reward",
-    equation 6. The paper takes beta from 2 to 2.5 and gamma from 0.3 to 1.6.
+    equation 6. The defaults are the paper's for Llama-3-Base. It takes beta from 2 to 2.5 and gamma
+    from 0.3 to 1.6; its later models have beta 10. gamma is not times beta: change both, and keep
+    gamma / beta near 0.5, where the authors advise to start. TRL's default beta, 0.1, is DPO's.
+
+    CPO-SimPO (Xu et al., the authors of CPO) is `simpo=1,sft=0.05`, with beta 10 and gamma 5.4.
     """
     means = pairs.per_token()
     return -F.logsigmoid(beta * (means.policy_chosen - means.policy_rejected) - gamma)
@@ -35,7 +39,8 @@ def orpo(pairs: PairLogps, *, beta: Positive = 0.1) -> Tensor:
 
     Hong et al. 2024, "ORPO: Monolithic Preference Optimization without Reference Model", equations
     6 and 7; beta is the paper's lambda. odds = p / (1 - p), where p is the geometric mean of the
-    probabilities of a response's tokens.
+    probabilities of a response's tokens. The likelihood is of the response alone, as in the paper;
+    TRL's counts the prompt's tokens too, and so does the authors' code unless told otherwise.
     """
     means = pairs.per_token()
     log_odds_ratio = _log_odds(means.policy_chosen) - _log_odds(means.policy_rejected)
@@ -46,7 +51,8 @@ def cpo(pairs: PairLogps, *, beta: Positive = 0.1, cpo_alpha: NonNegative = 1.0)
     """Contrastive Preference Optimization: DPO with a uniform reference, plus fine-tuning.
 
     Xu et al. 2024, "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance
-    in Machine Translation", its L_prefer + L_NLL; the likelihood is a mean over tokens, as in TRL.
+    in Machine Translation", its L_prefer + L_NLL. In the paper the likelihood is a sum over tokens;
+    here it is a mean, as in the authors' code and in TRL, over a response, not over the batch.
     """
     preference = -F.logsigmoid(beta * (pairs.policy_chosen - pairs.policy_rejected))
     return preference + cpo_alpha * sft(pairs)
