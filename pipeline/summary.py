@@ -102,7 +102,8 @@ def losses_table() -> tuple[str, list[tuple[str, str, str]]]:
     for name, loss in LOSSES.items():
         arguments = [f"{p.name}={p.default}" for p in parameters(loss.function).values()]
         needs = ", ".join(sorted(loss.needs))
-        rows.append((name, f"{loss.formula}\n{loss.paper}", "\n".join([needs, *arguments])))
+        said = f"{loss.formula}\n{loss.paper}\nwhen: {loss.choose}"
+        rows.append((name, said, "\n".join([needs, *arguments])))
     return LETTERS, rows
 
 

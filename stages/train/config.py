@@ -53,15 +53,15 @@ class TrainConfig(BaseModel):
     beta: float = Field(
         default_factory=lambda given: default_beta(given["loss"]),
         gt=0,
-        description="Pull towards the reference: 0.01 to 0.5. Default: what the paper of the "
-        "(first) loss takes; 0.1 for DPO.",
+        description="Pull towards the reference: 0.01 to 0.5. Default: that of the (first) "
+        "loss, as --list-losses prints it; 0.1 for DPO.",
     )
     loss_args: Arguments = Field(
         default_factory=dict,
         description="More arguments of the loss: name=value,name=value. --list-losses prints them.",
     )
     weighting: Literal["none", "wpo"] = Field(
-        "none", description="'wpo' weighs each pair by its likelihood under the policy."
+        "none", description="'wpo' weighs each pair by how likely the policy is to write it."
     )
     lora_r: int = Field(8, ge=0, description="Rank of the LoRA adapter; 0 trains all weights.")
     lora_alpha: float = Field(16, gt=0, description="LoRA scale: alpha / r times the update.")
