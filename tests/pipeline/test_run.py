@@ -8,11 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
+from typer.testing import CliRunner
 
 from data_schemas import manifest as manifests
 from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
 from data_schemas.errors import InputError
 from pipeline.checkpoint import checkpoint_dtype
+from pipeline.cli import app
 from pipeline.fingerprint import model_inputs
 from pipeline.run import run_precompute, run_train
 from stages.precompute import worker
@@ -81,6 +84,46 @@ def test_what_changes_no_number_does_not_run_stage_one_again(settings, console):
     edit_json(Path(settings.reference) / "config.json", transformers_version="0", use_cache=False)
     other = settings.model_copy(update={"shard_tokens": 1000, "batch_tokens": 100})
     assert run_precompute(other, console) == first
+
+
+def test_no_setting_of_stage_two_makes_stage_one_run_again(settings, tmp_path):
+    def run(**train: object) -> str:
+        path = tmp_path / "run.yaml"
+        first = settings.model_dump(mode="json", include=settings.model_fields_set)
+        second = {"output": str(tmp_path / "model"), "max_steps": 1, "accumulation": 1} | train
+        path.write_text(yaml.safe_dump({"precompute": first, "train": second}))
+        done = CliRunner().invoke(app, ["run", "--config", str(path)])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+    assert "stage one: up to date" not in run()
+    files = {path: path.stat().st_mtime_ns for path in settings.cache.iterdir()}
+    for train in (
+        {"beta": 0.3, "learning_rate": 1e-4, "loss": "ld_dpo"},
+        {"output": str(tmp_path / "other"), "seed": 1, "lora_r": 0, "weighting": "wpo"},
+    ):
+        said = run(**train)
+        assert "stage one: up to date" in said
+        assert "stage two: up to date" not in said
+    assert {path: path.stat().st_mtime_ns for path in settings.cache.iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    ("named", "change"),
+    [
+        ("weights", lambda folder: make_checkpoint(folder, seed=3)),
+        ("chat_template", lambda folder: append(f"{folder}/chat_template.jinja", " ")),
+        ("tokenizer", lambda folder: append(f"{folder}/tokenizer.json", " ")),
+    ],
+)
+def test_a_cache_is_refused_once_the_policy_is_not_what_it_was_made_from(
+    cache, checkpoint, console, tmp_path, named, change
+):
+    policy = Path(shutil.copytree(checkpoint, tmp_path / "policy"))
+    change(policy)
+    settings = TrainConfig(cache=cache, output=tmp_path / "model", policy=str(policy))
+    with pytest.raises(InputError, match=rf": {named} differ"):
+        run_train(settings, console)
 
 
 def test_the_sealed_cache_stays_whole_when_the_next_one_fails(settings, console, monkeypatch):

@@ -1,0 +1,113 @@
+"""What a run does not depend on: what ran before it, the layout's trial, how a step is cut up."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from data_schemas import manifest as manifests
+from pipeline.run import run_train
+from stages.response_logps import response_logps, sum_by_row
+from stages.train import stage
+from stages.train.batches import separate
+from stages.train.cached_pairs import CachedPairs
+from stages.train.config import TrainConfig
+from stages.train.trainer import PreferenceTrainer
+
+
+def random_states() -> tuple[str, str, bytes]:
+    """The state of each generator that training could draw from."""
+    numpy = repr(np.random.get_state(legacy=False))
+    return repr(random.getstate()), numpy, torch.get_rng_state().numpy().tobytes()
+
+
+class Recorder(PreferenceTrainer):
+    """Keeps the random states and the weights before the first forward pass, and all pairs."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.start = None
+        self.targets = []
+        runs.append(self)
+
+    def compute_loss(self, model, inputs, *arguments, **options):
+        if self.start is None:
+            named = model.named_parameters()
+            trained = {name: p.detach().clone() for name, p in named if p.requires_grad}
+            self.start = (random_states(), trained)
+        self.targets.append(inputs["batch"]["targets"].tolist())
+        return super().compute_loss(model, inputs, *arguments, **options)
+
+
+runs: list[Recorder] = []
+
+
+@pytest.fixture
+def recorded(cache, console, tmp_path, monkeypatch):
+    """Runs stage two with some options, and gives what was recorded of it."""
+    monkeypatch.setattr(stage, "PreferenceTrainer", Recorder)
+
+    def run(**options) -> Recorder:
+        runs.clear()
+        sizes = {"batch_size": 2, "accumulation": 2, "max_steps": 3}
+        run_train(TrainConfig(cache=cache, output=tmp_path, **sizes | options), console)
+        return runs[0]
+
+    return run
+
+
+def disturbed() -> None:
+    """What ran earlier in this process drew random numbers, as stage one may."""
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    torch.rand(5)
+
+
+def test_nothing_before_the_first_step_moves_the_random_state_the_adapter_or_the_order(recorded):
+    first = recorded(layout="separate")  # whose layout is not tried out
+    assert len(first.targets) == 6
+    assert any("lora_A" in name for name in first.start[1])
+    for options in ({"layout": "auto"}, {"loss": "ld_dpo"}, {"weighting": "wpo"}):
+        disturbed()
+        other = recorded(**options)
+        assert other.start[0] == first.start[0], options
+        assert other.start[1].keys() == first.start[1].keys()
+        assert all(torch.equal(other.start[1][n], p) for n, p in first.start[1].items()), options
+        assert other.targets == first.targets, options
+
+
+def test_another_seed_is_another_start_and_order(recorded):
+    one, other = recorded(), recorded(seed=1)
+    assert one.start[0] != other.start[0]
+    assert one.targets != other.targets
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo=1,sft=0.5", "rdpo"])
+def test_a_step_is_the_same_however_its_pairs_are_cut_into_forward_passes(
+    cache, console, tmp_path, loss
+):
+    found = []
+    for batch_size, accumulation in ((1, 4), (2, 2), (4, 1)):
+        settings = TrainConfig(
+            cache=cache, output=tmp_path, loss=loss, batch_size=batch_size, warmup=0, lora_r=0,
+            accumulation=accumulation, max_steps=3, learning_rate=1e-4, schedule="constant",
+        )  # fmt: skip
+        record = run_train(settings, console)
+        found.append((record.first.loss, record.last.loss, record.last.margin))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert found[0] == pytest.approx(found[2], abs=1e-5)
+    assert abs(found[0][0] - found[0][1]) > 1e-3
+
+
+def test_each_rows_cached_reference_is_what_the_reference_gives_online(cache, checkpoint):
+    pairs = CachedPairs(cache, manifests.read(cache))
+    reference = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    for row in range(len(pairs)):
+        batch = separate([pairs[row]])
+        with torch.no_grad():
+            logps = response_logps(reference, batch["inputs"], batch["rows"], batch["targets"])
+        online = sum_by_row(logps, batch["owners"], 2)
+        assert online.tolist() == pytest.approx(batch["ref_logps"].tolist(), abs=1e-4)
