@@ -1,0 +1,79 @@
+"""Two processes under torchrun, with copies of the weights and with shards of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_schemas.errors import InputError
+from pipeline.run import run_train
+from stages.train.config import TrainConfig
+
+OPTIONS = {
+    "batch_size": 2, "accumulation": 4, "epochs": 1, "learning_rate": 1e-3, "warmup": 0,
+    "lora_r": 0, "eval_fraction": 0.2, "checkpoint_steps": 1, "keep_checkpoints": 1,
+}  # fmt: skip
+
+
+def torchrun(cache: Path, output: Path, *more: str) -> str:
+    """`reflogp train` in two processes, on gloo."""
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    folder = Path(sys.executable).parent
+    command = [
+        str(folder / "torchrun"), "--nproc-per-node=2", "--no-python", "--standalone",
+        str(folder / "reflogp"), "train", f"--cache={cache}", f"--output={output}", *given, *more,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def metrics(output):
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    # Trainer's epoch counts batches, which are larger with more processes
+    return [{name: value for name, value in line.items() if name != "epoch"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(cache, tmp_path_factory):
+    """The same run in one process."""
+    from tests.conftest import Silent
+
+    output = tmp_path_factory.mktemp("alone")
+    run_train(TrainConfig(cache=cache, output=output, **OPTIONS), Silent())
+    return output
+
+
+def same_curve(one: Path, other: Path) -> None:
+    for ours, theirs in zip(metrics(one), metrics(other), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    weights, others = (load_file(path / "model.safetensors") for path in (one, other))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, others[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("more", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_two_processes_give_the_curve_and_the_weights_of_one(cache, alone, tmp_path, more):
+    said = torchrun(cache, tmp_path, *more)
+    assert said.count("parameters on") == 1  # the first process speaks for both
+    same_curve(alone, tmp_path)
+    assert json.loads((tmp_path / "reflogp_run.json").read_text())["processes"] == 2
+
+
+def test_a_step_that_the_processes_cannot_share_is_refused(cache, console, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match=r"--accumulation 4.*3 processes.*Give 6"):
+        run_train(TrainConfig(cache=cache, output=tmp_path, **OPTIONS), console)
+
+
+def test_shards_need_several_processes(cache, console, tmp_path):
+    with pytest.raises(InputError, match=r"--fsdp .*torchrun"):
+        run_train(TrainConfig(cache=cache, output=tmp_path, fsdp=True, **OPTIONS), console)

@@ -1,0 +1,107 @@
+"""A run that is killed goes on from its last whole checkpoint and ends as if nothing had been."""
+
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_schemas.errors import ReflogpError
+from pipeline.run import run_train
+from stages.train import checkpoints
+from stages.train.config import TrainConfig
+from tests.conftest import Silent
+
+
+def settings(cache, output, **options) -> TrainConfig:
+    given = {
+        "batch_size": 2, "accumulation": 2, "epochs": 2, "learning_rate": 1e-2, "warmup": 0,
+        "checkpoint_steps": 3, "eval_fraction": 0.2, "lora_dropout": 0.2,
+    }  # fmt: skip
+    return TrainConfig(cache=cache, output=output, **(given | options))
+
+
+def train_and_die(config: TrainConfig, step: int) -> None:
+    """Train, and be killed in the middle of writing the checkpoint of `step`."""
+    torch.set_num_threads(1)
+    seal = checkpoints._seal
+
+    def killing(folder, at, fingerprint):
+        if at == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seal(folder, at, fingerprint)
+
+    checkpoints._seal = killing
+    run_train(config, Silent())
+
+
+def killed_at(step, config):
+    process = multiprocessing.get_context("fork").Process(target=train_and_die, args=(config, step))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def metrics(output):
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "epoch"} for line in lines]
+
+
+def test_a_killed_run_ends_with_the_same_curve_and_the_same_weights(cache, console, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_train(settings(cache, tmp_path / "whole"), console)
+    config = settings(cache, tmp_path / "killed")
+    killed_at(6, config)
+    assert sorted(p.name for p in config.output.glob("checkpoint-*")) == [
+        "checkpoint-3", "checkpoint-6",
+    ]  # fmt: skip
+    record = run_train(config, console)
+    torch.set_num_threads(threads)
+    assert record.resumed_from == 3  # the one of step 6 was not whole
+    assert metrics(config.output) == metrics(tmp_path / "whole")
+    weights = [load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "killed")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_checkpoint_of_other_settings_or_without_leave_is_not_gone_on_from(
+    cache, console, tmp_path
+):
+    killed_at(6, settings(cache, tmp_path))
+    other = run_train(settings(cache, tmp_path, beta=0.2, keep_checkpoints=2), console)
+    assert other.resumed_from is None
+    (tmp_path / "reflogp_run.json").unlink()
+    again = run_train(settings(cache, tmp_path, beta=0.2, resume=False), console)
+    assert again.resumed_from is None
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_checkpoint_with_a_file_cut_short_is_not_whole(tmp_path):
+    for step in (3, 6):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "optimizer.pt").write_bytes(b"0123456789")
+        checkpoints._seal(folder, step, "this")
+    assert checkpoints.latest(tmp_path, "this") == tmp_path / "checkpoint-6"
+    assert checkpoints.latest(tmp_path, "other") is None
+    (tmp_path / "checkpoint-6" / "optimizer.pt").write_bytes(b"01234")
+    assert checkpoints.latest(tmp_path, "this") == tmp_path / "checkpoint-3"
+
+
+def test_a_run_that_diverges_names_the_last_good_state(cache, console, tmp_path):
+    with pytest.raises(ReflogpError, match=r"step \d+: the gradient is not finite.*diverged") as at:
+        run_train(settings(cache, tmp_path, learning_rate=1e18, lora_r=0, lora_dropout=0), console)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / "reflogp_run.json").exists()
+    assert "There was no checkpoint yet" in str(at.value)
+
+
+def test_a_gradient_over_the_limit_stops_the_run_with_its_weights_saved(cache, console, tmp_path):
+    config = settings(cache, tmp_path, stop_grad_norm=1e-3)
+    with pytest.raises(ReflogpError, match=r"norm is .* above --stop-grad-norm 0\.001") as found:
+        run_train(config, console)
+    assert str(tmp_path / "last_good") in str(found.value)
+    assert load_file(tmp_path / "last_good" / "adapter_model.safetensors")

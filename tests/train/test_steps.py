@@ -1,0 +1,86 @@
+"""The order of the data, and how the pairs of a step are shared out."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from stages.train.cached_pairs import Pair
+from stages.train.held_out import held_out
+from stages.train.means import Means
+from stages.train.steps import ShuffledBatches, shares
+
+
+def pair(length: int, prompt: int = 0) -> Pair:
+    ids = np.arange(length, dtype=np.int32)
+    return Pair(np.array([prompt], np.int32), ids, ids, 0.0, 0.0)
+
+
+def test_each_epoch_has_every_row_once_in_an_order_of_its_own():
+    batches = ShuffledBatches(10, 4, seed=7)
+    first = list(batches)
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert len(batches) == 3
+    assert sorted(row for batch in first for row in batch) == list(range(10))
+    assert list(batches) == first
+    batches.set_epoch(1)
+    assert list(batches) != first
+    batches.set_epoch(0)
+    assert list(batches) == first
+
+
+def test_the_order_of_the_data_does_not_touch_the_random_state():
+    torch.manual_seed(3)
+    random.seed(3)
+    before = torch.get_rng_state(), random.getstate()
+    list(ShuffledBatches(100, 4, seed=7))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows", [1, 5, 16])
+def test_processes_share_a_steps_pairs_with_every_pair_counted_once(rows, processes):
+    pairs = [pair(length) for length in range(2, 2 + rows)]
+    found = [shares(pairs, 2, process, processes) for process in range(processes)]
+    assert len({len(own) for own in found}) == 1  # none waits for another
+    counted = [share for own in found for share in own if share.weight]
+    lengths = sorted(len(p.chosen_ids) for share in counted for p in share.pairs)
+    assert lengths == list(range(2, 2 + rows))
+    for share in counted:
+        assert share.weight == pytest.approx(len(share.pairs) / rows)
+    assert sum(share.weight for share in counted) == pytest.approx(1)
+
+
+def test_pairs_of_like_length_go_together():
+    pairs = [pair(length) for length in (9, 2, 8, 3)]
+    lengths = [[len(p.chosen_ids) for p in share.pairs] for share in shares(pairs, 2)]
+    assert lengths == [[2, 3], [8, 9]]
+
+
+def test_pairs_of_one_prompt_are_held_out_together():
+    pairs = [pair(3, prompt=row // 4) for row in range(40)]
+    trained, evaluated = held_out(pairs, 0.25, seed=1)
+    assert len(evaluated) == 12  # of ten prompts of four, the third one reaches a quarter
+    assert sorted(trained + evaluated) == list(range(40))
+    assert not {row // 4 for row in trained} & {row // 4 for row in evaluated}
+    assert held_out(pairs, 0.25, seed=1) == (trained, evaluated)
+    assert held_out(pairs, 0.25, seed=2) != (trained, evaluated)
+    assert held_out(pairs, 0.0, seed=1) == (list(range(40)), [])
+
+
+def test_what_is_held_out_does_not_depend_on_the_order_of_the_rows():
+    pairs = [pair(3, prompt=row) for row in range(20)]
+    _, evaluated = held_out(pairs, 0.3, seed=1)
+    _, backwards = held_out(pairs[::-1], 0.3, seed=1)
+    assert sorted(19 - row for row in backwards) == evaluated
+
+
+def test_means_are_over_pairs_and_not_over_batches():
+    means = Means()
+    means.add({"a": torch.tensor([1.0, 2.0, 3.0])})
+    means.add({"a": torch.tensor([10.0])})
+    means.add({"a": torch.tensor([])})
+    assert means.take(lambda sums: 2 * sums) == {"a": 4.0}
+    assert means.take() == {}
