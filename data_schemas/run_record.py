@@ -20,6 +20,8 @@ class StepMetrics(Record):
     loss: float
     margin: float = Field(description="rewards/margins.")
     accuracy: float = Field(description="rewards/accuracies.")
+    margin_per_token: float | None = Field(None, description="rewards/margins_per_token.")
+    accuracy_per_token: float | None = Field(None, description="rewards/accuracies_per_token.")
 
 
 class RunWarning(Record):

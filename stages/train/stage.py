@@ -238,5 +238,9 @@ def _mean(steps: list[dict[str, float]], prefix: str = "") -> StepMetrics:
         return sum(step[prefix + name] for step in steps) / len(steps)
 
     return StepMetrics(
-        loss=mean("loss"), margin=mean("rewards/margins"), accuracy=mean("rewards/accuracies")
+        loss=mean("loss"),
+        margin=mean("rewards/margins"),
+        accuracy=mean("rewards/accuracies"),
+        margin_per_token=mean("rewards/margins_per_token"),
+        accuracy_per_token=mean("rewards/accuracies_per_token"),
     )
