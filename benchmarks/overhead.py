@@ -41,6 +41,7 @@ from stages.precompute.scoring import score
 from stages.precompute.seal import seal
 from stages.precompute.shards import describe
 from stages.precompute.tokenize import TokenizedRow
+from stages.progress import Advance
 
 PROMPT, RESPONSE = 100, 100
 SHARD_TOKENS = 500_000
@@ -75,11 +76,11 @@ class Watch:
     warn = say
 
     @contextmanager
-    def track(self, what: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
+    def track(self, what: str, total: float | None, unit: str) -> Iterator[Advance]:
         """Note memory at each eighth of the way."""
         done = 0.0
 
-        def advance(amount: float) -> None:
+        def advance(amount: float, note: str = "") -> None:
             nonlocal done
             before, done = done, done + amount
             if total and int(8 * done / total) > int(8 * before / total):

@@ -20,6 +20,22 @@ class StepMetrics(Record):
     loss: float
     margin: float = Field(description="rewards/margins.")
     accuracy: float = Field(description="rewards/accuracies.")
+    margin_per_token: float | None = Field(None, description="rewards/margins_per_token.")
+    accuracy_per_token: float | None = Field(None, description="rewards/accuracies_per_token.")
+
+
+class RunWarning(Record):
+    """Something that went wrong in training, seen in its metrics."""
+
+    code: str = Field(description="Its name, for programs.")
+    message: str = Field(description="One sentence with the figures of the last time it was seen.")
+    remedy: str = Field(description="What to change.")
+    first_step: int = Field(description="The optimizer step at which it was first seen.")
+    last_step: int = Field(description="The last look at which it still held; at best the end.")
+
+    def __str__(self) -> str:
+        """As people read it."""
+        return f"steps {self.first_step} to {self.last_step}: {self.message} {self.remedy}"
 
 
 class RunRecord(Record):
@@ -54,6 +70,7 @@ class RunRecord(Record):
     resumed_from: int | None = Field(
         None, description="The step of the checkpoint that the run went on from, if it did."
     )
+    warnings: list[RunWarning] = Field([], description="What went wrong, first seen first.")
     started_at: datetime
     seconds: float
     pairs_per_second: float

@@ -16,6 +16,9 @@ from pipeline.console import TerminalConsole
 from pipeline.options import options_of
 from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
 from pipeline.summary import cache_rows, inspect_rows, losses_table, train_rows, verify_rows
+from pipeline.sweep import axes, run_sweep
+from pipeline.sweep_table import MEANING, header
+from pipeline.sweep_table import rows as sweep_rows
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
 
@@ -23,6 +26,15 @@ Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
 ListLosses = Annotated[
     bool | None, typer.Option("--list-losses", help="Print a table of the losses, and end.")
 ]
+
+Varied = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE,...", help="A setting of stage two with the values to try; "
+        "more than one --set: every combination. A value with commas stands in a list: "
+        "--set 'loss=[dpo, \"dpo=1,sft=0.2\"]'. In YAML: a section 'sweep', each key with a list.",
+    ),
+]  # fmt: skip
 
 app = typer.Typer(
     name="reflogp",
@@ -32,8 +44,8 @@ app = typer.Typer(
     help="Take the frozen reference model out of DPO training. Stage one (precompute) scores every "
     "chosen and rejected response under the reference once and caches the log-probs; stage two "
     "(train) trains the policy against the cache, without the reference in memory.",
-    epilog="Every option can also stand in a YAML file with the sections 'precompute' and 'train': "
-    "reflogp run --config run.yaml. Exit codes: 0 done, 1 failed, 2 bad input.",
+    epilog="Every option can also stand in a YAML file with the sections 'precompute', 'train' and "
+    "'sweep': reflogp run --config run.yaml. Exit codes: 0 done, 1 failed, 2 bad input.",
 )
 
 
@@ -67,6 +79,23 @@ def train(config: Path | None = None, list_losses: bool | None = None, **given: 
         return
     settings = build(TrainConfig, load_file(config)["train"], given)
     console.table("", train_rows(settings.output, run_train(settings, console)))
+
+
+@app.command()
+@options_of(TrainConfig, varied=Varied)
+def sweep(config: Path | None = None, varied: list[str] | None = None, **given: Any) -> None:
+    """Stage two for every combination of some settings, each in a folder of its own under --output.
+
+    Finished runs are not run again; a run that fails is told of, and the others go on. Exit code 1
+    if one failed.
+    """
+    sections = load_file(config)
+    console = TerminalConsole()
+    record = run_sweep(sections["train"], given, axes(sections["sweep"], varied or ()), console)
+    console.table("", sweep_rows(record), header=header(record))
+    console.say(MEANING)
+    if any(run.status == "failed" for run in record.runs):
+        raise typer.Exit(1)
 
 
 @app.command()

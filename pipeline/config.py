@@ -22,7 +22,12 @@ _REPR = reprlib.Repr()  # an alias can make a small YAML file a huge value
 _REPR.maxstring = _REPR.maxother = 200
 
 Config = TypeVar("Config", bound=BaseModel)
-SECTIONS: dict[str, type[BaseModel]] = {"precompute": PrecomputeConfig, "train": TrainConfig}
+SECTIONS: dict[str, type[BaseModel]] = {
+    "precompute": PrecomputeConfig,
+    "train": TrainConfig,
+    "sweep": TrainConfig,  # its keys; each value is a list of what the key is set to
+}
+_OWNERS = ("precompute", "train")
 
 
 def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -41,11 +46,11 @@ def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
         reason = " ".join(str(error).split())
         raise InputError(f"--config {path}: not valid YAML: {reason}") from error
     _require_mapping(content, str(path))
-    _require_known(content, SECTIONS, str(path), "section")
+    require_known(content, SECTIONS, str(path), "section")
     sections = {name: content.get(name) or {} for name in SECTIONS}
     for name, section in sections.items():
         _require_mapping(section, f"{path}: {name}")
-        _require_known(section, SECTIONS[name].model_fields, f"{path}: {name}", "key")
+        require_known(section, SECTIONS[name].model_fields, f"{path}: {name}", "key")
     return sections
 
 
@@ -105,12 +110,17 @@ def _require_mapping(content: Any, where: str) -> None:
         raise InputError(f"{where}: expected keys with values, got {type(content).__name__}.")
 
 
-def _require_known(
+def require_known(
     content: Mapping[Any, Any], known: Mapping[str, Any], where: str, kind: str
 ) -> None:
+    """Refuse a name that is not known, and say which was perhaps meant.
+
+    Raises:
+        InputError: there is one.
+    """
     for name in content:
         if name not in known:
-            owners = [section for section in SECTIONS if name in SECTIONS[section].model_fields]
+            owners = [owner for owner in _OWNERS if name in SECTIONS[owner].model_fields]
             close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             if owners:
                 advice = f"it belongs under {' or '.join(map(repr, owners))}."

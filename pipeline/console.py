@@ -1,13 +1,18 @@
 """What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from stages.progress import Advance
+
+_LINES = 10  # that a piped run with figures to tell gives
 
 
 class _Rate(ProgressColumn):
@@ -19,6 +24,18 @@ class _Rate(ProgressColumn):
         rate = f", {speed:,.1f} {unit}/s" if speed else ""
         total = f"/{task.total:,.0f}" if task.total is not None else ""
         return Text(f"{task.completed:,.0f}{total} {unit}{rate}")
+
+
+class _Bars(Progress):
+    """Progress bars, and under them the latest figures: beside a bar 80 columns would cut them."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """What is shown."""
+        yield self.make_tasks_table(self.tasks)
+        if self.note:
+            yield Text(self.note, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class TerminalConsole:
@@ -45,16 +62,27 @@ class TerminalConsole:
         self._errors.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
 
     @contextmanager
-    def track(self, what: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-        """See stages.progress.Console."""
+    def track(self, what: str, total: float | None, unit: str) -> Iterator[Advance]:
+        """See stages.progress.Console. Where it is piped, each tenth of the way has a line."""
         columns = (TextColumn("{task.description}"), BarColumn(24), _Rate(), TimeRemainingColumn())
         interactive = self._remarks.is_terminal
-        with Progress(*columns, console=self._remarks, disable=not interactive) as progress:
-            task = progress.add_task(what, total=total, unit=unit)
-            yield lambda amount: progress.advance(task, amount)
+        told = 0
+        with _Bars(*columns, console=self._remarks, disable=not interactive) as progress:
+            bar = progress.add_task(what, total=total, unit=unit)
+            task = progress.tasks[0]
+
+            def advance(amount: float, note: str = "") -> None:
+                nonlocal told
+                progress.advance(bar, amount)
+                progress.note = note or progress.note
+                tenth = int(_LINES * task.completed / total) if total else 0
+                if note and not interactive and tenth > told:
+                    told = tenth
+                    self.say(f"{what}: {task.completed:,.0f}/{total:,.0f} {unit}  {note}")
+
+            yield advance
         if not interactive:
-            done = progress.tasks[0].completed
-            self.say(f"{what}: {done:,.0f} {unit}")
+            self.say(f"{what}: {task.completed:,.0f} {unit}")
 
     def table(
         self, title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()

@@ -81,6 +81,7 @@ def train_rows(output: Path, record: RunRecord) -> Rows:
         ("accuracy", f"{first.accuracy:.2f} -> {last.accuracy:.2f}"),
         ("", "first step -> mean of the last quarter of the steps"),
         *_evaluation_rows(record),
+        *(("warning", str(warning)) for warning in record.warnings),
     ]
 
 

@@ -1,6 +1,6 @@
 """Real parts, made tiny: a checkpoint on disk, the project's own preferences, a silent console."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 from data_schemas import manifest as manifests
 from pipeline.run import run_precompute
 from stages.precompute.config import PrecomputeConfig
+from stages.progress import Advance
 from tests.checkpoints import EXAMPLES, make_checkpoint
 
 
@@ -47,8 +48,8 @@ class Silent:
         self.warned.append(message)
 
     @contextmanager
-    def track(self, what: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-        yield lambda amount: None
+    def track(self, what: str, total: float | None, unit: str) -> Iterator[Advance]:
+        yield lambda amount, note="": None
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What happens at each step: a line of JSON in the run's folder, and a move of the progress bar."""
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,34 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """One step is done."""
         self._advance(1)
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Its metrics are there."""
+        if note := figures(logs or {}):
+            self._advance(0, note)
+
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Take the bar away."""
         self._shown.close()
+
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "rewards/margins": "margin {:+.3f}",
+    "rewards/accuracies": "acc {:.2f}",
+    "learning_rate": "lr {:.1e}",
+    "grad_norm": "grad {:.2f}",
+}
+
+
+def figures(logs: Mapping[str, float]) -> str:
+    """The metrics of a training step on one short line; nothing of what is no training step."""
+    if "loss" not in logs:
+        return ""
+    return "  ".join(form.format(logs[name]) for name, form in _SHOWN.items() if name in logs)

@@ -46,7 +46,7 @@ Start and reference: {start}. The reference was scored once by reflogp
 | rewards/accuracies | {first.accuracy:.3f} | {last.accuracy:.3f} |
 
 These figures are of the training data. {_held_out(record)}
-"""
+{_warnings(record)}"""
 
 
 def _held_out(record: RunRecord) -> str:
@@ -58,3 +58,9 @@ def _held_out(record: RunRecord) -> str:
         f"{found.loss:.4f}, rewards/margins {found.margin:.4f}, rewards/accuracies "
         f"{found.accuracy:.3f}."
     )
+
+
+def _warnings(record: RunRecord) -> str:
+    if not record.warnings:
+        return ""
+    return "\n## Warnings\n\n" + "".join(f"- {warning}\n" for warning in record.warnings)

@@ -16,6 +16,7 @@ from data_schemas.errors import InputError, ReflogpError
 from data_schemas.manifest import Manifest
 from data_schemas.run_record import RunRecord, StepMetrics
 from stages.progress import Console
+from stages.train.advice.callback import Adviser
 from stages.train.agreement import disagreement, first_margin_noise
 from stages.train.arguments import training_arguments
 from stages.train.cached_pairs import CachedPairs, Pairs
@@ -77,6 +78,7 @@ def train(job: Job, console: Console) -> RunRecord:
     if job.adapter is not None and config.lora_r:
         console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
     collate, layout = choose_layout(policy, config.layout)
+    adviser = Adviser(config, console)
     console.say(f"batches: {layout}")
     trainer = PreferenceTrainer(
         model=policy,
@@ -84,7 +86,7 @@ def train(job: Job, console: Console) -> RunRecord:
         train_dataset=pairs,
         eval_dataset=evaluated,
         collate=collate,
-        callbacks=_callbacks(job, console),
+        callbacks=[adviser, *_callbacks(job, console)],
         loss=objective(
             config.losses,
             beta=config.beta,
@@ -122,6 +124,7 @@ def train(job: Job, console: Console) -> RunRecord:
         evaluation=_best_evaluation(trainer),
         best_step=trainer.state.best_global_step,
         resumed_from=None if resumed is None else int(resumed.name.rpartition("-")[2]),
+        warnings=adviser.warnings,
         started_at=started_at,
         seconds=time.monotonic() - begin,
         pairs_per_second=trainer.pairs_seen / loop_seconds,
@@ -236,5 +239,9 @@ def _mean(steps: list[dict[str, float]], prefix: str = "") -> StepMetrics:
         return sum(step[prefix + name] for step in steps) / len(steps)
 
     return StepMetrics(
-        loss=mean("loss"), margin=mean("rewards/margins"), accuracy=mean("rewards/accuracies")
+        loss=mean("loss"),
+        margin=mean("rewards/margins"),
+        accuracy=mean("rewards/accuracies"),
+        margin_per_token=mean("rewards/margins_per_token"),
+        accuracy_per_token=mean("rewards/accuracies_per_token"),
     )

@@ -14,6 +14,7 @@ from stages.response_logps import response_logps_and_squares
 from stages.train.batches import Batch, Collate
 from stages.train.cached_pairs import Pair
 from stages.train.fsdp_on_cpu import enable_fsdp_on_cpu
+from stages.train.length_correlation import correlated, moments
 from stages.train.losses.inputs import PairLogps
 from stages.train.losses.objective import Objective, PreferenceLoss
 from stages.train.means import Means
@@ -33,8 +34,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     It logs, as means over the pairs since the last log, the field's metrics: rewards/chosen,
     rewards/rejected, rewards/margins, rewards/accuracies, logps/chosen, logps/rejected; and with
     each reward over its response's tokens, rewards/margins_per_token and
-    rewards/accuracies_per_token: a margin that only longer responses give is not in them. An
-    evaluation logs the same, and the loss, with eval_ before the names.
+    rewards/accuracies_per_token: a margin that only longer responses give is not in them. Further
+    lengths/chosen, lengths/rejected, in tokens, and rewards/length_correlation. An evaluation logs
+    the same, and the loss, with eval_ before the names.
 
     Attributes:
         pairs_seen: pairs that went through the loss, in all processes together.
@@ -110,7 +112,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 loss = {"loss": result.loss[: None if counted else 0]}
                 means.add(loss | _metrics(result, pairs, counted=counted))
         model.train(was_training)
-        found = means.take(self._over_processes())
+        found = correlated(means.take(self._over_processes()))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         handler: Any = self.callback_handler
@@ -138,7 +140,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         """Add the metrics since the last log to what Trainer logs of training."""
         if "loss" in logs:
-            logs = logs | self._metrics.take(self._over_processes())
+            logs = logs | correlated(self._metrics.take(self._over_processes()))
         super().log(logs, *arguments, **options)
 
     def _shares(self, pairs: list[Pair]) -> list[Share]:
@@ -173,5 +175,8 @@ def _metrics(result: PreferenceLoss, pairs: PairLogps, *, counted: bool) -> dict
         "rewards/accuracies_per_token": result.margins_per_token > 0,
         "logps/chosen": pairs.policy_chosen,
         "logps/rejected": pairs.policy_rejected,
+        "lengths/chosen": pairs.chosen_tokens,
+        "lengths/rejected": pairs.rejected_tokens,
+        **moments(margins, pairs.chosen_tokens - pairs.rejected_tokens),
     }
     return found if counted else {name: values[:0] for name, values in found.items()}

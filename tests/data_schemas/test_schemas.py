@@ -16,6 +16,7 @@ from data_schemas.manifest import Manifest
 from data_schemas.plan_record import PlanRecord
 from data_schemas.run_record import RunRecord
 from data_schemas.shard_origin import Origin
+from data_schemas.sweep_record import SweepRecord
 
 DOCUMENTATION = Path(manifests.__file__).with_name("README.md").read_text(encoding="utf-8")
 
@@ -36,7 +37,7 @@ def test_every_column_is_documented_in_the_file_itself_and_in_the_readme(schema)
 
 
 def test_every_field_that_is_written_as_json_is_documented():
-    models = (Manifest, RunRecord, PlanRecord, Origin)
+    models = (Manifest, RunRecord, PlanRecord, Origin, SweepRecord)
     names = {name for model in models for name in model_fields(model)} | {*quarantine.Reason}
     assert len(names) > 60
     assert [name for name in sorted(names) if f"`{name}`" not in DOCUMENTATION] == []

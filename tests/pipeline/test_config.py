@@ -47,7 +47,7 @@ def precompute(**given: Any) -> PrecomputeConfig:
         ("trian: {}", "there is no section 'trian'; did you mean 'train'?"),
         ("reference: model", "no section 'reference'; it belongs under 'precompute'."),
         ("cache: folder", "no section 'cache'; it belongs under 'precompute' or 'train'."),
-        ("7: {}", "there is no section 7; known: precompute, train."),
+        ("7: {}", "there is no section 7; known: precompute, train, sweep."),
         ("train: {7: 1}", "there is no key 7; known: cache, "),
         ("- train", "expected keys with values, got list."),
         ("train: [1]", "train: expected keys with values, got list."),
@@ -80,7 +80,8 @@ def test_a_yaml_file_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "# nothing yet", "train:\nprecompute:\n", "train: {}"])
 def test_what_a_yaml_file_leaves_out_is_left_to_the_defaults(content, yaml_file):
-    assert load_file(yaml_file(content)) == {"precompute": {}, "train": {}} == load_file(None)
+    empty: dict[str, dict[str, object]] = {"precompute": {}, "train": {}, "sweep": {}}
+    assert load_file(yaml_file(content)) == empty == load_file(None)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_every_field_is_an_option_with_its_description_and_default(section):
     assert "--config" in text
 
 
-@pytest.mark.parametrize("command", ["precompute", "train", "run", "inspect"])
+@pytest.mark.parametrize("command", ["precompute", "train", "sweep", "run", "inspect"])
 def test_the_help_lists_every_command(command):
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert shown.exit_code == 0

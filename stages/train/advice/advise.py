@@ -1,0 +1,62 @@
+"""The rules, all of them, on one run."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from stages.train.advice.drift import falling_chosen, length_exploitation, reference_drift
+from stages.train.advice.history import evaluations, training
+from stages.train.advice.learning import (
+    always_clipped,
+    flat_margins,
+    memorised,
+    nothing_trained,
+    overfit,
+)
+from stages.train.advice.run import MIN_STEPS, Advice, Run
+from stages.train.losses.objective import uses
+
+RULES: tuple[Callable[[Run], Advice | None], ...] = (
+    nothing_trained,
+    reference_drift,
+    falling_chosen,
+    flat_margins,
+    length_exploitation,
+    overfit,
+    memorised,
+    always_clipped,
+)
+EXPLAINS = {
+    "nothing_trained": ("flat_margins",),
+    "reference_drift": ("flat_margins", "always_clipped"),
+}
+"""What follows from something worse, and would only lead away from it."""
+
+
+def advise(
+    history: Sequence[Mapping[str, float]],
+    *,
+    beta: float,
+    losses: Iterable[str],
+    total_steps: int | None = None,
+    max_grad_norm: float = 0.0,
+) -> list[Advice]:
+    """What goes wrong so far; nothing before MIN_STEPS steps.
+
+    Args:
+        history: what metrics.jsonl holds, in its order: each a `step` with either `loss` and the
+            other metrics of a training step, or `eval_loss` and those of an evaluation.
+        beta: of the rewards.
+        losses: names of the losses (registry.py).
+        total_steps: how many steps the run will have; None: it has ended.
+        max_grad_norm: where the gradient's norm is clipped; 0: it is not.
+    """
+    train = training(history)
+    if len(train) < MIN_STEPS:
+        return []
+    names = frozenset(losses)
+    share = train.steps[-1] / total_steps if total_steps else 1.0
+    reference = uses(dict.fromkeys(names, 1.0), "reference")
+    run = Run(train, evaluations(history), beta, names, reference, share, max_grad_norm)
+    found = [advice for rule in RULES if (advice := rule(run))]
+    codes = {advice.code for advice in found}
+    explained = {name for code in codes for name in EXPLAINS.get(code, ())}
+    return [advice for advice in found if advice.code not in explained]

@@ -1,0 +1,64 @@
+"""Gives advice while a run goes on, once each, and keeps it for the run's record."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from data_schemas.run_record import RunWarning
+from stages.progress import Console
+from stages.train.advice.advise import advise
+from stages.train.config import TrainConfig
+
+_LOOKS = 50  # a look goes through the whole history
+
+
+class Adviser(TrainerCallback):  # type: ignore[misc]
+    """Looks at the metrics at every fiftieth of the run, after every evaluation, and at the end."""
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self._config = config
+        self._console = console
+        self._found: dict[str, RunWarning] = {}
+
+    @property
+    def warnings(self) -> list[RunWarning]:
+        """All that was found, in the order in which it was first seen."""
+        return list(self._found.values())
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at all that was logged so far, now and then."""
+        due = state.global_step % max(1, state.max_steps // _LOOKS) == 0
+        if logs and ("eval_loss" in logs or ("loss" in logs and due)):
+            self._look(state, state.max_steps)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """A last look."""
+        self._look(state, state.global_step)
+
+    def _look(self, state: TrainerState, total_steps: int) -> None:
+        if not state.is_world_process_zero:
+            return
+        config, step = self._config, state.global_step
+        for code, message, remedy in advise(
+            state.log_history,
+            beta=config.beta,
+            losses=config.losses,
+            total_steps=total_steps,
+            max_grad_norm=config.max_grad_norm,
+        ):
+            earlier = self._found.get(code)
+            first = step if earlier is None else earlier.first_step
+            self._found[code] = RunWarning(
+                code=code, message=message, remedy=remedy, first_step=first, last_step=step
+            )
+            if earlier is None:
+                self._console.warn(f"step {step}: {message} {remedy}")

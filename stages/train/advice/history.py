@@ -1,0 +1,81 @@
+"""Logged metrics -> columns, and means of them with what noise they have."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Column = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A mean over steps and its standard error."""
+
+    mean: float
+    error: float
+
+    def above(self, level: float, errors: float) -> bool:
+        """Whether it lies above `level` by more than so many standard errors."""
+        return self.mean - level > errors * self.error
+
+    def minus(self, other: "Estimate") -> "Estimate":
+        """The difference of two means over different steps."""
+        return Estimate(self.mean - other.mean, math.hypot(self.error, other.error))
+
+    def over(self, divisor: float) -> "Estimate":
+        """The same in other units."""
+        return Estimate(self.mean / divisor, self.error / abs(divisor))
+
+    def magnitude(self) -> "Estimate":
+        """How far from 0."""
+        return Estimate(abs(self.mean), self.error)
+
+
+class Columns:
+    """Metrics of one kind, step by step.
+
+    Attributes:
+        steps: float64 [n], optimizer steps at which they were logged, rising.
+    """
+
+    def __init__(self, entries: Sequence[Mapping[str, float]], prefix: str = "") -> None:
+        self._entries = entries
+        self._prefix = prefix
+        self.steps = np.array([entry["step"] for entry in entries], np.float64)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, name: str) -> Column:
+        """float64 [n]; NaN where a step did not log it."""
+        name = self._prefix + name
+        return np.array([entry.get(name, math.nan) for entry in self._entries], np.float64)
+
+
+def training(history: Sequence[Mapping[str, float]]) -> Columns:
+    """What was logged of training steps."""
+    return Columns([entry for entry in history if "loss" in entry])
+
+
+def evaluations(history: Sequence[Mapping[str, float]]) -> Columns:
+    """What was logged of evaluations; names without eval_."""
+    return Columns([entry for entry in history if "eval_loss" in entry], "eval_")
+
+
+def estimate(values: Column) -> Estimate:
+    """The mean of the values that are there, and its standard error; NaN where there are none.
+
+    Steps hold other pairs each, so they count as independent; a trend within them only makes the
+    error larger.
+    """
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return Estimate(float(values[0]) if len(values) else math.nan, math.inf)
+    return Estimate(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)))
+
+
+def last(values: Column, share: float, fewest: int) -> Column:
+    """The last `share` of the values, but not fewer than `fewest`."""
+    return values[-max(fewest, round(share * len(values))) :]

@@ -1,0 +1,160 @@
+"""Whether it learns: nothing, only the training pairs, or at a pace that the clipping sets."""
+
+import math
+
+import numpy as np
+
+from stages.train.advice.history import Estimate, estimate, last
+from stages.train.advice.run import (
+    CLEAR,
+    MIN_STEPS,
+    MIN_WINDOW,
+    RECENT,
+    UNCLEAR,
+    Advice,
+    Run,
+)
+
+# A third of the run is more than its warm-up. A mean margin below 0.1 nats orders no pair, and the
+# rounding of bfloat16 alone can give it where one side is longer.
+FLAT_AFTER = 1 / 3
+FLAT_MIN_STEPS = 20
+FLAT_NATS = 0.1
+MOVED_NATS = 0.5  # a policy that moved by this and has no margin was led by nothing
+
+# Two evaluations in a row that give back a tenth of what was won, and a hundredth of the loss: the
+# same pairs are evaluated each time, so they differ by less than that without a reason.
+OVERFIT_GIVEN_BACK = 0.1
+OVERFIT_RELATIVE = 0.01
+STALL_GAIN = 0.1  # the evaluation's margin gains less than a tenth of what training's gains
+
+# At a twentieth of its first value a logistic loss has a fifteenth of its first gradient.
+MEMORISED_LOSS = 0.05
+
+# Norms of one to two at a limit of 1 are usual, and AdamW hardly feels them. Three times the limit,
+# in nine steps of ten, is a step size set by the clipping.
+CLIPPED_TIMES = 3.0
+CLIPPED_SHARE = 0.9
+
+# float32 carries seven digits: a loss that moves by less than this did not move.
+CONSTANT = 1e-6
+
+
+def nothing_trained(run: Run) -> Advice | None:
+    """Not a single step changed anything."""
+    loss, norms = run.train["loss"], run.train["grad_norm"]
+    still = bool((norms == 0).all())
+    if not still and np.ptp(loss) > CONSTANT * abs(loss.mean()):
+        return None
+    why = "every gradient is 0" if still else f"the loss is {loss[-1]:.6f} in every step"
+    return Advice(
+        "nothing_trained",
+        f"Nothing is trained: {why}, over {len(loss)} steps.",
+        "Check --learning-rate, and that --lora-targets names modules that the model uses.",
+    )
+
+
+def flat_margins(run: Run) -> Advice | None:
+    """After a third of the run the margin has not left its noise."""
+    if run.share < FLAT_AFTER or len(run.train) < FLAT_MIN_STEPS:
+        return None
+    margin = run.late("rewards/margins")
+    if not run.reference:  # then it starts anywhere
+        margin = margin.minus(estimate(run.train["rewards/margins"][:MIN_STEPS]))
+    rises = margin.above(0, UNCLEAR) and margin.mean > FLAT_NATS * run.beta
+    if rises or math.isnan(margin.mean):
+        return None
+    moved = [
+        side
+        for side in ("chosen", "rejected")
+        if run.reference
+        and (nats := run.late(f"rewards/{side}").over(run.beta).magnitude()).above(0, CLEAR)
+        and nats.mean > MOVED_NATS
+    ]
+    figures = f"{margin.mean:+.2g} +- {margin.error:.1g} over the second half of the steps so far"
+    if moved:
+        return Advice(
+            "flat_margins",
+            f"The margin has not left its noise ({figures}), although the policy moves: the labels "
+            "do not lead it.",
+            "Check that chosen and rejected are not mixed up or alike; for noisy labels --loss "
+            "robust or cdpo.",
+        )
+    rate = np.nanmax(run.train["learning_rate"])
+    return Advice(
+        "flat_margins",
+        f"The margin has not left its noise ({figures}): the policy hardly moves.",
+        f"Raise --learning-rate (its peak so far is {rate:g}) or --lora-r, or train longer.",
+    )
+
+
+def overfit(run: Run) -> Advice | None:
+    """On held-out pairs it gets worse, or no better, while on training pairs it gets better."""
+    losses, steps = run.evals["loss"], run.evals.steps
+    if len(losses) < 3:
+        return None
+    best = int(losses.argmin())
+    rise = OVERFIT_RELATIVE * abs(losses[best])
+    rise += OVERFIT_GIVEN_BACK * max(0.0, losses[0] - losses[best])
+    remedy = (
+        f"Train fewer --epochs (step {steps[best]:.0f} evaluates best), set --early-stopping, "
+        "lower --learning-rate, or raise --beta."
+    )
+    fallen = _gain(run, "loss", steps[best]).over(-1)
+    if min(losses[-2:]) > losses[best] + rise and fallen.above(0, UNCLEAR):
+        return Advice(
+            "overfit",
+            f"The evaluation's loss rises, {losses[best]:.4f} at step {steps[best]:.0f} to "
+            f"{losses[-1]:.4f}, while training's falls.",
+            remedy,
+        )
+    margins, middle = run.evals["rewards/margins"], len(losses) // 2
+    gain = _gain(run, "rewards/margins", steps[middle])
+    stalls = margins[-1] - margins[middle] < STALL_GAIN * gain.mean
+    ahead = run.recent("rewards/margins").mean > 2 * margins[-1]
+    if len(losses) > 3 and gain.above(0, CLEAR) and stalls and ahead:
+        return Advice(
+            "overfit",
+            f"The evaluation's margin stalls, {margins[middle]:+.3f} at step {steps[middle]:.0f} "
+            f"and {margins[-1]:+.3f} now, while training's rises by {gain.mean:.3f}.",
+            remedy,
+        )
+    return None
+
+
+def memorised(run: Run) -> Advice | None:
+    """There is nothing left to learn from these pairs."""
+    accuracies = last(run.train["rewards/accuracies"], RECENT, MIN_WINDOW)
+    start, loss = run.train["loss"][:MIN_WINDOW].mean(), run.recent("loss").mean
+    if not (accuracies == 1).all() or not 0 <= loss < MEMORISED_LOSS * start:
+        return None
+    return Advice(
+        "memorised",
+        f"Every pair of the last {len(accuracies)} steps is ordered right, at a loss of "
+        f"{loss:.4f}: the pairs are memorised, or too easy.",
+        "Train fewer --epochs, lower --learning-rate, or raise --beta; judge by held-out pairs.",
+    )
+
+
+def always_clipped(run: Run) -> Advice | None:
+    """The clipping, not the learning rate, decides how far a step goes."""
+    norms = run.late_steps("grad_norm")
+    if not run.max_grad_norm or not np.isfinite(norms).any():
+        return None
+    share = float((norms > CLIPPED_TIMES * run.max_grad_norm).mean())
+    if share < CLIPPED_SHARE:
+        return None
+    return Advice(
+        "always_clipped",
+        f"The gradient is clipped nearly always: in {share:.0%} of the steps its norm is over "
+        f"{CLIPPED_TIMES:g} times the limit of {run.max_grad_norm:g}; the median is "
+        f"{np.median(norms):.1f}.",
+        f"Raise --max-grad-norm (towards {np.median(norms):.2g}), or enlarge --accumulation; where "
+        "the loss jumps, lower --learning-rate.",
+    )
+
+
+def _gain(run: Run, name: str, step: float) -> Estimate:
+    """By how much training's recent mean differs from that of the steps before `step`."""
+    before = run.train[name][run.train.steps <= step]
+    return run.recent(name).minus(estimate(last(before, RECENT, MIN_WINDOW)))
