@@ -1,6 +1,7 @@
 """What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
 
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from stages.progress import Advance
 
 _LINES = 10  # that a piped run with figures to tell gives
+_NAME_WIDTH = 8  # of "PROBLEM" and its like
 
 
 class _Rate(ProgressColumn):
@@ -102,3 +104,17 @@ class TerminalConsole:
     def text(self, text: str) -> None:
         """Print text on stdout as it is, for other programs to read."""
         self._results.print(text, markup=False, soft_wrap=True)
+
+    def paragraph(self, text: str, *, style: str = "", name: str = "") -> None:
+        """Print text on stdout, wrapped, beside a name in a narrow column of its own."""
+        indent = " " * (_NAME_WIDTH + 1)
+        lines = textwrap.wrap(text, self._results.width, initial_indent=indent,
+                              subsequent_indent=indent)  # fmt: skip
+        whole = Text("\n".join(lines).replace(indent, name.ljust(len(indent)), 1))
+        whole.stylize(style, 0, len(name))
+        self._results.print(whole, soft_wrap=True)
+
+    def command(self, text: str) -> None:
+        """Print a command on stdout in one line, however long, so that it can be copied."""
+        line = Text(f"{' ' * (_NAME_WIDTH + 1)}{text}", style="cyan")
+        self._results.print(line, soft_wrap=True)

@@ -19,21 +19,26 @@ ConfigFile = Annotated[
 
 
 def options_of(
-    model: type[BaseModel], **more: Any
+    model: type[BaseModel], *, config_file: bool = True, **more: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command `f(config, **given)` one option for each field of `model`.
 
     Args:
         model: the stage's configuration.
-        more: Typer annotations of options that are not part of a configuration.
+        config_file: whether the options may also stand in a YAML file, named by --config.
+        more: Typer annotations of what is not part of a configuration; one that admits no None is
+            required.
 
     An option that was not given arrives as None, so that a YAML file's value or the default holds.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = [_parameter(name, field) for name, field in model.model_fields.items()]
+        parameters = [
+            _parameter(name, field, config_file) for name, field in model.model_fields.items()
+        ]
         parameters += [_keyword(name, annotation) for name, annotation in more.items()]
-        parameters.append(_keyword("config", ConfigFile))
+        if config_file:
+            parameters.append(_keyword("config", ConfigFile))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
@@ -41,21 +46,25 @@ def options_of(
     return decorate
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo, config_file: bool) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     text = field.description or ""
     if field.is_required():
         text += " (required, here or in --config)"
     elif field.default not in (None, -1) and field.default_factory is None:
         text += f" (default {field.default})"
-    declarations = [f"{flag}/--no-{flag[2:]}"] if field.annotation is bool else [flag]
+    # --no-x is for whom the YAML file says x
+    negated = config_file and field.annotation is bool
+    declarations = [f"{flag}/--no-{flag[2:]}" if negated else flag]
     option = typer.Option(*declarations, help=text, show_default=False, metavar=_metavar(field))
     return _keyword(name, Annotated[_cli_type(field.annotation) | None, option])
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=None, annotation=annotation)
+    admits_none = type(None) in get_args(get_args(annotation)[0])
+    default = None if admits_none else inspect.Parameter.empty
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _cli_type(annotation: Any) -> Any:
