@@ -1,4 +1,5 @@
-"""What stage one costs around the engine: plan, score with a stub, shards, resume, seal, verify.
+"""What a cache costs around the engine: plan, score with a stub, shards, resume, seal, verify;
+diagnose and filter.
 
     python benchmarks/overhead.py [ROWS] [OUTPUT.json]
 
@@ -25,7 +26,9 @@ import numpy as np
 from data_schemas import plan_record
 from data_schemas.manifest import Inputs
 from data_schemas.plan_record import PlanRecord
+from pipeline.curate import run_diagnose, run_filter
 from pipeline.run import run_integrity
+from stages.filter.config import FilterRules
 from stages.precompute import planning, worker
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.finished import survey
@@ -156,6 +159,9 @@ def main() -> None:
         assert not found.missing
         sealing, manifest = timed(lambda: seal(job, plan, watch))
         verifying, problems = timed(lambda: run_integrity(folder, watch))
+        diagnosing, _ = timed(lambda: run_diagnose(folder, None, watch))
+        rules = FilterRules(drop_contradictions=True, drop_duplicates=True, max_similarity=0.9)
+        filtering, _ = timed(lambda: run_filter(folder, folder / "filtered", rules, watch))
         indexing, known = timed(lambda: KnownRows(folder, job.inputs.scoring_digest()))
         assert not problems
         assert manifest.counts.rows == len(known) == count
@@ -172,6 +178,8 @@ def main() -> None:
         "resume_seconds": resuming,
         "seal_seconds": sealing,
         "verify_seconds": verifying,
+        "diagnose_seconds": diagnosing,
+        "filter_seconds": filtering,
         "index_for_reuse_seconds": indexing,
         "peak_mib": watch.memory,
     }

@@ -36,6 +36,7 @@ class Inputs(Record):
     data: str = Field(description="Content of the source files, or the hub commit.")
     rules: str = Field(description="How rows are read and tokenized: columns, limits, truncation.")
     engine: str = Field(description="Scoring engine, its version, dtype and settings.")
+    filter: str = Field("none", description="The cache that was filtered and the rules, or none.")
 
     def digest(self) -> str:
         """One SHA-256 over all of them, in hex."""
@@ -43,7 +44,7 @@ class Inputs(Record):
 
     def scoring_digest(self) -> str:
         """One SHA-256 over what the log-probs of given token ids depend on."""
-        ids_only = {"tokenizer", "chat_template", "data", "rules"}
+        ids_only = {"tokenizer", "chat_template", "data", "rules", "filter"}
         return hashlib.sha256(json.dumps(self.model_dump(exclude=ids_only)).encode()).hexdigest()
 
     def differences(self, other: "Inputs") -> list[str]:
@@ -124,6 +125,18 @@ class Counts(Record):
         return sum(self.quarantined_by_reason.values())
 
 
+class Filtered(Record):
+    """Where a cache comes from that is another one, less some rows."""
+
+    cache: str = Field(description="The other cache, as the user gave it.")
+    cache_seal: str = Field(description="The seal of its manifest.")
+    cache_rows: Count = Field(description="Rows in it.")
+    filter_rules: dict[str, Any] = Field(description="The rules that were given, by name.")
+    dropped_by_reason: dict[str, int] = Field(
+        description="Rows that went, each by the first rule it broke. They are in the quarantine."
+    )
+
+
 class Timing(Record):
     """How long it took, all jobs together."""
 
@@ -156,6 +169,7 @@ class Manifest(Record):
         description="A small sample, rescored before the cache was sealed."
     )
     jobs: list[JobRecord] = Field(description="The runs that made it, in the order of their start.")
+    filtered: Filtered | None = Field(None, description="None: its rows were scored for it.")
     seal: str = Field("", description="SHA-256 of this file with an empty seal.")
 
 

@@ -27,6 +27,15 @@ class Reason(enum.StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     TOO_LONG = "too_long"
     BAD_SCORE = "bad_score"
+    # what `reflogp filter` drops
+    CONTRADICTION = "contradiction"
+    DUPLICATE = "duplicate"
+    TRUNCATED = "truncated"
+    REFERENCE_GAP = "reference_gap"
+    LENGTH_DIFFERENCE = "length_difference"
+    LENGTH_RATIO = "length_ratio"
+    LOW_LOGP = "low_logp"
+    TOO_SIMILAR = "too_similar"
 
 
 SCHEMA = pa.schema(

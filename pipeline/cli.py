@@ -8,23 +8,40 @@ from typing import Annotated, Any
 import typer
 
 from data_schemas import manifest as manifests
-from data_schemas.errors import ReflogpError
+from data_schemas.errors import InputError, ReflogpError
 from data_schemas.location import location
 from data_schemas.storage import reach
 from pipeline.config import build, load_file
 from pipeline.console import TerminalConsole
+from pipeline.curate import run_diagnose, run_filter, run_filter_trial
+from pipeline.findings import print_diagnosis
 from pipeline.options import options_of
 from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
-from pipeline.summary import cache_rows, inspect_rows, losses_table, train_rows, verify_rows
+from pipeline.summary import (
+    cache_rows,
+    dropped_rows,
+    filter_rows,
+    inspect_rows,
+    losses_table,
+    train_rows,
+    verify_rows,
+)
 from pipeline.sweep import axes, run_sweep
 from pipeline.sweep_table import MEANING, header
 from pipeline.sweep_table import rows as sweep_rows
+from stages.filter.config import FilterRules
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
 
 Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
 ListLosses = Annotated[
     bool | None, typer.Option("--list-losses", help="Print a table of the losses, and end.")
+]
+Output = Annotated[
+    str | None, typer.Option("--output", help="Folder or URL of the cache to write.")
+]
+DryRun = Annotated[
+    bool | None, typer.Option("--dry-run", help="Print what would be dropped, and end.")
 ]
 
 Varied = Annotated[
@@ -164,6 +181,48 @@ def verify(
         console.table("", verify_rows(damage, rescored))
     if damage or (rescored is not None and not rescored.passed):
         raise typer.Exit(1)
+
+
+@app.command()
+def diagnose(
+    cache: Cache,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page to this file, with charts and rows to look at."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Can these preferences teach anything? Ask before you spend the compute.
+
+    Length bias, near-identical pairs, duplicates, contradictions, outliers, what the reference
+    knows already; each with what to do. Reads the cache once and needs no model.
+    """
+    console = TerminalConsole()
+    found = run_diagnose(location(cache), html, console)
+    if json:
+        console.text(found.model_dump_json(indent=2))
+    else:
+        print_diagnosis(found, console)
+
+
+@app.command("filter")
+@options_of(FilterRules, config_file=False, cache=Cache, output=Output, dry_run=DryRun)
+def filter_(cache: str, output: str | None, dry_run: bool | None, **given: Any) -> None:
+    """Drop rows from a sealed cache; what is left is a sealed cache, too. Nothing is scored.
+
+    A row goes by the first rule that it breaks, in the order of the options. The rows that went
+    stand in the quarantine of the new cache, each with its reason.
+    """
+    rules, console, folder = build(FilterRules, {}, given), TerminalConsole(), location(cache)
+    if dry_run:
+        console.table("", dropped_rows(*run_filter_trial(folder, rules, console)))
+        return
+    if output is None:
+        raise InputError("--output is required, but for --dry-run: the folder of the new cache.")
+    target = location(output)
+    manifest = run_filter(folder, target, rules, console)
+    made = filter_rows(manifest.filtered) if manifest.filtered else []
+    console.table("", cache_rows(target, manifest) + made)
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     engine = choose(config.engine, reference)
     dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
     inputs = precompute_inputs(reference, adapter, config, engine, dtype)
-    earlier = _earlier_manifest(config.cache, console)
+    earlier = earlier_manifest(config.cache, console)
     if earlier is not None:
         changed = earlier.inputs.differences(inputs)
         changed += [f"{name} (damaged)" for name in missing_files(config.cache, earlier)]
@@ -149,7 +149,7 @@ def run_verify(
     if differing:
         raise InputError(
             f"--reference {checkpoint} is not the checkpoint that was scored "
-            f"({_described(manifest)}): {', '.join(differing)} differ."
+            f"({described(manifest)}): {', '.join(differing)} differ."
         )
     from stages.verify.stage import verify
 
@@ -166,7 +166,8 @@ def _quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _earlier_manifest(cache: Path, console: Console) -> Manifest | None:
+def earlier_manifest(cache: Path, console: Console) -> Manifest | None:
+    """The manifest of the cache that a command will replace, if there is one that can be read."""
     if not manifests.is_sealed(cache):
         return None
     try:
@@ -192,12 +193,12 @@ def _require_same_start(
     if not differing:
         return
     message = (
-        f"the policy {policy} is not the checkpoint that was scored ({_described(manifest)}): "
+        f"the policy {policy} is not the checkpoint that was scored ({described(manifest)}): "
         f"{', '.join(differing)} differ."
     )
     if not config.allow_mismatch:
         raise InputError(
-            f"{message} Give --policy {_described(manifest)}, precompute a cache for this "
+            f"{message} Give --policy {described(manifest)}, precompute a cache for this "
             "policy, or pass --allow-mismatch."
         )
     console.warn(message)
@@ -246,7 +247,7 @@ def _start(
     return model_folders(str(places[0]), adapter or places[1], option)
 
 
-def _described(manifest: Manifest) -> str:
+def described(manifest: Manifest) -> str:
     """The reference, as it is given on the command line."""
     reference = manifest.reference
     return reference.name + (f" --adapter {reference.adapter}" if reference.adapter else "")

@@ -1,9 +1,10 @@
 """What a stage made, as the rows of a table for people."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_schemas.job_record import JobRecord
-from data_schemas.manifest import Manifest
+from data_schemas.manifest import Filtered, Manifest
 from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
 
@@ -49,9 +50,33 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
         ("sealed", f"{manifest.timing.sealed_at:%Y-%m-%d %H:%M} UTC by reflogp "
          f"{manifest.reflogp_version}"),
     ]  # fmt: skip
+    if manifest.filtered is not None:
+        rows += filter_rows(manifest.filtered)
     rows += _jobs(manifest.jobs)
     rows += [(f"{name} hash", digest[:16]) for name, digest in manifest.inputs.model_dump().items()]
     return rows
+
+
+def filter_rows(filtered: Filtered) -> Rows:
+    """Which cache a filtered one was made from, by which rules, and what went."""
+    rules = ", ".join(
+        name if value is True else f"{name}={value}"
+        for name, value in filtered.filter_rules.items()
+    )
+    return [
+        ("filtered", f"{filtered.cache} ({filtered.cache_rows:,} rows) by {rules}"),
+        *dropped_rows(filtered.cache_rows, filtered.dropped_by_reason),
+    ]
+
+
+def dropped_rows(total: int, reasons: Mapping[str, int]) -> Rows:
+    """What a filter drops, and what is left."""
+    gone = sum(reasons.values())
+    text = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"
+    return [
+        ("dropped", f"{gone:,} of {total:,} rows ({gone / max(total, 1):.1%}): {text}"),
+        ("left", f"{total - gone:,}"),
+    ]
 
 
 def _jobs(jobs: list[JobRecord]) -> Rows:

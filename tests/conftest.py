@@ -11,6 +11,7 @@ from pipeline.run import run_precompute
 from stages.precompute.config import PrecomputeConfig
 from stages.progress import Advance
 from tests.checkpoints import EXAMPLES, make_checkpoint
+from tests.planted import faulty, ids_of, unpaired  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,9 @@ def test_bad_input_gives_one_message_and_exit_code_2(arguments, expected, tmp_pa
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
-@pytest.mark.parametrize("command", ["", "precompute", "train", "sweep", "run", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["", "precompute", "train", "sweep", "run", "inspect", "diagnose", "filter"]
+)
 def test_help_needs_no_torch(command, tmp_path):
     code = (
         "import sys; from pipeline.cli import app\n"

@@ -1,0 +1,81 @@
+"""Diagnose and filter: what a sealed cache can teach, and a cache without what cannot."""
+
+from collections import Counter
+from pathlib import Path
+
+from data_schemas import manifest as manifests
+from data_schemas.atomic import write_text
+from data_schemas.errors import InputError
+from data_schemas.location import is_local
+from data_schemas.manifest import Manifest, missing_files
+from data_schemas.storage import reach, require_writable
+from pipeline.run import described, earlier_manifest
+from stages.diagnose.diagnosis import Diagnosis
+from stages.diagnose.page import page
+from stages.diagnose.stage import diagnose
+from stages.diagnose.texts import decoder
+from stages.filter.config import FilterRules
+from stages.filter.stage import dropped, filter_cache, filtered_inputs
+from stages.precompute.leftovers import remove_leftovers
+from stages.progress import Console
+
+
+def run_diagnose(cache: Path, html: Path | None, console: Console) -> Diagnosis:
+    """Say what a sealed cache can teach, and write the page if `html` is given.
+
+    Raises:
+        InputError: the cache is not sealed or damaged, or what pages need is not installed.
+    """
+    reach(cache)
+    manifest = manifests.read(cache)
+    found = diagnose(cache, manifest, console, decoder(manifest) if html else None)
+    if html is not None:
+        write_text(html, page(found, described(manifest)))
+        console.say(f"written: {html}")
+    return found
+
+
+def run_filter(cache: Path, output: Path, rules: FilterRules, console: Console) -> Manifest:
+    """Write a cache without the rows that break a rule, unless `output` holds that very cache.
+
+    Raises:
+        InputError: a cache cannot be used, or `output` holds one that was scored.
+    """
+    reach(cache)
+    reach(output)
+    manifest = manifests.read(cache)
+    if _same_place(cache, output):
+        raise InputError(f"--output {output}: that is the cache itself. Give another folder.")
+    earlier = earlier_manifest(output, console)
+    if earlier is not None:
+        if earlier.filtered is None:
+            raise InputError(
+                f"--output {output}: holds a cache that was scored, which would be lost. Give "
+                "another folder."
+            )
+        if earlier.inputs == filtered_inputs(manifest, rules) and not missing_files(
+            output, earlier
+        ):
+            console.say(f"filter: up to date: {output} was made from this cache by these rules")
+            remove_leftovers(output, earlier)
+            return earlier
+        console.say(f"filter: {output} is made anew: the cache or the rules changed")
+    require_writable(output / ".filter.tmp")
+    return filter_cache(cache, output, manifest, rules, console)
+
+
+def run_filter_trial(cache: Path, rules: FilterRules, console: Console) -> tuple[int, Counter[str]]:
+    """How many rows a cache has, and how many of them a filter would drop, by reason.
+
+    Raises:
+        InputError: the cache cannot be used.
+    """
+    reach(cache)
+    manifest = manifests.read(cache)
+    return manifest.counts.rows, dropped(cache, manifest, rules, console)
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    if is_local(one) and is_local(other):
+        return one.resolve() == other.resolve()
+    return str(one).rstrip("/") == str(other).rstrip("/")

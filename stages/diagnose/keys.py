@@ -1,0 +1,77 @@
+"""Token ids -> 64-bit keys, so that equal pairs and swapped ones are found among millions.
+
+A key takes 8 bytes a row. Two different rows share one by chance once in 18 million caches of a
+million rows. A whole pair's key is the same for the pair and for its swap, but for its lowest bit.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Keys = NDArray[np.uint64]
+
+_ORDER = np.uint64(1)
+
+
+def lengths(column: pa.Array) -> NDArray[np.int64]:
+    """Tokens in each list, int64 [rows]; 0 where it is null."""
+    found: NDArray[np.int64] = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    return found.astype(np.int64)
+
+
+def list_keys(column: pa.Array) -> Keys:
+    """A key of each list of token ids, uint64 [rows]; 0 where it is null or empty.
+
+    It is the sum of a hash of every token with its position, so that no order is lost.
+    """
+    counts = lengths(column)
+    ends = np.cumsum(counts)
+    tokens = column.flatten().to_numpy().astype(np.uint64)
+    places = np.arange(len(tokens), dtype=np.uint64) - np.repeat(ends - counts, counts).astype(
+        np.uint64
+    )
+    hashed = mixed(tokens | (places + np.uint64(1)) << np.uint64(32))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashed)])  # wraps around
+    found: Keys = sums[ends] - sums[ends - counts]
+    return found
+
+
+def pair_keys(prompts: pa.Array, chosen: pa.Array, rejected: pa.Array) -> Keys:
+    """A key of each row, uint64 [rows]; the swapped pair's differs in the lowest bit only.
+
+    Of an unpaired row the response that is absent has the key 0, so that the same response with the
+    other label is its swap.
+    """
+    good, bad = list_keys(chosen), list_keys(rejected)
+    either = mixed(mixed(~list_keys(prompts)) + mixed(good) + mixed(bad))
+    return (either & ~_ORDER) | (good < bad).astype(np.uint64)
+
+
+def repeated(keys: Keys, source_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows stand in the data a second time or more; the first of them is not marked.
+
+    Args:
+        keys: of pair_keys, uint64 [rows].
+        source_rows: position of each in the data, int64 [rows].
+    """
+    order = np.lexsort((source_rows, keys))
+    again = np.zeros(len(keys), bool)
+    again[order[1:]] = keys[order][1:] == keys[order][:-1]
+    return again
+
+
+def contradictory(keys: Keys) -> NDArray[np.bool_]:
+    """Which rows stand in the data with the opposite preference, too, bool [rows]."""
+    distinct = np.unique(keys)
+    place = np.searchsorted(distinct, keys ^ _ORDER)
+    place[place == len(distinct)] = 0
+    found: NDArray[np.bool_] = distinct[place] == keys ^ _ORDER if len(distinct) else keys == 1
+    return found
+
+
+def mixed(values: Keys) -> Keys:
+    """splitmix64's finalizer (Steele et al. 2014): each bit of the input changes half of all."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,119 @@
+"""A shard -> a few numbers a row, from which findings and filters are made.
+
+The log-probs of each token are not read: their sums stand in the shard, too.
+"""
+
+from typing import NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stages.diagnose.keys import Keys, lengths, pair_keys
+
+COLUMNS = [
+    "source_row", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_truncated",
+    "rejected_truncated", "confidence", "ref_chosen_logp_sum", "ref_rejected_logp_sum",
+]  # fmt: skip
+"""All that is read of a shard."""
+
+_ROWS = 4096  # hashed at a time: a million tokens, 8 MB
+
+Floats = NDArray[np.float64]
+
+
+class Measures(NamedTuple):
+    """Of each row, in the cache's order. An unpaired row's other response has 0 tokens and NaN.
+
+    Attributes:
+        source_row: position in the data, int64 [rows].
+        chosen_tokens, rejected_tokens: lengths with EOS, int64 [rows].
+        chosen_logp, rejected_logp: log pi_ref(y|x) in nats, float64 [rows].
+        truncated: a response lost its end to max_length, bool [rows].
+        confidence: of the annotators, or chosen minus rejected score; NaN: none; float64 [rows].
+        key: of the token ids (keys.py), uint64 [rows].
+    """
+
+    source_row: NDArray[np.int64]
+    chosen_tokens: NDArray[np.int64]
+    rejected_tokens: NDArray[np.int64]
+    chosen_logp: Floats
+    rejected_logp: Floats
+    truncated: NDArray[np.bool_]
+    confidence: Floats
+    key: Keys
+
+    @property
+    def length_difference(self) -> NDArray[np.int64]:
+        """Tokens that the chosen response has more than the rejected one, int64 [rows]."""
+        return self.chosen_tokens - self.rejected_tokens
+
+    @property
+    def length_ratio(self) -> Floats:
+        """Tokens of the longer response over those of the shorter, float64 [rows]."""
+        longer = np.maximum(self.chosen_tokens, self.rejected_tokens)
+        shorter = np.minimum(self.chosen_tokens, self.rejected_tokens)
+        return np.asarray(longer / np.maximum(shorter, 1))
+
+    @property
+    def gap(self) -> Floats:
+        """log pi_ref(y_w|x) - log pi_ref(y_l|x) in nats, float64 [rows]."""
+        return self.chosen_logp - self.rejected_logp
+
+    @property
+    def chosen_per_token(self) -> Floats:
+        """Mean log-prob of a token of the chosen response in nats, float64 [rows]."""
+        return np.asarray(self.chosen_logp / np.maximum(self.chosen_tokens, 1))
+
+    @property
+    def rejected_per_token(self) -> Floats:
+        """Mean log-prob of a token of the rejected response in nats, float64 [rows]."""
+        return np.asarray(self.rejected_logp / np.maximum(self.rejected_tokens, 1))
+
+    def take(self, rows: NDArray[np.int64] | slice) -> Self:
+        """Some of the rows."""
+        return type(self)(*(column[rows] for column in self))  # type: ignore[arg-type]
+
+
+def measure(table: pa.Table) -> Measures:
+    """The measures of a table that has COLUMNS."""
+    chosen, rejected = (_column(table, f"{side}_ids") for side in ("chosen", "rejected"))
+    return Measures(
+        source_row=_column(table, "source_row").to_numpy(),
+        chosen_tokens=lengths(chosen),
+        rejected_tokens=lengths(rejected),
+        chosen_logp=_numbers(table, "ref_chosen_logp_sum"),
+        rejected_logp=_numbers(table, "ref_rejected_logp_sum"),
+        truncated=_flags(table, "chosen_truncated") | _flags(table, "rejected_truncated"),
+        confidence=_numbers(table, "confidence"),
+        key=_keys(table),
+    )
+
+
+def joined(parts: list[Measures]) -> Measures:
+    """The rows of all parts, one after the other."""
+    return Measures(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _keys(table: pa.Table) -> Keys:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    parts = [np.zeros(0, np.uint64)]
+    for start in range(0, table.num_rows, _ROWS):
+        some = table.slice(start, _ROWS)
+        parts.append(pair_keys(*(_column(some, name) for name in names)))
+    return np.concatenate(parts)
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    return table.column(name).combine_chunks()
+
+
+def _numbers(table: pa.Table, name: str) -> Floats:
+    found: Floats = pc.fill_null(_column(table, name), np.nan).to_numpy()
+    return found
+
+
+def _flags(table: pa.Table, name: str) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = _column(table, name).to_numpy(zero_copy_only=False)
+    return found

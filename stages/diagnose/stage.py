@@ -1,0 +1,133 @@
+"""Diagnose, joined: cache -> facts -> findings, suggestion, histograms, rows to look at."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_schemas.cache_shard import read_shard
+from data_schemas.manifest import Manifest
+from stages.diagnose import statistics
+from stages.diagnose.diagnosis import Diagnosis, Example, Histogram
+from stages.diagnose.findings import findings
+from stages.diagnose.outliers import FAR, distance
+from stages.diagnose.pair_findings import NEAR
+from stages.diagnose.suggest import suggest, verdict
+from stages.diagnose.survey import Facts, survey
+from stages.diagnose.texts import Decoder
+from stages.progress import Console
+
+_EXAMPLES = 5  # of each kind
+
+
+def diagnose(
+    cache: Path, manifest: Manifest, console: Console, decoder: Decoder | None = None
+) -> Diagnosis:
+    """What can be learned from a sealed cache.
+
+    Args:
+        cache: its folder.
+        manifest: its manifest.
+        console: for progress.
+        decoder: where the texts of the examples are wanted.
+
+    Raises:
+        InputError: the cache is empty, or a shard is missing or damaged.
+    """
+    with console.track("reading", len(manifest.shards), "shards") as advance:
+        facts = survey(cache, manifest, advance)
+    found = findings(facts)
+    examples = list(_examples(facts))
+    texts = [example for _, example in examples]
+    if decoder is not None:
+        texts = [_with_text(cache, manifest, decoder, *one) for one in examples]
+    return Diagnosis(
+        cache=str(cache),
+        kind=facts.kind,
+        rows=facts.rows,
+        measured=len(facts.positions),
+        compared=len(facts.compared),
+        verdict=verdict(found),
+        findings=found,
+        suggestion=suggest(facts, found),
+        histograms=list(_histograms(facts)),
+        examples=texts,
+    )
+
+
+def _histograms(facts: Facts) -> Iterator[Histogram]:
+    measures = facts.measures
+    if facts.kind == "paired":
+        difference = measures.length_difference.astype(float)
+        yield _histogram(
+            "length", "Length difference: chosen minus rejected", "tokens", "pairs",
+            {"pairs": difference}, quantum=1,
+        )  # fmt: skip
+        yield _histogram(
+            "gap", "Reference margin: log π_ref(chosen) - log π_ref(rejected)", "nats", "pairs",
+            {"pairs": measures.gap},
+        )  # fmt: skip
+        borders = np.linspace(0, 1, 41)
+        yield Histogram(
+            name="similarity",
+            title="Similarity of both responses: tokens in common, in order",
+            unit="share",
+            of="pairs",
+            edges=borders.tolist(),
+            series={"pairs": statistics.histogram(facts.compared, borders)},
+        )
+    yield _histogram(
+        "logp", "Mean log-prob of a token under the reference", "nats", "responses",
+        {
+            "chosen": measures.chosen_per_token[measures.chosen_tokens > 0],
+            "rejected": measures.rejected_per_token[measures.rejected_tokens > 0],
+        },
+    )  # fmt: skip
+
+
+def _histogram(
+    name: str, title: str, unit: str, of: str,
+    series: dict[str, NDArray[np.float64]], quantum: float = 0.0,
+) -> Histogram:  # fmt: skip
+    borders = statistics.edges(np.concatenate(list(series.values())), quantum)
+    return Histogram(
+        name=name,
+        title=title,
+        unit=unit,
+        of=of,
+        edges=borders.tolist(),
+        series={key: statistics.histogram(values, borders) for key, values in series.items()},
+    )
+
+
+def _examples(facts: Facts) -> Iterator[tuple[int, Example]]:
+    """Rows to look at, with their positions in the cache; the most striking first."""
+    far = distance(facts.measures)
+    alike = np.nan_to_num(facts.similarity)
+    for values, least, why in (
+        (far, FAR, "an outlier, {:.1f} standard deviations off"),
+        (alike, NEAR, "near-identical: similarity {:.3f}"),
+    ):
+        for row in np.argsort(-values, kind="stable")[:_EXAMPLES]:
+            if values[row] >= least:
+                source_row = int(facts.measures.source_row[row])
+                yield (
+                    int(facts.positions[row]),
+                    Example(source_row=source_row, why=why.format(values[row])),
+                )
+
+
+def _with_text(
+    cache: Path, manifest: Manifest, decoder: Decoder, position: int, example: Example
+) -> Example:
+    for shard in manifest.shards:
+        if position < shard.rows:
+            names = ["prompt_ids", "chosen_ids", "rejected_ids"]
+            row = read_shard(cache / shard.file, names).slice(position, 1).to_pylist()[0]
+            prompt, chosen, rejected = (decoder(row[name] or []) for name in names)
+            return example.model_copy(
+                update={"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            )
+        position -= shard.rows
+    return example

@@ -1,0 +1,122 @@
+"""One pass over the shards of a cache -> the measures that findings are made of, in flat memory.
+
+Of all rows 16 bytes are kept (key and position in the data, for what stands there twice); of at
+most about a million, drawn at random, also the measures; of about 10,000 the responses are compared
+token by token. Every n-th row would not do: on data with a period of ten it found 100% of the pairs
+near-identical, where 10% were.
+"""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from data_schemas.manifest import Manifest, Shard
+from data_schemas.storage import at_once
+from stages.diagnose.keys import Keys, contradictory, mixed, repeated
+from stages.diagnose.measures import COLUMNS, Floats, Measures, joined, measure
+from stages.diagnose.similarity import similarities
+
+_MEASURED = 1_000_000
+_COMPARED = 10_000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a cache.
+
+    Attributes:
+        cache: where it is, as it is written in a command.
+        rows, duplicates, contradictions, truncated: counts over all rows.
+        measures: of all rows, or of some half a million to a million, the same each time.
+        positions: of those in the cache, int64 [measured].
+        similarity: of both responses, NaN where they were not compared, float64 [measured].
+    """
+
+    cache: str
+    kind: Literal["paired", "unpaired"]
+    rows: int
+    duplicates: int
+    contradictions: int
+    truncated: int
+    measures: Measures
+    positions: NDArray[np.int64]
+    similarity: Floats
+
+    @property
+    def compared(self) -> Floats:
+        """The similarities that are known, float64 [compared]."""
+        return np.asarray(self.similarity[~np.isnan(self.similarity)])
+
+
+class _Part(NamedTuple):
+    """What is kept of a shard."""
+
+    measures: Measures
+    positions: NDArray[np.int64]
+    similarity: Floats
+    keys: Keys
+    source_rows: NDArray[np.int64]
+    truncated: int
+
+
+def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) -> Facts:
+    """Read what is needed of every shard.
+
+    Raises:
+        InputError: a shard is missing or damaged.
+    """
+    rows = sum(shard.rows for shard in manifest.shards)
+    if not rows:
+        raise InputError(f"{cache}: the cache holds no rows.")
+    every = -(-rows // _MEASURED)
+    compared_every = every * -(-rows // (every * _COMPARED))
+    first = np.cumsum([0, *(shard.rows for shard in manifest.shards)]).tolist()
+    paired = manifest.kind == "paired"
+
+    def look(numbered: tuple[int, Shard]) -> _Part:
+        start, shard = numbered
+        return _part(cache, shard, start, every, compared_every if paired else 0)
+
+    parts = []
+    for part in at_once(look, zip(first, manifest.shards, strict=False)):
+        parts.append(part)
+        advance(1)
+    keys = np.concatenate([part.keys for part in parts])
+    return Facts(
+        cache=shlex.quote(str(cache)),
+        kind=manifest.kind,
+        rows=rows,
+        duplicates=int(repeated(keys, np.concatenate([part.source_rows for part in parts])).sum()),
+        contradictions=int(contradictory(keys).sum()),
+        truncated=sum(part.truncated for part in parts),
+        measures=joined([part.measures for part in parts]),
+        positions=np.concatenate([part.positions for part in parts]),
+        similarity=np.concatenate([part.similarity for part in parts]),
+    )
+
+
+def _part(cache: Path, shard: Shard, start: int, every: int, compared_every: int) -> _Part:
+    table = read_shard(cache / shard.file, COLUMNS)
+    if table.num_rows != shard.rows:
+        raise InputError(
+            f"{cache / shard.file}: holds {table.num_rows} rows, the manifest says {shard.rows}. "
+            "Run `reflogp verify`."
+        )
+    whole = measure(table)
+    lots = mixed(np.arange(start, start + table.num_rows, dtype=np.uint64))
+    rows = np.flatnonzero(lots % np.uint64(every) == 0)
+    similar = np.full(len(rows), np.nan)
+    if compared_every:
+        picked = np.flatnonzero(lots[rows] % np.uint64(compared_every) == 0)
+        similar[picked] = similarities(table, rows[picked])
+    return _Part(
+        whole.take(rows), start + rows, similar, whole.key, whole.source_row,
+        int(whole.truncated.sum()),
+    )  # fmt: skip

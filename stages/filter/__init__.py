@@ -1,0 +1,1 @@
+"""A sealed cache, less the rows that break a rule -> another sealed cache. Nothing is scored."""

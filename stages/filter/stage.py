@@ -1,0 +1,226 @@
+"""Filter, joined: cache -> keys -> shard by shard, what stays and what goes -> a sealed cache."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from data_schemas.manifest import Counts, Filtered, Inputs, Manifest, Shard, require_intact
+from data_schemas.shard_origin import put_origin, read_origin
+from data_schemas.storage import at_once
+from stages.diagnose.keys import Keys, contradictory, repeated
+from stages.diagnose.measures import COLUMNS, measure
+from stages.filter.config import FilterRules
+from stages.filter.rules import Marks, faults
+from stages.precompute.faults import RowFault
+from stages.precompute.leftovers import remove_leftovers
+from stages.precompute.quarantine import Quarantine
+from stages.precompute.shards import count_tokens, describe, write_shard
+from stages.progress import Console
+
+_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+Judged = Iterator[tuple[Shard, pa.Table, dict[int, RowFault]]]
+
+
+def filtered_inputs(manifest: Manifest, rules: FilterRules) -> Inputs:
+    """What a filtered cache is made from: equal ones give an equal cache."""
+    content = json.dumps([manifest.seal, rules.given()], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return manifest.inputs.model_copy(update={"filter": digest})
+
+
+def dropped(cache: Path, manifest: Manifest, rules: FilterRules, console: Console) -> Counter[str]:
+    """How many rows would go, by reason. Raises as `filter_cache`."""
+    judged = _judged(cache, manifest, rules, console, COLUMNS)
+    return Counter(str(fault.reason) for _, _, wrong in judged for fault in wrong.values())
+
+
+def filter_cache(
+    cache: Path, output: Path, manifest: Manifest, rules: FilterRules, console: Console
+) -> Manifest:
+    """Write the rows of `cache` that keep the rules to `output`, and seal it.
+
+    Args:
+        cache: folder of a sealed cache.
+        output: another folder; a filtered cache that is sealed there stays until this one is.
+        manifest: of `cache`.
+        rules: at least one.
+        console: for progress.
+
+    Raises:
+        InputError: a rule does not fit the cache, a file is damaged, or no row is left.
+    """
+    inputs = filtered_inputs(manifest, rules)
+    stem = inputs.digest()[:8]
+    shards: list[Shard] = []
+    counts: Counter[str] = Counter()
+    aside = output / f"quarantine-{stem}.parquet"
+    require_intact(cache / manifest.quarantine.file, manifest.quarantine)
+    with Quarantine(aside) as quarantine:
+        quarantine.take_over(
+            cache / manifest.quarantine.file, manifest.counts.quarantined_by_reason
+        )
+        for shard, table, wrong in _judged(cache, manifest, rules, console):
+            _set_aside(quarantine, table, wrong, manifest.source.source)
+            kept = table.filter(pa.array(np.isin(np.arange(table.num_rows), [*wrong], invert=True)))
+            if kept.num_rows:
+                path = output / f"shard-{stem}-{len(shards):05d}.parquet"
+                shards.append(_write(kept, path, cache / shard.file, shard, inputs, len(shards)))
+                counts.update(_counted(kept), rows=kept.num_rows)
+        if not shards:
+            raise InputError(
+                f"{cache}: no row keeps these rules ({quarantine.summary()}). Give weaker ones; "
+                "--dry-run counts what each drops."
+            )
+    record = describe(aside, rows=quarantine.reasons.total(), tokens=0)
+    made = _manifest(cache, manifest, rules, inputs, shards, record, counts, quarantine.reasons)
+    earlier = _replaced(output)
+    made = manifests.write(output, made)
+    remove_leftovers(output, made, *earlier)
+    return made
+
+
+def _replaced(output: Path) -> list[Manifest]:
+    """What is sealed in the folder now, if anything is."""
+    try:
+        return [manifests.read(output)]
+    except InputError:
+        return []
+
+
+def _judged(
+    cache: Path,
+    manifest: Manifest,
+    rules: FilterRules,
+    console: Console,
+    columns: list[str] | None = None,
+) -> Judged:
+    """Each shard, its table, and what is wrong with rows of it."""
+    _require_fitting(cache, manifest, rules)
+    marks = _marks(cache, manifest, rules)
+    first = 0
+    with console.track("filtering", manifest.counts.rows, "rows") as advance:
+        for shard in manifest.shards:
+            require_intact(cache / shard.file, shard)
+            table = read_shard(cache / shard.file, columns)
+            inside = slice(first, first + table.num_rows)
+            its = Marks(*(mark[inside] for mark in marks))
+            yield shard, table, faults(rules, table, measure(table), its)
+            first += table.num_rows
+            advance(table.num_rows)
+
+
+def _require_fitting(cache: Path, manifest: Manifest, rules: FilterRules) -> None:
+    if not rules.given():
+        raise InputError("no rule is given: nothing would be dropped. See reflogp filter --help.")
+    if manifest.kind == "unpaired" and (pairs := rules.of_pairs()):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in pairs)
+        raise InputError(f"{cache}: the cache is unpaired; {options} compares two responses.")
+    if rules.min_confidence is not None and not any(
+        read_shard(cache / shard.file, ["confidence"]).column(0).null_count < shard.rows
+        for shard in manifest.shards
+    ):
+        raise InputError(f"{cache}: --min-confidence: its rows have no confidence and no scores.")
+
+
+def _marks(cache: Path, manifest: Manifest, rules: FilterRules) -> Marks:
+    """What is known only once all rows have been seen, of all rows; 17 bytes each."""
+    none = np.zeros(sum(shard.rows for shard in manifest.shards), bool)
+    if not (rules.drop_contradictions or rules.drop_duplicates):
+        return Marks(none, none)
+
+    def look(shard: Shard) -> tuple[Keys, NDArray[np.int64]]:
+        found = measure(read_shard(cache / shard.file, COLUMNS))
+        return found.key, found.source_row
+
+    parts = list(at_once(look, manifest.shards))
+    keys, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Marks(contradictory(keys), repeated(keys, rows))
+
+
+def _set_aside(
+    quarantine: Quarantine, table: pa.Table, wrong: dict[int, RowFault], source: str
+) -> None:
+    ids, numbers = table.column("row_id"), table.column("source_row")
+    for row, fault in sorted(wrong.items()):
+        number = numbers[row].as_py()
+        quarantine.add(
+            fault,
+            source_row=number,
+            file=source,
+            line=number + 1,
+            row={"row_id": ids[row].as_py()},
+        )
+
+
+def _write(
+    table: pa.Table, path: Path, source: Path, shard: Shard, inputs: Inputs, number: int
+) -> Shard:
+    """Write one shard, with an origin of its own, so that its rows can be taken over from it."""
+    found = read_origin(source)
+    counts = _counted(table)
+    if found is not None:
+        place = {"inputs": inputs.digest(), "plan": shard.sha256, "number": number}
+        update = counts | place | {"problems": []}
+        table = put_origin(table, found[0].model_copy(update=update))
+    tokens = sum(count for name, count in counts.items() if name.endswith("_tokens"))
+    write_shard(table, path)
+    return describe(path, rows=table.num_rows, tokens=tokens)
+
+
+def _counted(table: pa.Table) -> dict[str, int]:
+    """Tokens and truncated rows, under the names of Counts and Origin."""
+    lost = [
+        table.column(f"{name}_truncated").combine_chunks().to_numpy(zero_copy_only=False)
+        for name in ("prompt", "chosen", "rejected")
+    ]
+    tokens = {f"{name.removesuffix('_ids')}_tokens": count_tokens(table, name) for name in _IDS}
+    return tokens | {"truncated": int(np.logical_or.reduce(lost).sum())}
+
+
+def _manifest(
+    cache: Path,
+    manifest: Manifest,
+    rules: FilterRules,
+    inputs: Inputs,
+    shards: Sequence[Shard],
+    quarantine: Shard,
+    counts: Counter[str],
+    aside: Counter[str],
+) -> Manifest:
+    earlier = Counter(manifest.counts.quarantined_by_reason)
+    totals = Counts(
+        **{name: counts[name] for name in
+           ("rows", "prompt_tokens", "chosen_tokens", "rejected_tokens", "truncated")},
+        rescued=manifest.counts.rescued,
+        template_diverged=manifest.counts.template_diverged,
+        quarantined_by_reason=dict(aside.most_common()),
+    )  # fmt: skip
+    filtered = Filtered(
+        cache=str(cache),
+        cache_seal=manifest.seal,
+        cache_rows=manifest.counts.rows,
+        filter_rules=rules.given(),
+        dropped_by_reason=dict((aside - earlier).most_common()),
+    )
+    return manifest.model_copy(
+        update={
+            "reflogp_version": version("reflogp"),
+            "inputs": inputs,
+            "shards": list(shards),
+            "quarantine": quarantine,
+            "counts": totals,
+            "timing": manifest.timing.model_copy(update={"sealed_at": datetime.now(UTC)}),
+            "filtered": filtered,
+        }
+    )

@@ -1,0 +1,1 @@
+"""Pages for people: what the HTML pages of all stages share."""

@@ -1,0 +1,125 @@
+"""Caches of rows that a test writes by hand, so that every figure of them is known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import SHARD_SCHEMA
+from data_schemas.manifest import Counts, Manifest
+from stages.precompute.quarantine import Quarantine
+from stages.precompute.row_ids import RowIds
+from stages.precompute.shards import describe, write_shard
+
+Row = dict[str, Any]
+HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+def row(
+    prompt: list[int],
+    chosen: list[int] | None,
+    rejected: list[int] | None,
+    *,
+    logps: tuple[float, float] = (-1.0, -1.0),
+    cut: bool = False,
+    confidence: float | None = None,
+) -> Row:
+    """One row; each token of a response has the log-prob that `logps` says."""
+    found: Row = {"prompt_ids": prompt, "prompt_truncated": False, "confidence": confidence}
+    for side, ids, logp in zip(("chosen", "rejected"), (chosen, rejected), logps, strict=True):
+        values = None if ids is None else np.full(len(ids), logp, np.float32)
+        found |= {
+            f"{side}_ids": ids,
+            f"{side}_truncated": cut and ids is not None,
+            f"ref_{side}_logps": None if values is None else values.tolist(),
+            f"ref_{side}_logp_sum": None if values is None else float(values.sum(dtype=np.float64)),
+        }
+    return found
+
+
+def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2) -> Path:
+    """Seal a cache of these rows in `folder`; the manifest says else what `like` says."""
+    ids = RowIds()
+    records = []
+    whole = [
+        one | {
+            "source_row": number,
+            "row_id": ids.assign(one["prompt_ids"], one["chosen_ids"], one["rejected_ids"]),
+        }
+        for number, one in enumerate(rows)
+    ]  # fmt: skip
+    for number, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
+        path = folder / f"shard-{number:05d}.parquet"
+        some = [whole[i] for i in part]
+        write_shard(pa.Table.from_pylist(some, SHARD_SCHEMA), path)
+        records.append(describe(path, rows=len(some), tokens=sum(map(_tokens, some))))
+    with Quarantine(folder / "quarantine.parquet"):
+        pass
+    paired = all(one["chosen_ids"] and one["rejected_ids"] for one in rows)
+    counts = Counts(
+        rows=len(rows),
+        prompt_tokens=sum(len(one["prompt_ids"]) for one in rows),
+        chosen_tokens=sum(len(one["chosen_ids"] or []) for one in rows),
+        rejected_tokens=sum(len(one["rejected_ids"] or []) for one in rows),
+        truncated=sum(one["chosen_truncated"] or one["rejected_truncated"] for one in rows),
+        rescued=0, template_diverged=0, quarantined_by_reason={},
+    )  # fmt: skip
+    update = {
+        "kind": "paired" if paired else "unpaired",
+        "shards": records,
+        "quarantine": describe(folder / "quarantine.parquet", rows=0, tokens=0),
+        "counts": counts,
+    }
+    manifests.write(folder, like.model_copy(update=update))
+    return folder
+
+
+def _tokens(one: Row) -> int:
+    return sum(len(one[name] or []) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+
+@pytest.fixture(scope="session")
+def ids_of(checkpoint):
+    """Text to token ids, with the tokenizer of the reference."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    return lambda text: tokenizer.encode(text).ids
+
+
+@pytest.fixture(scope="session")
+def faulty(cache, tmp_path_factory, ids_of) -> Path:
+    """40 pairs; chosen is longer in 34 of the 38 that differ in length."""
+    plain = [
+        row([100 + i], list(range(200 + i, 212 + i)), list(range(400 + i, 406 + i)),
+            logps=(-1.0 - i / 100, -2.0), confidence=1.0)
+        for i in range(30)
+    ]  # fmt: skip
+    near = [9] * 20
+    faults = [
+        plain[0],  # twice: two duplicates
+        plain[0],
+        row([103], plain[3]["rejected_ids"], plain[3]["chosen_ids"], confidence=1.0),  # and swapped
+        row([10], [*near, 1], [*near, 2], confidence=-1.0),  # similarity 40 / 42
+        row([11], [*near, 1], [*near, 3], logps=(-1.0, -1.02), confidence=0.0),
+        row([12], list(range(300, 312)), list(range(500, 506)), cut=True, confidence=1.0),
+        row([13], list(range(300, 312)), list(range(510, 516)), cut=True, confidence=1.0),
+        row([14], list(range(320, 332)), ids_of(HOSTILE), logps=(-1.0, -90.0), confidence=1.0),
+        row([15], [600, 601, 602], [700, 701, 702, 703], confidence=2.0),
+        row([16], [610, 611, 612], [710, 711, 712, 713], confidence=2.0),
+    ]
+    folder = tmp_path_factory.mktemp("faulty")
+    return plant(folder, plain + faults, manifests.read(cache), shards=3)
+
+
+@pytest.fixture(scope="session")
+def unpaired(cache, tmp_path_factory) -> Path:
+    """12 good responses and 4 bad ones; one of them is both, and one is there twice."""
+    good = [row([i], list(range(i, i + 9)), None) for i in range(11)]
+    bad = [row([50 + i], None, list(range(i, i + 4))) for i in range(3)]
+    rows = [*good, *bad, good[1], row([2], None, good[2]["chosen_ids"])]
+    return plant(tmp_path_factory.mktemp("unpaired"), rows, manifests.read(cache))
