@@ -71,6 +71,12 @@ class TrainConfig(BaseModel):
         description="Modules that get an adapter: names with commas, or 'all-linear'. Default: "
         "q_proj,v_proj where the model has them, else all-linear.",
     )
+    quantize: Literal["none", "nf4"] = Field(
+        "none",
+        description="'nf4' rounds the frozen weights under the LoRA adapter to 4 bits (QLoRA), "
+        "which takes bitsandbytes. The policy then starts a little away from the reference that "
+        "was scored; how far is said before the first step.",
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="Peak rate. Default: 5e-5 with LoRA, 5e-6 without."
     )
@@ -185,6 +191,8 @@ class TrainConfig(BaseModel):
             raise ValueError("--early-stopping needs --eval-fraction or --eval-cache")
         if self.early_stopping and not self.checkpoint_steps:
             raise ValueError("--early-stopping needs a --checkpoint-steps above 0")
+        if self.quantize != "none" and not self.lora_r:
+            raise ValueError("--quantize needs an adapter: a --lora-r above 0")
         if self.merge and not self.lora_r:
             raise ValueError("--merge needs an adapter: a --lora-r above 0")
         return self

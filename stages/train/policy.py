@@ -1,12 +1,14 @@
 """The policy: loaded so that its forward is the one that the cache was made with."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
@@ -20,7 +22,8 @@ def load_policy(
 ) -> nn.Module:
     """Load the policy at its start: with a fresh LoRA adapter, or with `adapter` to train further.
 
-    With LoRA the frozen weights keep the cache's dtype and the adapter is float32. Full fine-tuning
+    With LoRA the frozen weights keep the cache's dtype, or are rounded to 4 bits (Dettmers et al.
+    2023, 2305.14314), and the adapter is float32. Full fine-tuning
     keeps float32 weights and computes in the cache's dtype: at a rate of 5e-6 most updates of
     bfloat16 weights would round to nothing; an adapter is merged into them.
 
@@ -30,12 +33,17 @@ def load_policy(
         InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
     """
     weights = getattr(torch, dtype) if config.lora_r else torch.float32
+    more = {} if config.quantize == "none" else _four_bits(weights)
     with loading("policy", folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights, **more)
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        # On some CPUs bitsandbytes repacks weights in evaluation mode, for a kernel that passes no
+        # gradient on; training after an evaluation would silently leave out the layers below.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if adapter is not None:
         model = load_adapter(
             model, adapter, trainable=bool(config.lora_r), dropout=config.lora_dropout
@@ -57,6 +65,23 @@ def load_policy(
         return get_peft_model(model, lora)  # type: ignore[no-any-return]
     except ValueError as error:
         raise InputError(f"--lora-targets: {error}") from error
+
+
+def _four_bits(compute: torch.dtype) -> dict[str, Any]:
+    """How QLoRA loads frozen weights: NF4 with quantised scales, on this process's device.
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise InputError("--quantize nf4 takes bitsandbytes: pip install 'reflogp[qlora]'.")
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    return {"quantization_config": settings, "device_map": {"": PartialState().device}}
 
 
 def lora_targets(model: nn.Module, wanted: str | None) -> str | list[str]:
