@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 from data_schemas import manifest as manifests
@@ -160,10 +161,11 @@ def run_verify(
 
 def _quiet_transformers() -> None:
     """No bars and remarks between ours: what goes wrong is raised."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it can do without
 
 
 def earlier_manifest(cache: Path, console: Console) -> Manifest | None:

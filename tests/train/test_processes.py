@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from data_schemas.errors import InputError
 from pipeline.run import run_train
 from stages.train.config import TrainConfig
+from tests.train.test_resume import killed_at
 
 OPTIONS = {
     "batch_size": 2, "accumulation": 4, "epochs": 1, "learning_rate": 1e-3, "warmup": 0,
@@ -66,6 +67,13 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(cache, alone, tmp_p
     assert said.count("parameters on") == 1  # the first process speaks for both
     same_curve(alone, tmp_path)
     assert json.loads((tmp_path / "reflogp_run.json").read_text())["processes"] == 2
+
+
+def test_a_run_of_one_process_is_gone_on_with_by_two(cache, alone, tmp_path):
+    killed_at(3, TrainConfig(cache=cache, output=tmp_path, **OPTIONS))
+    said = torchrun(cache, tmp_path)
+    assert f"resumed from {tmp_path / 'checkpoint-2'}" in said
+    same_curve(alone, tmp_path)
 
 
 def test_a_step_that_the_processes_cannot_share_is_refused(cache, console, tmp_path, monkeypatch):
