@@ -118,3 +118,11 @@ class TerminalConsole:
         """Print a command on stdout in one line, however long, so that it can be copied."""
         line = Text(f"{' ' * (_NAME_WIDTH + 1)}{text}", style="cyan")
         self._results.print(line, soft_wrap=True)
+
+
+def quiet_transformers() -> None:
+    """No bars and remarks between ours: what goes wrong is raised."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
