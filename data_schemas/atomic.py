@@ -5,6 +5,7 @@ atomic: the object appears when its last byte is there.
 """
 
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -55,6 +56,32 @@ def atomic_path(
     finally:
         with suppress(OSError):  # what cannot be removed must not hide why
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder on disk to fill; on success it becomes `folder`, whole and durable.
+
+    After an exception it is removed. What a killed run left is cleared by the next one.
+
+    Args:
+        folder: it does not exist, or is empty.
+
+    Raises:
+        OSError: the disk is full, fails or refuses; or `folder` is not empty.
+    """
+    folder = folder.resolve()
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            _fsync(path)
+        partial.replace(folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, alias: str | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from data_schemas.errors import InputError
-from data_schemas.manifest import Dtype
+from data_schemas.manifest import Dtype, Manifest
 from stages.adapter import CONFIG as ADAPTER_CONFIG
 from stages.loading import loading, read_json
 
@@ -44,6 +44,28 @@ def model_folders(name: str, adapter: str | None, option: str) -> tuple[Path, Pa
             "one adapter; PEFT can merge the other into the checkpoint (merge_and_unload)."
         )
     return folder, top
+
+
+def start_folders(
+    model: str | None, adapter: str | None, manifest: Manifest, option: str
+) -> tuple[Path, Path | None]:
+    """Folders of the model and adapter that were given, or else of the cache's reference.
+
+    A reference is looked for where it was read from, or, on another machine, by its name.
+    """
+    if model is not None:
+        return model_folders(model, adapter, option)
+    reference = manifest.reference
+    places = [reference.path, reference.adapter_path]
+    if not all(Path(place).is_dir() for place in places if place is not None):
+        places = [reference.name, reference.adapter]
+    return model_folders(str(places[0]), adapter or places[1], option)
+
+
+def described(manifest: Manifest) -> str:
+    """The reference, as it is given on the command line."""
+    reference = manifest.reference
+    return reference.name + (f" --adapter {reference.adapter}" if reference.adapter else "")
 
 
 def _lora_config(adapter: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from data_schemas.storage import reach
 from pipeline.config import build, load_file
 from pipeline.console import TerminalConsole
 from pipeline.curate import run_diagnose, run_filter, run_filter_trial
+from pipeline.export import run_export, run_push
 from pipeline.findings import print_diagnosis
 from pipeline.options import options_of
 from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
@@ -223,6 +224,37 @@ def filter_(cache: str, output: str | None, dry_run: bool | None, **given: Any) 
     manifest = run_filter(folder, target, rules, console)
     made = filter_rows(manifest.filtered) if manifest.filtered else []
     console.table("", cache_rows(target, manifest) + made)
+
+
+@app.command()
+def export(
+    cache: Cache,
+    output: Annotated[
+        str, typer.Option(help="Folder to write; with --format hub the data set, owner/name.")
+    ],
+    format: Annotated[  # noqa: A002
+        Literal["parquet", "trl", "hub"],
+        typer.Option(
+            help="parquet: all that the cache has, and text. trl: the columns of TRL's own "
+            "precompute. hub: parquet, pushed to the Hugging Face hub."
+        ),
+    ] = "parquet",
+    reference: Annotated[
+        str | None, typer.Option(help="The checkpoint, for its tokenizer, if it is elsewhere now.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="The LoRA adapter on top, likewise.")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --format hub: make a data set that all can see.")
+    ] = False,
+) -> None:
+    """Write a sealed cache as a plain data set, for TRL, pandas, datasets; docs/trl.md."""
+    console, folder = TerminalConsole(), location(cache)
+    if format == "hub":
+        address = run_push(folder, output, reference, console, adapter, public=public)
+        console.table("", [("data set", address)])
+    else:
+        files = run_export(folder, format, Path(output), reference, console, adapter)
+        console.table("", [("data set", output), ("files", f"{len(files)} Parquet, README.md")])
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
 
+import logging
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -118,3 +119,12 @@ class TerminalConsole:
         """Print a command on stdout in one line, however long, so that it can be copied."""
         line = Text(f"{' ' * (_NAME_WIDTH + 1)}{text}", style="cyan")
         self._results.print(line, soft_wrap=True)
+
+
+def quiet_transformers() -> None:
+    """No bars and remarks between ours: what goes wrong is raised."""
+    from transformers.utils import logging as theirs
+
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it can do without

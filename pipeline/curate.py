@@ -9,7 +9,8 @@ from data_schemas.errors import InputError
 from data_schemas.location import is_local
 from data_schemas.manifest import Manifest, missing_files
 from data_schemas.storage import reach, require_writable
-from pipeline.run import described, earlier_manifest
+from pipeline.checkpoint import described
+from pipeline.run import earlier_manifest
 from stages.diagnose.diagnosis import Diagnosis
 from stages.diagnose.page import page
 from stages.diagnose.stage import diagnose

@@ -43,18 +43,25 @@ def model_inputs(folder: Path, adapter: Path | None = None) -> dict[str, str]:
         raise InputError(f"{folder}: the folder holds no *.safetensors or *.bin weights.")
     spoken = tokenizer_folder(folder, adapter)
     settings = read_json(spoken / "tokenizer_config.json")
-    special = {k: v for k, v in settings.items() if k not in _VOLATILE_TOKENIZER}
-    stops = read_json(folder / "generation_config.json").get("eos_token_id")
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _VOLATILE}
     return {
         "weights": _files(weights),
         "adapter": "none" if adapter is None else _adapter(adapter),
         "architecture": _value(config),
-        "tokenizer": _value([_files(_present(spoken, _TOKENIZER)), special, stops]),
+        "tokenizer": tokenizer_input(folder, adapter),
         "chat_template": _value(
             [settings.get("chat_template"), _files(_present(spoken, ("chat_template.jinja",)))]
         ),
     }
+
+
+def tokenizer_input(folder: Path, adapter: Path | None = None) -> str:
+    """Digest of the tokenizer of a model, with the tokens that end its responses."""
+    spoken = tokenizer_folder(folder, adapter)
+    settings = read_json(spoken / "tokenizer_config.json")
+    special = {k: v for k, v in settings.items() if k not in _VOLATILE_TOKENIZER}
+    stops = read_json(folder / "generation_config.json").get("eos_token_id")
+    return _value([_files(_present(spoken, _TOKENIZER)), special, stops])
 
 
 def precompute_inputs(

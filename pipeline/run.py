@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from pathlib import Path
 
 from data_schemas import manifest as manifests
@@ -12,7 +11,8 @@ from data_schemas.manifest import Manifest, missing_files
 from data_schemas.run_record import RunRecord
 from data_schemas.storage import reach, require_writable
 from data_schemas.verification import Verification
-from pipeline.checkpoint import checkpoint_dtype, model_folders
+from pipeline.checkpoint import checkpoint_dtype, described, model_folders, start_folders
+from pipeline.console import quiet_transformers
 from pipeline.fingerprint import model_inputs, precompute_inputs
 from stages.loading import quantization
 from stages.precompute.config import PrecomputeConfig
@@ -62,7 +62,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     from stages.precompute.job import Job
     from stages.precompute.stage import precompute
 
-    _quiet_transformers()
+    quiet_transformers()
     job = Job(config, reference, dtype, engine, inputs, adapter)
     require_writable(job.path(".job", ".tmp"))
     return precompute(job, console)
@@ -76,7 +76,7 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     """
     reach(config.cache)
     manifest = manifests.read(config.cache)
-    policy, adapter = _start(config.policy, config.adapter, manifest, "policy")
+    policy, adapter = start_folders(config.policy, config.adapter, manifest, "policy")
     if (kind := quantization(policy)) is not None:
         raise InputError(
             f"the policy {policy} is quantised ({kind}) and cannot be trained. Give the checkpoint "
@@ -98,7 +98,7 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
         return earlier
     from stages.train.stage import Job, train
 
-    _quiet_transformers()
+    quiet_transformers()
     return train(Job(config, policy, adapter, manifest, fingerprint, evaluation), console)
 
 
@@ -111,7 +111,7 @@ def run_merge(cache: Path, console: Console) -> Manifest:
     """
     from stages.precompute.stage import merge
 
-    _quiet_transformers()
+    quiet_transformers()
     reach(cache)
     return merge(cache, console)
 
@@ -145,7 +145,7 @@ def run_verify(
     """
     reach(cache)
     manifest = manifests.read(cache)
-    checkpoint, top = _start(reference, adapter, manifest, "reference")
+    checkpoint, top = start_folders(reference, adapter, manifest, "reference")
     differing = _model_differences(model_inputs(checkpoint, top), manifest)
     if differing:
         raise InputError(
@@ -154,18 +154,9 @@ def run_verify(
         )
     from stages.verify.stage import verify
 
-    _quiet_transformers()
+    quiet_transformers()
     dtype = manifest.engine.dtype
     return verify(cache, manifest.shards, checkpoint, dtype, sample, console, seed, top)
-
-
-def _quiet_transformers() -> None:
-    """No bars and remarks between ours: what goes wrong is raised."""
-    from transformers.utils import logging as theirs
-
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it can do without
 
 
 def earlier_manifest(cache: Path, console: Console) -> Manifest | None:
@@ -231,28 +222,6 @@ def _model_differences(digests: dict[str, str], manifest: Manifest) -> list[str]
     """Which digests of a checkpoint are not those of the cache's reference."""
     scored = manifest.inputs.model_dump()
     return [name for name, digest in digests.items() if digest != scored[name]]
-
-
-def _start(
-    model: str | None, adapter: str | None, manifest: Manifest, option: str
-) -> tuple[Path, Path | None]:
-    """Folders of the model and adapter that were given, or else of the cache's reference.
-
-    A reference is looked for where it was read from, or, on another machine, by its name.
-    """
-    if model is not None:
-        return model_folders(model, adapter, option)
-    reference = manifest.reference
-    places = [reference.path, reference.adapter_path]
-    if not all(Path(place).is_dir() for place in places if place is not None):
-        places = [reference.name, reference.adapter]
-    return model_folders(str(places[0]), adapter or places[1], option)
-
-
-def described(manifest: Manifest) -> str:
-    """The reference, as it is given on the command line."""
-    reference = manifest.reference
-    return reference.name + (f" --adapter {reference.adapter}" if reference.adapter else "")
 
 
 def _train_fingerprint(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_schemas import manifest as manifests
+from data_schemas.manifest import Manifest
 from pipeline.run import run_precompute
 from stages.precompute.config import PrecomputeConfig
 from stages.progress import Advance
@@ -77,3 +78,9 @@ def cache(
     run_precompute(config, Silent())
     assert len(manifests.read(folder).shards) > 1
     return folder
+
+
+@pytest.fixture(scope="session")
+def manifest(cache: Path) -> Manifest:
+    """Of the cache."""
+    return manifests.read(cache)

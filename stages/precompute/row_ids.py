@@ -7,6 +7,7 @@ kept, the recent ones in a set, the others in a sorted array. Two different rows
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +30,7 @@ class RowIds:
 
     def assign(self, *parts: list[int] | None) -> str:
         """The id of a row with these token ids: BLAKE2b-128 in hex, then `-1` on the 2nd copy."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in parts:
-            # the length first, so that [1], [2, 3] and [1, 2], [3] differ; -1 marks what is absent
-            length = -1 if part is None else len(part)
-            digest.update(np.array([length, *(part or [])], np.int32).tobytes())
-        name = digest.digest()
+        name = content_hash(*parts)
         copies = self._count(int.from_bytes(name[:8], "little"))
         return name.hex() + (f"-{copies}" if copies else "")
 
@@ -53,6 +49,16 @@ class RowIds:
     def _is_sorted(self, key: int) -> bool:
         place = int(np.searchsorted(self._sorted, np.uint64(key)))
         return place < len(self._sorted) and int(self._sorted[place]) == key
+
+
+def content_hash(*parts: Sequence[int] | NDArray[np.integer] | None) -> bytes:
+    """BLAKE2b-128 of the token ids of a row: prompt, chosen, rejected, None for what is absent."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        # the length first, so that [1], [2, 3] and [1, 2], [3] differ; -1 marks what is absent
+        digest.update(np.int32(-1 if part is None else len(part)).tobytes())
+        digest.update(np.asarray([] if part is None else part, np.int32).tobytes())
+    return digest.digest()
 
 
 def content_keys(row_ids: pa.Array) -> NDArray[np.uint64]:

@@ -54,7 +54,8 @@ def training_arguments(config: TrainConfig, dtype: Dtype, evaluated: bool) -> Tr
         "logging_nan_inf_filter": False,  # it would show a diverged run as a good one
         "eval_steps": config.checkpoint_steps or _NEVER,  # beside the end, where it always is
         "save_steps": config.checkpoint_steps or 1,
-        "save_total_limit": 2,  # a kill while one is written leaves the other
+        # a kill while one is written leaves the one before; the best is kept besides
+        "save_total_limit": 3 if evaluated else 2,
         "metric_for_best_model": f"eval_{config.best_metric}" if evaluated else None,
         "greater_is_better": config.best_metric != "loss",
         "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited

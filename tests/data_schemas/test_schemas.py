@@ -12,6 +12,7 @@ from data_schemas import quarantine
 from data_schemas.atomic import atomic_path, write_text
 from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
 from data_schemas.errors import InputError
+from data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA
 from data_schemas.manifest import Manifest
 from data_schemas.plan_record import PlanRecord
 from data_schemas.run_record import RunRecord
@@ -29,7 +30,7 @@ def model_fields(model, seen=()):
                 yield from model_fields(inner, (*seen, inner))
 
 
-@pytest.mark.parametrize("schema", [SHARD_SCHEMA, quarantine.SCHEMA])
+@pytest.mark.parametrize("schema", [SHARD_SCHEMA, quarantine.SCHEMA, PARQUET_SCHEMA, TRL_SCHEMA])
 def test_every_column_is_documented_in_the_file_itself_and_in_the_readme(schema):
     for field in schema:
         assert len(field.metadata[b"doc"]) > 10, field.name

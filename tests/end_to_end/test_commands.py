@@ -149,7 +149,8 @@ def test_bad_input_gives_one_message_and_exit_code_2(arguments, expected, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "command", ["", "precompute", "train", "sweep", "run", "inspect", "diagnose", "filter"]
+    "command",
+    ["", "precompute", "train", "sweep", "run", "inspect", "diagnose", "filter", "export"],
 )
 def test_help_needs_no_torch(command, tmp_path):
     code = (

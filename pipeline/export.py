@@ -1,0 +1,70 @@
+"""A sealed cache for other programs: written as a plain data set, or pushed to the hub as one."""
+
+import tempfile
+from pathlib import Path
+
+from data_schemas import manifest as manifests
+from data_schemas.errors import InputError
+from data_schemas.storage import reach
+from pipeline.checkpoint import described, start_folders
+from pipeline.console import quiet_transformers
+from pipeline.fingerprint import tokenizer_input
+from stages.adapter import tokenizer_folder
+from stages.export.form import Form
+from stages.progress import Console
+
+
+def run_export(
+    cache: Path,
+    form: Form,
+    output: Path,
+    reference: str | None,
+    console: Console,
+    adapter: str | None = None,
+) -> list[Path]:
+    """Write a sealed cache as a plain data set; its files.
+
+    Raises:
+        InputError: the cache is damaged or not sealed, `output` is not empty, or `reference` has
+            not the tokenizer that the cache was made with.
+    """
+    reach(cache)
+    manifest = manifests.read(cache)
+    checkpoint, top = start_folders(reference, adapter, manifest, "reference")
+    if tokenizer_input(checkpoint, top) != manifest.inputs.tokenizer:
+        raise InputError(
+            f"--reference {checkpoint}: its tokenizer is not the one that the cache was made with "
+            f"({described(manifest)}), so the text would be wrong."
+        )
+    from stages.export.stage import export
+
+    quiet_transformers()
+    return export(cache, manifest, form, tokenizer_folder(checkpoint, top), output, console)
+
+
+def run_push(
+    cache: Path,
+    name: str,
+    reference: str | None,
+    console: Console,
+    adapter: str | None = None,
+    *,
+    public: bool = False,
+) -> str:
+    """Push a sealed cache to the hub as the data set `name`; its address.
+
+    Raises:
+        InputError: see `run_export`; or nobody is logged in, or may not write there.
+        ReflogpError: the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    from stages.export.hub import push, require_login
+
+    api = HfApi()
+    require_login(name, api)
+    with tempfile.TemporaryDirectory(prefix="reflogp-") as folder:
+        output = Path(folder) / "data_set"
+        run_export(cache, "parquet", output, reference, console, adapter)
+        console.say(f"uploading to {name}")
+        return push(output, name, api, public=public)

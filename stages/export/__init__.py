@@ -1,0 +1,1 @@
+"""A sealed cache -> plain data sets for other programs."""

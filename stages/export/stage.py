@@ -1,0 +1,75 @@
+"""A sealed cache -> a folder that `datasets` and the hub take for a data set.
+
+One shard is read, turned and written at a time, so memory does not grow with the cache.
+"""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from transformers import AutoTokenizer
+
+from data_schemas.atomic import atomic_folder
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from data_schemas.manifest import Manifest, require_intact
+from stages.export.card import data_card
+from stages.export.form import Form
+from stages.export.tables import Decode, export_table
+from stages.loading import loading
+from stages.progress import Console
+
+
+def export(
+    cache: Path, manifest: Manifest, form: Form, tokenizer: Path, output: Path, console: Console
+) -> list[Path]:
+    """Write the rows of a cache to `output`, whole or not at all.
+
+    Args:
+        cache: folder or URL of the cache.
+        manifest: its manifest.
+        form: `parquet`, all that the cache has; `trl`, what TRL's own precompute makes.
+        tokenizer: folder of the reference's tokenizer.
+        output: a folder on disk that does not exist or is empty.
+        console: for progress.
+
+    Returns:
+        The Parquet files, one a shard.
+
+    Raises:
+        InputError: the cache is damaged, or does not do for the form; `output` is not empty.
+    """
+    if form == "trl" and manifest.kind != "paired":
+        raise InputError(
+            f"{cache}: the cache is unpaired, and TRL's DPOTrainer takes pairs. Give --format "
+            "parquet."
+        )
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"--output {output}: there is something already. Give another folder.")
+    decode = _decoder(tokenizer)
+    count = len(manifest.shards)
+    names = [f"train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+    with atomic_folder(output) as folder, console.track("exporting", count, "shards") as advance:
+        (folder / "data").mkdir()
+        for shard, name in zip(manifest.shards, names, strict=True):
+            require_intact(cache / shard.file, shard)
+            table = read_shard(cache / shard.file)
+            if table.num_rows != shard.rows:
+                raise InputError(
+                    f"{cache / shard.file}: damaged: it holds {table.num_rows} rows, the manifest "
+                    f"says {shard.rows}. Run `reflogp precompute` again."
+                )
+            rows = export_table(table, form, decode)
+            pq.write_table(rows, folder / "data" / name, compression="zstd", row_group_size=4096)
+            advance(1)
+        (folder / "README.md").write_text(data_card(manifest, form), encoding="utf-8")
+    return [output / "data" / name for name in names]
+
+
+def _decoder(folder: Path) -> Decode:
+    with loading("tokenizer", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def decode(lists: list[list[int]]) -> list[str]:
+        return list(tokenizer.batch_decode(lists, clean_up_tokenization_spaces=False))
+
+    return decode

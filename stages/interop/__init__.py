@@ -1,0 +1,1 @@
+"""The cache for trainers that are not ours."""

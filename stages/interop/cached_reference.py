@@ -1,0 +1,154 @@
+"""Sealed caches -> log pi_ref of any row, found by the content of its token ids.
+
+A row's id in the cache is a hash of its token ids, so the ids themselves are not read: an index of
+a million rows is 32 MB of memory.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from data_schemas.location import location
+from data_schemas.manifest import Manifest, Shard, require_intact
+from stages.precompute.columns import View, views
+from stages.precompute.row_ids import CONTENT_DIGITS, content_hash
+
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_SIDES = ("chosen", "rejected")
+_SUMS = [f"ref_{side}_logp_sum" for side in _SIDES]
+_LOGPS = [f"ref_{side}_logps" for side in _SIDES]
+_KEY = np.dtype(f"S{CONTENT_DIGITS // 2}")
+
+Keys = NDArray[np.bytes_]
+
+
+class CachedReference:
+    """The log-probs of both responses of each row of one or more caches of one reference.
+
+    Attributes:
+        caches: folder and manifest of each.
+    """
+
+    def __init__(self, caches: Iterable[str | Path], ld_alpha: float | None = None) -> None:
+        """Check the shards and index their rows.
+
+        Args:
+            caches: folders or URLs.
+            ld_alpha: weigh the tokens that a response has beyond the length of its pair's shorter
+                one by this (LD-DPO, Liu et al. 2024, 2409.06411); None: all count alike.
+
+        Raises:
+            InputError: a cache is not sealed, damaged, unpaired, or of another reference.
+        """
+        folders = [location(cache) for cache in caches]
+        self.caches = [(folder, manifests.read(folder)) for folder in folders]
+        _require_fitting(self.caches)
+        keys, values = [np.zeros(0, _KEY)], [np.zeros((0, 2))]
+        for folder, manifest in self.caches:
+            for shard in manifest.shards:
+                table = _read(folder, shard, ld_alpha)
+                keys.append(_stored_keys(table.column("row_id").combine_chunks()))
+                values.append(_sums(table, ld_alpha))
+        joined = np.concatenate(keys)
+        order = np.argsort(joined)
+        self._keys = joined[order]
+        self._values = np.concatenate(values)[order]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, keys: Keys) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Look rows up.
+
+        Args:
+            keys: [n], as `row_keys` makes them.
+
+        Returns:
+            float64 [n, 2], log pi_ref of chosen and rejected in nats, NaN where the row is not
+            there; and bool [n], whether it is.
+        """
+        values = np.full((len(keys), 2), np.nan)
+        places = np.searchsorted(self._keys, keys)
+        within = np.flatnonzero(places < len(self._keys))
+        hit = within[self._keys[places[within]] == keys[within]]
+        values[hit] = self._values[places[hit]]
+        found = np.zeros(len(keys), np.bool_)
+        found[hit] = True
+        return values, found
+
+
+def row_keys(table: pa.Table, max_length: int | None) -> Keys:
+    """What `CachedReference.find` knows each row by.
+
+    Args:
+        table: with list columns prompt_ids, chosen_ids and rejected_ids.
+        max_length: most tokens of prompt and response; what is over is cut from the response.
+    """
+    rows = zip(*(views(table.column(name)) for name in IDS), strict=True)
+    return np.array([content_hash(*cut(row, max_length)) for row in rows], _KEY)
+
+
+def cut(
+    row: Sequence[NDArray[np.integer]], max_length: int | None
+) -> tuple[NDArray[np.integer], ...]:
+    """Prompt, chosen and rejected of a row, the responses without what is over `max_length`."""
+    prompt, *responses = row
+    room = None if max_length is None else max(0, max_length - len(prompt))
+    return (prompt, *(response[:room] for response in responses))
+
+
+def _read(folder: Path, shard: Shard, ld_alpha: float | None) -> pa.Table:
+    require_intact(folder / shard.file, shard)
+    columns = ["row_id", *_SUMS, *(_LOGPS if ld_alpha is not None else [])]
+    table = read_shard(folder / shard.file, columns)
+    if table.num_rows != shard.rows:
+        raise InputError(
+            f"{folder / shard.file}: damaged: it holds {table.num_rows} rows, the manifest says "
+            f"{shard.rows}. Run `reflogp precompute` again."
+        )
+    return table
+
+
+def _stored_keys(row_ids: pa.Array) -> Keys:
+    digits = "".join(pc.utf8_slice_codeunits(row_ids, 0, CONTENT_DIGITS).to_pylist())
+    return np.frombuffer(bytes.fromhex(digits), _KEY)
+
+
+def _sums(table: pa.Table, ld_alpha: float | None) -> NDArray[np.float64]:
+    """log pi_ref of chosen and rejected of each row, float64 [rows, 2]."""
+    sums = np.stack([table.column(name).to_numpy() for name in _SUMS], axis=1)
+    if ld_alpha is None:
+        return sums
+    pairs = zip(*(views(table.column(name)) for name in _LOGPS), strict=True)
+    shared = np.array([_shared_sums(*pair) for pair in pairs]).reshape(-1, 2)
+    weighed: NDArray[np.float64] = shared + ld_alpha * (sums - shared)
+    return weighed
+
+
+def _shared_sums(chosen: View, rejected: View) -> tuple[float, float]:
+    """The sums over as many tokens as the shorter one has, in float64."""
+    least = min(len(chosen), len(rejected))
+    return chosen[:least].sum(dtype=np.float64), rejected[:least].sum(dtype=np.float64)
+
+
+def _require_fitting(caches: Sequence[tuple[Path, Manifest]]) -> None:
+    for folder, manifest in caches:
+        if manifest.kind != "paired":
+            raise InputError(
+                f"{folder}: the cache is unpaired (prompt, completion, label); DPO needs chosen "
+                "and rejected. Precompute a paired data set."
+            )
+        first, mine = caches[0][1].inputs, manifest.inputs
+        if (first.weights, first.adapter) != (mine.weights, mine.adapter):
+            raise InputError(
+                f"{caches[0][0]} and {folder}: the caches are of different references "
+                f"({caches[0][1].reference.name}, {manifest.reference.name}). Precompute both "
+                "under the checkpoint that training starts from."
+            )

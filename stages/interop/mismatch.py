@@ -1,0 +1,131 @@
+"""Why a row of token ids is not in a cache: the row there that is most like it, and what differs.
+
+Only read when something is wrong, so it reads the whole cache.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_schemas.cache_shard import read_shard
+from data_schemas.manifest import Manifest
+from stages.interop.cached_reference import IDS
+from stages.precompute.columns import views
+
+Ids = NDArray[np.integer]
+Decode = Callable[[list[int]], str]
+
+_PARTS = ("prompt", "chosen", "rejected")
+# Tokens of a response that another template leaves as they are, and another limit does not cut.
+_WORDS = slice(2, 10)
+_SHOWN = 6
+_EXPORT = "train on what `reflogp export CACHE --format trl` writes, whose ids are the cache's"
+
+
+class _Kin(NamedTuple):
+    """A row of a cache that is like the one that was looked for."""
+
+    ids: tuple[Ids, ...]
+    cut: tuple[bool, ...]
+    source_row: int
+    max_length: Any
+
+
+def explain(
+    row: Sequence[Ids],
+    max_length: int | None,
+    caches: Sequence[tuple[Path, Manifest]],
+    decode: Decode,
+) -> tuple[str, str]:
+    """What is different about a row that is not there, and what to do about it.
+
+    Args:
+        row: int32 token ids of prompt, chosen and rejected, cut to `max_length`.
+        max_length: of prompt and response, or None.
+        caches: folder and manifest of each.
+        decode: token ids to text.
+    """
+    kin = max(_kins(row, caches), key=lambda kin: _likeness(row, kin), default=None)
+    if kin is None:
+        aside = sum(manifest.counts.quarantined for _, manifest in caches)
+        return (
+            f"no row there has its prompt or its responses ({aside:,} rows were set aside when the "
+            "cache was made)",
+            "Precompute the very data that you train on, with the same tokenizer and chat template",
+        )
+    different = (n for n in range(3) if not np.array_equal(row[n], kin.ids[n]))
+    what, remedy = _difference(next(different), row, kin, max_length, decode)
+    return f"row {kin.source_row} of the cache's data is like it, but {what}", remedy
+
+
+def _difference(
+    number: int, row: Sequence[Ids], kin: _Kin, max_length: int | None, decode: Decode
+) -> tuple[str, str]:
+    """What differs in part `number` of the two rows, and what to do."""
+    part, ours, theirs, truncated = _PARTS[number], row[number], kin.ids[number], kin.cut[number]
+    same = _common(ours, theirs)
+    if part == "prompt" and truncated:
+        return (
+            f"there its prompt lost its beginning to --max-length {kin.max_length}",
+            f"TRL does not cut prompts: {_EXPORT}",
+        )
+    if truncated and same == len(theirs):
+        return (
+            f"there its {part} response was cut to {same} tokens by --max-length {kin.max_length}, "
+            f"and here it has {len(ours)} (DPOConfig(max_length={max_length}))",
+            f"Set DPOConfig(max_length={kin.max_length})",
+        )
+    if part != "prompt" and same == len(ours) and len(row[0]) + same == max_length:
+        return (
+            f"here its {part} response is cut to {same} tokens by DPOConfig(max_length="
+            f"{max_length}), and there it has {len(theirs)} (--max-length {kin.max_length})",
+            f"Set DPOConfig(max_length={kin.max_length})",
+        )
+    here, there = (decode(ids[same : same + _SHOWN].tolist()) for ids in (ours, theirs))
+    what = f"its {part} differs at token {same}: {here!r} here, {there!r} there"
+    if part == "prompt":
+        return what, f"Use the cache's tokenizer, chat template and system prompt, or {_EXPORT}"
+    return what, (
+        "Tokenizer, template or data are not the cache's, or TRL tokenizes this text differently "
+        f"(docs/data.md says where): {_EXPORT}"
+    )
+
+
+def _kins(row: Sequence[Ids], caches: Sequence[tuple[Path, Manifest]]) -> Iterator[_Kin]:
+    """The rows that could be the same preference."""
+    flags = [f"{part}_truncated" for part in _PARTS]
+    for folder, manifest in caches:
+        for shard in manifest.shards:
+            table = read_shard(folder / shard.file, ["source_row", *IDS, *flags])
+            rows = zip(*(views(table.column(name)) for name in IDS), strict=True)
+            for number, ids in enumerate(rows):
+                if _is_like(row, ids):
+                    yield _Kin(
+                        tuple(ids),
+                        tuple(table.column(flag)[number].as_py() for flag in flags),
+                        table.column("source_row")[number].as_py(),
+                        manifest.rules.get("max_length"),
+                    )
+
+
+def _is_like(row: Sequence[Ids], other: Sequence[Ids]) -> bool:
+    """Whether two rows have the same prompt, or both responses share some of their words."""
+    if np.array_equal(row[0], other[0]):
+        return True
+    words = [ids[_WORDS].tobytes() for ids in row[1:]]
+    pairs = zip(words, other[1:], strict=True)
+    return any(words) and all(some in ids.tobytes() for some, ids in pairs)
+
+
+def _likeness(row: Sequence[Ids], kin: _Kin) -> int:
+    return sum(_common(ours, theirs) for ours, theirs in zip(row, kin.ids, strict=True))
+
+
+def _common(left: Ids, right: Ids) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    length = min(len(left), len(right))
+    different = np.flatnonzero(left[:length] != right[:length])
+    return int(different[0]) if len(different) else length

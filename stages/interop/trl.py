@@ -1,0 +1,177 @@
+"""TRL's DPOTrainer with its reference values from a reflogp cache: no reference model, no forward.
+
+TRL 1.16 has a precompute of its own: with `precompute_ref_log_probs` no reference is kept in
+memory, and `_precompute_ref_logps` adds two columns to each data set, ref_chosen_logps and
+ref_rejected_logps, which the loss takes. So that one method is what is replaced here; everything
+else is TRL's. A row is known by its token ids as TRL's own tokenization made them, so a value can
+only reach the very tokens that it is of.
+
+    trainer = CachedDPOTrainer(model, cache="cache/", args=DPOConfig(...), train_dataset=pairs)
+
+What is not seen from token ids is a policy that is not the checkpoint that was scored: so the
+first batch, before any update, must have the log-probs of the cache.
+"""
+
+import copy
+import math
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from trl import DPOConfig, DPOTrainer
+
+from data_schemas.errors import InputError, ReflogpError
+from stages.interop.cached_reference import IDS, CachedReference, Keys, cut, row_keys
+from stages.interop.mismatch import explain
+
+COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+_HOOKS = ("_prepare_dataset", "_precompute_ref_logps", "_compute_loss")
+_ROWS_AT_ONCE = 1000
+_QUOTED = 60  # characters
+
+# How far a policy in bfloat16 may be from a cache of itself: noise of a token, its bias, and the
+# standard deviations of a mean that still pass, in nats. Measured (docs/log.md): 0.06 and 0.001;
+# two checkpoints of one family are tenths of a nat a token apart.
+_TOKEN_NOISE, _TOKEN_BIAS, _DEVIATIONS = 0.06, 0.005, 5.0
+
+
+class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """A DPOTrainer that neither loads nor runs a reference.
+
+    It takes what DPOTrainer takes, by name, but for `ref_model`. A data set that has the columns
+    prompt_ids, chosen_ids and rejected_ids is tokenized already and taken as it is.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        cache: str | Path | list[str | Path],
+        args: DPOConfig,
+        missing: Literal["refuse", "drop"] = "refuse",
+        allow_mismatch: bool = False,
+        **options: Any,
+    ) -> None:
+        """Set training up.
+
+        Args:
+            model: the policy, as DPOTrainer takes it; it must be what was scored.
+            cache: folder or URL of a sealed cache, or several (of the training and the evaluation
+                data, say).
+            args: of DPOTrainer. `precompute_ref_log_probs` need not be set.
+            missing: what to do with rows that no cache has: refuse, or drop them and warn.
+            allow_mismatch: train even if the policy does not start as the reference that was scored
+                (Rafailov et al. 2023, section 4, has it start there).
+            options: other arguments of DPOTrainer.
+
+        Raises:
+            InputError: a cache cannot be used, an option contradicts it, or a row is not in it.
+            ReflogpError: this release of TRL has another precompute than 1.16.
+        """
+        _require_hooks()
+        if options.pop("ref_model", None) is not None:
+            raise InputError("ref_model: the cache stands in its place. Leave it out.")
+        if args.truncation_mode == "keep_end" and args.max_length is not None:
+            raise InputError(
+                "DPOConfig(truncation_mode='keep_end') cuts the prompt differently for chosen and "
+                "rejected; no cache has such rows. Leave it out, or precompute with "
+                "--truncate prompt and train on what `reflogp export CACHE --format trl` writes."
+            )
+        caches = [cache] if isinstance(cache, str | Path) else cache
+        self._reference = CachedReference(caches, args.ld_alpha)
+        self._missing = missing
+        self._start_is_checked = allow_mismatch
+        args = copy.copy(args)
+        args.precompute_ref_log_probs = True
+        super().__init__(model, args=args, **options)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
+    ) -> Any:
+        if set(IDS) <= {*(dataset.column_names or ())}:
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Dataset:
+        """The data set with the cache's values, where TRL would run the reference over it."""
+        if not isinstance(dataset, Dataset):
+            raise InputError(
+                f"the {name} data set is streamed (IterableDataset), so its rows cannot be looked "
+                "up before training. Load it without streaming=True; it stays on disk."
+            )
+        dataset = dataset.remove_columns([name for name in COLUMNS if name in dataset.column_names])
+        values, found = self._reference.find(_keys(dataset, self.args.max_length))
+        if not found.all():
+            self._refuse_or_warn(dataset, name, found)
+            dataset, values = dataset.select(np.flatnonzero(found)), values[found]
+        for column, logps in zip(COLUMNS, values.T, strict=True):
+            dataset = dataset.add_column(column, logps)
+        return dataset
+
+    def _refuse_or_warn(self, dataset: Dataset, name: str, found: NDArray[np.bool_]) -> None:
+        absent = int((~found).sum())
+        count = f"{absent:,} of {len(found):,} rows of the {name} data set"
+        if self._missing == "drop" and absent < len(found):
+            warnings.warn(f"{count} are not in the cache and are left out.", stacklevel=2)
+            return
+        number = int(np.argmin(found))
+        limit = self.args.max_length
+        row = cut([np.asarray(dataset[number][part], np.int32) for part in IDS], limit)
+        what, remedy = explain(row, limit, self._reference.caches, self._tokenizer.decode)
+        quote = self._tokenizer.decode(row[1].tolist()[:_QUOTED])[:_QUOTED]
+        folders = ", ".join(str(folder) for folder, _ in self._reference.caches)
+        raise InputError(
+            f"row {number} of the {name} data set (chosen: {quote!r}) is not in the cache "
+            f"{folders}: {what}. {remedy}. {count} are missing; missing='drop' leaves such out."
+        )
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        loss = super()._compute_loss(model, inputs, return_outputs)
+        if not self._start_is_checked and self.model.training:
+            self._start_is_checked = True
+            if self.state.global_step == 0 and self.args.disable_dropout:
+                self._require_same_start(inputs)
+        return loss
+
+    def _require_same_start(self, inputs: dict[str, Any]) -> None:
+        """Refuse a policy whose log-probs before the first update are not the cache's.
+
+        The forward is the policy's own: its loss has just been computed, with the means of
+        beta * (log pi - log pi_ref) of both sides.
+        """
+        tokens = inputs["completion_mask"].sum(1).float().mean().item()
+        pairs = len(inputs[COLUMNS[0]]) * self.accelerator.num_processes
+        noise = _TOKEN_NOISE * math.sqrt(tokens / pairs)
+        allowed = _DEVIATIONS * noise + _TOKEN_BIAS * tokens
+        metrics = self._metrics["train"]
+        shifts = [metrics[f"rewards/{side}"][-1] / self.beta for side in ("chosen", "rejected")]
+        if all(abs(shift) <= allowed for shift in shifts):
+            return
+        scored = self._reference.caches[0][1].reference
+        names = " + ".join(filter(None, (scored.name, scored.adapter)))
+        raise InputError(
+            f"the policy is not what the cache was scored with ({names}): before the first update "
+            f"its log-probs of the first {pairs} pairs are {shifts[0]:+.2f} (chosen) and "
+            f"{shifts[1]:+.2f} (rejected) nats from the cache's on average; rounding explains "
+            f"{allowed:.2f}. Start from {names}, precompute a cache for this policy, or pass "
+            "allow_mismatch=True."
+        )
+
+
+def _require_hooks() -> None:
+    absent = [name for name in _HOOKS if not hasattr(DPOTrainer, name)]
+    if absent:
+        raise ReflogpError(
+            f"TRL {version('trl')} has no DPOTrainer.{absent[0]}, which this trainer replaces; it "
+            "was written for TRL 1.16. Install trl==1.16.0."
+        )
+
+
+def _keys(dataset: Dataset, max_length: int | None) -> Keys:
+    tables = dataset.select_columns(list(IDS)).with_format("arrow")
+    parts = [row_keys(table, max_length) for table in tables.iter(_ROWS_AT_ONCE)]
+    return np.concatenate(parts) if parts else row_keys(tables[:], max_length)
