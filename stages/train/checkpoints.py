@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,17 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
             _seal(folder, state.global_step, self._fingerprint)
 
 
-def latest(output: Path, fingerprint: str) -> Path | None:
-    """The newest whole checkpoint of the run with this fingerprint; None if there is none."""
+def whole_checkpoints(output: Path, fingerprint: str) -> list[Path]:
+    """The whole checkpoints of the run with this fingerprint, the newest one last."""
     seals = {folder: _whole(folder) for folder in output.glob(_PATTERN)}
     steps = {f: seal.step for f, seal in seals.items() if seal and seal.fingerprint == fingerprint}
-    return max(steps, key=lambda folder: steps[folder], default=None)
+    return sorted(steps, key=lambda folder: steps[folder])
 
 
-def remove_checkpoints(output: Path, keep: Path | None = None, newest: int = 0) -> None:
-    """Remove checkpoints, but for `keep` and the `newest` ones of those that are whole."""
-    seals = {folder: _whole(folder) for folder in output.glob(_PATTERN)}
-    steps = {folder: seal.step for folder, seal in seals.items() if seal}
-    kept = sorted(steps, key=lambda folder: -steps[folder])[:newest]
-    for folder in seals:
-        if folder != keep and folder not in kept:
-            shutil.rmtree(folder)
+def remove_checkpoints(output: Path, keep: Sequence[Path] = ()) -> None:
+    """Remove checkpoints, whole or not, but for those to `keep`."""
+    for folder in set(output.glob(_PATTERN)).difference(keep):
+        shutil.rmtree(folder)
 
 
 def _seal(folder: Path, step: int, fingerprint: str) -> None:

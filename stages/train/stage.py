@@ -22,7 +22,7 @@ from stages.train.arguments import training_arguments
 from stages.train.cached_pairs import CachedPairs, Pairs
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
-from stages.train.checkpoints import SealCheckpoints, latest, remove_checkpoints
+from stages.train.checkpoints import SealCheckpoints, remove_checkpoints, whole_checkpoints
 from stages.train.config import TrainConfig
 from stages.train.guards import DivergedError, Guard
 from stages.train.held_out import held_out
@@ -141,13 +141,14 @@ def _prepare_output(job: Job, arguments: TrainingArguments) -> Path | None:
     """
     output = job.config.output
     with arguments.main_process_first(local=False):  # all of them must find the same
-        resumed = latest(output, job.fingerprint) if job.config.resume else None
+        # the newest to go on from, and the others because the best so far is one of them
+        found = whole_checkpoints(output, job.fingerprint) if job.config.resume else []
         if arguments.process_index == 0:
             for pattern in _REPLACED:
                 for path in output.glob(pattern):
                     path.unlink()
-            remove_checkpoints(output, keep=resumed)
-    return resumed
+            remove_checkpoints(output, keep=found)
+    return found[-1] if found else None
 
 
 def _pairs(job: Job) -> tuple[Pairs, Pairs | None]:
@@ -210,8 +211,8 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
             folder = output / _LAST_GOOD
             save_policy(trainer, folder, job.policy, job.adapter, job.manifest.engine.dtype)
             kept = f"The weights before it are in {folder}."
-        elif (checkpoint := latest(output, job.fingerprint)) is not None:
-            kept = f"The last good state is {checkpoint}."
+        elif checkpoints := whole_checkpoints(output, job.fingerprint):
+            kept = f"The last good state is {checkpoints[-1]}."
         else:
             kept = "There was no checkpoint yet; --checkpoint-steps makes them earlier."
         raise ReflogpError(
@@ -227,7 +228,8 @@ def _finish(job: Job, record: RunRecord) -> None:
         merge_adapter(output, job.policy, job.manifest.engine.dtype)
     write_text(output / "README.md", model_card(job.config, job.manifest, record))
     run_record.write(output, record)
-    remove_checkpoints(output, newest=job.config.keep_checkpoints)
+    newest = whole_checkpoints(output, job.fingerprint)[::-1]
+    remove_checkpoints(output, keep=newest[: job.config.keep_checkpoints])
 
 
 def _best_evaluation(trainer: PreferenceTrainer) -> StepMetrics | None:

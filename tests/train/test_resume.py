@@ -85,10 +85,11 @@ def test_a_checkpoint_with_a_file_cut_short_is_not_whole(tmp_path):
         folder.mkdir()
         (folder / "optimizer.pt").write_bytes(b"0123456789")
         checkpoints._seal(folder, step, "this")
-    assert checkpoints.latest(tmp_path, "this") == tmp_path / "checkpoint-6"
-    assert checkpoints.latest(tmp_path, "other") is None
+    found = checkpoints.whole_checkpoints(tmp_path, "this")
+    assert [folder.name for folder in found] == ["checkpoint-3", "checkpoint-6"]
+    assert checkpoints.whole_checkpoints(tmp_path, "other") == []
     (tmp_path / "checkpoint-6" / "optimizer.pt").write_bytes(b"01234")
-    assert checkpoints.latest(tmp_path, "this") == tmp_path / "checkpoint-3"
+    assert checkpoints.whole_checkpoints(tmp_path, "this") == [tmp_path / "checkpoint-3"]
 
 
 def test_a_run_that_diverges_names_the_last_good_state(cache, console, tmp_path):
