@@ -79,6 +79,7 @@ def reflogp(folder: Path, batch: int, mode: str) -> dict[str, float]:
         batch_size=batch,
         accumulation=ACCUMULATION,
         warmup=0,
+        checkpoint_steps=0,  # as TRL here: no run writes one
         seed=SEED,
     )
     (folder / "reflogp" / "reflogp_run.json").unlink(missing_ok=True)
