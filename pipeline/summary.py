@@ -17,11 +17,12 @@ def cache_rows(cache: Path, manifest: Manifest) -> Rows:
     counts, engine, timing = manifest.counts, manifest.engine, manifest.timing
     size = sum(shard.bytes for shard in manifest.shards)
     response = counts.chosen_tokens + counts.rejected_tokens
+    kl = f", {counts.kl_tokens:,} of KL completions" * bool(counts.kl_tokens)
     unit = "pairs" if manifest.kind == "paired" else "unpaired rows"
     rows = [
         ("cache", f"{cache} ({_size(size)})"),
         (unit, f"{counts.rows:,} of {manifest.source.rows:,} rows read, {counts.truncated:,} cut"),
-        ("tokens", f"{counts.prompt_tokens:,} prompt, {response:,} response"),
+        ("tokens", f"{counts.prompt_tokens:,} prompt, {response:,} response{kl}"),
         ("engine", f"{engine.name} {engine.version}, {engine.dtype}, {engine.device}"),
         ("speed", f"{timing.tokens_per_second:,.0f} tokens/s, {timing.seconds:.0f} s in all"),
     ]
