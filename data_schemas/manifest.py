@@ -21,6 +21,7 @@ SCHEMA_VERSION: Literal[2] = 2
 FILE_NAME = "manifest.json"
 _LONGEST_NAME = 255  # in bytes; of every file system in use
 
+UNITS = {"paired": "pairs", "unpaired": "unpaired rows"}
 Dtype = Literal["bfloat16", "float16", "float32"]
 _EMPTY_SEAL = '"seal": ""'
 
@@ -172,6 +173,11 @@ class Manifest(Record):
     jobs: list[JobRecord] = Field(description="The runs that made it, in the order of their start.")
     filtered: Filtered | None = Field(None, description="None: its rows were scored for it.")
     seal: str = Field("", description="SHA-256 of this file with an empty seal.")
+
+    @property
+    def unit(self) -> str:
+        """What its rows are called."""
+        return UNITS[self.kind]
 
 
 def write(cache: Path, manifest: Manifest) -> Manifest:

@@ -2,7 +2,7 @@
 
 KTO's reference point is an estimate of KL(pi_theta || pi_ref) from prompts with responses to other
 prompts (Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", section
-3.2). Which response that is, the order of the source decides and nothing else, so neither shards
+4.1). Which response that is, the order of the source decides and nothing else, so neither shards
 nor jobs nor restarts change it. TRL takes that of the row before, within a batch of training, which
 can be one to the same prompt, and binds the cache to the batch size and order.
 """
