@@ -2,7 +2,8 @@
 
 Paired rows have both responses. An unpaired row (KTO) has one: `chosen` where its label is good,
 `rejected` where it is bad; the other one's columns are null. So one schema serves both kinds, and
-a loss takes what is there.
+a loss takes what is there. For KTO's reference point it may also have a KL completion: the response
+of another row, scored after this row's prompt.
 
 The documentation of each field travels inside the Parquet file as field metadata.
 """
@@ -15,7 +16,10 @@ import pyarrow.parquet as pq
 from data_schemas.errors import InputError
 from data_schemas.storage import opened
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+RESPONSES = ("chosen", "rejected", "kl")
+"""What a row can have log-probs of; X stands in `X_ids`, `ref_X_logps` and `ref_X_logp_sum`."""
 
 
 def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
@@ -26,13 +30,15 @@ _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _LOGPS = pa.list_(pa.field("element", pa.float32(), nullable=False))
 
 TOKEN_FIELDS: list[pa.Field] = [
-    _field("row_id", pa.string(), "Stable id: BLAKE2b-128 of the token ids, in hex; the second row "
+    _field("row_id", pa.string(), "Stable id: BLAKE2b-128 of all token ids, in hex; the second row "
            "with the same ids gets the suffix -1, the third -2. Unique in a cache."),
     _field("source_row", pa.int64(), "0-based position of the row in the input, over all files."),
     _field("prompt_ids", _IDS, "Token ids of the prompt, as both stages use them."),
     _field("chosen_ids", _IDS, "Token ids of the chosen response, EOS included.", nullable=True),
     _field("rejected_ids", _IDS, "Token ids of the rejected response, EOS included.",
            nullable=True),
+    _field("kl_ids", _IDS, "Token ids of the KL completion: the response of another row, cut to "
+           "the room that this row's prompt leaves.", nullable=True),
     _field("prompt_truncated", pa.bool_(), "The prompt lost its beginning to max_length."),
     _field("chosen_truncated", pa.bool_(), "The chosen response lost its end to max_length."),
     _field("rejected_truncated", pa.bool_(), "The rejected response lost its end to max_length."),
@@ -45,10 +51,14 @@ SCORE_FIELDS: list[pa.Field] = [
            "prompt and the tokens before it; same length as chosen_ids.", nullable=True),
     _field("ref_rejected_logps", _LOGPS, "log pi_ref of each token of rejected_ids, in nats.",
            nullable=True),
+    _field("ref_kl_logps", _LOGPS, "log pi_ref of each token of kl_ids, in nats, given this row's "
+           "prompt and the tokens before it.", nullable=True),
     _field("ref_chosen_logp_sum", pa.float64(), "Sum of ref_chosen_logps in nats, accumulated in "
            "float64: log pi_ref(y_w|x).", nullable=True),
     _field("ref_rejected_logp_sum", pa.float64(), "Sum of ref_rejected_logps in nats: "
            "log pi_ref(y_l|x).", nullable=True),
+    _field("ref_kl_logp_sum", pa.float64(), "Sum of ref_kl_logps in nats: log pi_ref(y'|x), where "
+           "y' answers another prompt.", nullable=True),
 ]  # fmt: skip
 
 _METADATA = {"reflogp.schema": "cache_shard", "reflogp.schema_version": str(SCHEMA_VERSION)}

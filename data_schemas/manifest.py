@@ -17,10 +17,11 @@ from data_schemas.record import Count, Record
 from data_schemas.storage import entries, opened, read_bytes
 from data_schemas.verification import Verification
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 FILE_NAME = "manifest.json"
 _LONGEST_NAME = 255  # in bytes; of every file system in use
 
+UNITS = {"paired": "pairs", "unpaired": "unpaired rows"}
 Dtype = Literal["bfloat16", "float16", "float32"]
 _EMPTY_SEAL = '"seal": ""'
 
@@ -110,6 +111,7 @@ class Counts(Record):
     prompt_tokens: int = Field(ge=0, description="Each row's prompt counted once.")
     chosen_tokens: int = Field(ge=0)
     rejected_tokens: int = Field(ge=0)
+    kl_tokens: int = Field(0, ge=0, description="Of the KL completions of unpaired rows.")
     truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
     rescued: int = Field(
         ge=0, description="Responses whose log-probs could not be right until scored again."
@@ -153,7 +155,7 @@ class Timing(Record):
 class Manifest(Record):
     """Everything about a sealed cache."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     reflogp_version: str
     kind: Literal["paired", "unpaired"]
     inputs: Inputs
@@ -171,6 +173,11 @@ class Manifest(Record):
     jobs: list[JobRecord] = Field(description="The runs that made it, in the order of their start.")
     filtered: Filtered | None = Field(None, description="None: its rows were scored for it.")
     seal: str = Field("", description="SHA-256 of this file with an empty seal.")
+
+    @property
+    def unit(self) -> str:
+        """What its rows are called."""
+        return UNITS[self.kind]
 
 
 def write(cache: Path, manifest: Manifest) -> Manifest:

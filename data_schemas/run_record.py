@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
@@ -50,7 +50,8 @@ class RunRecord(Record):
         None, description="Folder of the LoRA adapter that training started from."
     )
     settings: dict[str, Any]
-    pairs: int = Field(description="That were trained on.")
+    kind: Literal["paired", "unpaired"] = Field("paired", description="Of the cache.")
+    pairs: int = Field(description="Or unpaired rows, that were trained on.")
     evaluated_pairs: int = Field(0, description="That were held out, to evaluate on.")
     steps: int
     processes: int = 1

@@ -38,6 +38,7 @@ class Origin(SealedRecord):
     prompt_tokens: int = Field(ge=0)
     chosen_tokens: int = Field(ge=0)
     rejected_tokens: int = Field(ge=0)
+    kl_tokens: int = Field(0, ge=0)
     truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
     rescued: int = Field(
         ge=0, description="Responses whose log-probs could not be right until scored again."

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_schemas.job_record import JobRecord
-from data_schemas.manifest import Filtered, Manifest
+from data_schemas.manifest import UNITS, Filtered, Manifest
 from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
 
@@ -17,11 +17,14 @@ def cache_rows(cache: Path, manifest: Manifest) -> Rows:
     counts, engine, timing = manifest.counts, manifest.engine, manifest.timing
     size = sum(shard.bytes for shard in manifest.shards)
     response = counts.chosen_tokens + counts.rejected_tokens
-    unit = "pairs" if manifest.kind == "paired" else "unpaired rows"
+    kl = f", {counts.kl_tokens:,} of KL completions" * bool(counts.kl_tokens)
     rows = [
         ("cache", f"{cache} ({_size(size)})"),
-        (unit, f"{counts.rows:,} of {manifest.source.rows:,} rows read, {counts.truncated:,} cut"),
-        ("tokens", f"{counts.prompt_tokens:,} prompt, {response:,} response"),
+        (
+            manifest.unit,
+            f"{counts.rows:,} of {manifest.source.rows:,} rows read, {counts.truncated:,} cut",
+        ),
+        ("tokens", f"{counts.prompt_tokens:,} prompt, {response:,} response{kl}"),
         ("engine", f"{engine.name} {engine.version}, {engine.dtype}, {engine.device}"),
         ("speed", f"{timing.tokens_per_second:,.0f} tokens/s, {timing.seconds:.0f} s in all"),
     ]
@@ -97,10 +100,13 @@ def _jobs(jobs: list[JobRecord]) -> Rows:
 
 def train_rows(output: Path, record: RunRecord) -> Rows:
     """The main figures of a training run."""
-    first, last = record.first, record.last
+    first, last, unit = record.first, record.last, UNITS[record.kind]
     return [
         ("model", str(output)),
-        ("pairs", f"{record.pairs:,}, {record.steps} steps, {record.pairs_per_second:.2f} pairs/s"),
+        (
+            unit,
+            f"{record.pairs:,}, {record.steps} steps, {record.pairs_per_second:.2f} {unit}/s",
+        ),
         ("loss", f"{first.loss:.4f} -> {last.loss:.4f}"),
         ("margin", f"{first.margin:+.4f}{_noise(record)} -> {last.margin:+.4f}"),
         ("accuracy", f"{first.accuracy:.2f} -> {last.accuracy:.2f}"),
@@ -116,18 +122,23 @@ def _evaluation_rows(record: RunRecord) -> Rows:
         return []
     kept = "the last step" if record.best_step is None else f"step {record.best_step}"
     figures = f"loss {found.loss:.4f}, margin {found.margin:+.4f}, accuracy {found.accuracy:.2f}"
-    return [("held out", f"{figures} over {record.evaluated_pairs:,} pairs, kept: {kept}")]
+    return [
+        (
+            "held out",
+            f"{figures} over {record.evaluated_pairs:,} {UNITS[record.kind]}, kept: {kept}",
+        )
+    ]
 
 
 def losses_table() -> tuple[str, list[tuple[str, str, str]]]:
     """What the letters of the formulas mean, and a row for each loss."""
     from stages.train.losses.arguments import parameters
-    from stages.train.losses.registry import LETTERS, LOSSES
+    from stages.train.losses.registry import EVERY_LOSS, LETTERS, LOSSES
 
     rows = []
-    for name, loss in LOSSES.items():
+    for name, loss in EVERY_LOSS.items():
         arguments = [f"{p.name}={p.default}" for p in parameters(loss.function).values()]
-        needs = ", ".join(sorted(loss.needs))
+        needs = ", ".join(["pairs" if name in LOSSES else "unpaired", *sorted(loss.needs)])
         said = f"{loss.formula}\n{loss.paper}\nwhen: {loss.choose}"
         rows.append((name, said, "\n".join([needs, *arguments])))
     return LETTERS, rows

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pytest
 
 from data_schemas import manifest as manifests
-from data_schemas.cache_shard import SHARD_SCHEMA
+from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
 from data_schemas.manifest import Counts, Manifest
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.row_ids import RowIds
 from stages.precompute.shards import describe, write_shard
 
 Row = dict[str, Any]
+_IDS = ("prompt_ids", *(f"{name}_ids" for name in RESPONSES))
 HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -25,12 +26,13 @@ def row(
     rejected: list[int] | None,
     *,
     logps: tuple[float, float] = (-1.0, -1.0),
+    kl: list[int] | None = None,
     cut: bool = False,
     confidence: float | None = None,
 ) -> Row:
     """One row; each token of a response has the log-prob that `logps` says."""
     found: Row = {"prompt_ids": prompt, "prompt_truncated": False, "confidence": confidence}
-    for side, ids, logp in zip(("chosen", "rejected"), (chosen, rejected), logps, strict=True):
+    for side, ids, logp in zip(RESPONSES, (chosen, rejected, kl), (*logps, -1.0), strict=True):
         values = None if ids is None else np.full(len(ids), logp, np.float32)
         found |= {
             f"{side}_ids": ids,
@@ -48,7 +50,7 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
     whole = [
         one | {
             "source_row": number,
-            "row_id": ids.assign(one["prompt_ids"], one["chosen_ids"], one["rejected_ids"]),
+            "row_id": ids.assign(*(one[name] for name in _IDS if one[name] or name != "kl_ids")),
         }
         for number, one in enumerate(rows)
     ]  # fmt: skip
@@ -65,6 +67,7 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
         prompt_tokens=sum(len(one["prompt_ids"]) for one in rows),
         chosen_tokens=sum(len(one["chosen_ids"] or []) for one in rows),
         rejected_tokens=sum(len(one["rejected_ids"] or []) for one in rows),
+        kl_tokens=sum(len(one["kl_ids"] or []) for one in rows),
         truncated=sum(one["chosen_truncated"] or one["rejected_truncated"] for one in rows),
         rescued=0, template_diverged=0, quarantined_by_reason={},
     )  # fmt: skip
@@ -79,7 +82,7 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
 
 
 def _tokens(one: Row) -> int:
-    return sum(len(one[name] or []) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return sum(len(one[name] or []) for name in _IDS)
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +122,7 @@ def faulty(cache, tmp_path_factory, ids_of) -> Path:
 @pytest.fixture(scope="session")
 def unpaired(cache, tmp_path_factory) -> Path:
     """12 good responses and 4 bad ones; one of them is both, and one is there twice."""
-    good = [row([i], list(range(i, i + 9)), None) for i in range(11)]
-    bad = [row([50 + i], None, list(range(i, i + 4))) for i in range(3)]
-    rows = [*good, *bad, good[1], row([2], None, good[2]["chosen_ids"])]
+    good = [row([i], list(range(i, i + 9)), None, kl=[i + 1, 1]) for i in range(11)]
+    bad = [row([50 + i], None, list(range(i, i + 4)), kl=[i, 2]) for i in range(3)]
+    rows = [*good, *bad, good[1], row([2], None, good[2]["chosen_ids"], kl=[3])]
     return plant(tmp_path_factory.mktemp("unpaired"), rows, manifests.read(cache))

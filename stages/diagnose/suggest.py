@@ -14,11 +14,12 @@ def suggest(facts: Facts, found: list[Finding]) -> Suggestion:
     """Loss and beta with the reason, and the command."""
     wrong = {finding.name for finding in found if finding.severity in ("problem", "warning")}
     if facts.kind == "unpaired":
+        loss = "kto" if facts.kl else "kto_no_kl"
         return Suggestion(
-            loss="kto",
+            loss=loss,
             beta=0.1,
             reason="unpaired rows need a loss of single responses (Ethayarajh et al. 2024)",
-            command="reflogp train --list-losses",
+            command=f"reflogp train --cache {facts.cache} --output model/ --loss {loss} --beta 0.1",
         )
     loss, beta, reason = "dpo", *_beta(facts)
     more = ""

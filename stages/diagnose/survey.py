@@ -33,6 +33,8 @@ class Facts:
 
     Attributes:
         cache: where it is, as it is written in a command.
+        kind: of its rows.
+        kl: whether they have KL completions.
         rows, duplicates, contradictions, truncated: counts over all rows.
         measures: of all rows, or of some half a million to a million, the same each time.
         positions: of those in the cache, int64 [measured].
@@ -41,6 +43,7 @@ class Facts:
 
     cache: str
     kind: Literal["paired", "unpaired"]
+    kl: bool
     rows: int
     duplicates: int
     contradictions: int
@@ -92,6 +95,7 @@ def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) ->
     return Facts(
         cache=shlex.quote(str(cache)),
         kind=manifest.kind,
+        kl=manifest.counts.kl_tokens > 0,
         rows=rows,
         duplicates=int(repeated(keys, np.concatenate([part.source_rows for part in parts])).sum()),
         contradictions=int(contradictory(keys).sum()),

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
+from data_schemas.cache_shard import RESPONSES, read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Counts, Filtered, Inputs, Manifest, Shard, require_intact
 from data_schemas.shard_origin import put_origin, read_origin
@@ -28,7 +28,7 @@ from stages.precompute.quarantine import Quarantine
 from stages.precompute.shards import count_tokens, describe, write_shard
 from stages.progress import Console
 
-_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_COUNTED = ("prompt", *RESPONSES)
 Judged = Iterator[tuple[Shard, pa.Table, dict[int, RowFault]]]
 
 
@@ -184,7 +184,7 @@ def _counted(table: pa.Table) -> dict[str, int]:
         table.column(f"{name}_truncated").combine_chunks().to_numpy(zero_copy_only=False)
         for name in ("prompt", "chosen", "rejected")
     ]
-    tokens = {f"{name.removesuffix('_ids')}_tokens": count_tokens(table, name) for name in _IDS}
+    tokens = {f"{name}_tokens": count_tokens(table, f"{name}_ids") for name in _COUNTED}
     return tokens | {"truncated": int(np.logical_or.reduce(lost).sum())}
 
 
@@ -201,7 +201,7 @@ def _manifest(
     earlier = Counter(manifest.counts.quarantined_by_reason)
     totals = Counts(
         **{name: counts[name] for name in
-           ("rows", "prompt_tokens", "chosen_tokens", "rejected_tokens", "truncated")},
+           ("rows", "truncated", *(f"{name}_tokens" for name in _COUNTED))},
         rescued=manifest.counts.rescued,
         template_diverged=manifest.counts.template_diverged,
         quarantined_by_reason=dict(aside.most_common()),

@@ -8,7 +8,7 @@ from data_schemas.location import Location
 from stages.assignments import Arguments, Columns
 from stages.precompute.share import share
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Goes up with every change to the code that can give other rows or ids for the same input."""
 
 SCORING_VERSION = 1
@@ -57,6 +57,11 @@ class PrecomputeConfig(BaseModel):
         "response",
         description="Over max_length: 'response' cuts the ends of the responses, 'prompt' the "
         "beginning of the prompt, 'never' sets the row aside.",
+    )
+    kl_completions: bool = Field(
+        True,
+        description="Score after each prompt of unpaired data another row's response as well, for "
+        "the reference point of KTO. Pairs have no use for it.",
     )
     engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="'auto' takes vLLM where it is installed and can run."
@@ -119,5 +124,7 @@ class PrecomputeConfig(BaseModel):
 
     def rules(self) -> dict[str, Any]:
         """What of this decides which rows and token ids come out: part of the fingerprint."""
-        names = {"split", "columns", "min_confidence", "max_length", "truncate"}
+        names = {
+            "split", "columns", "min_confidence", "max_length", "truncate", "kl_completions"
+        }  # fmt: skip
         return {"version": RULES_VERSION, **self.model_dump(include=names)}

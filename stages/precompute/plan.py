@@ -84,7 +84,7 @@ def scored_tokens(row: TokenizedRow) -> int:
     """Tokens of every prompt + response sequence of `row`: what an engine without sharing runs."""
     return sum(
         len(row.prompt_ids) + len(ids)
-        for ids in (row.chosen_ids, row.rejected_ids)
+        for ids in (row.chosen_ids, row.rejected_ids, row.kl_ids)
         if ids is not None
     )
 

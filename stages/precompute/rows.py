@@ -1,13 +1,14 @@
 """Source -> tokenized rows: reads, normalizes and tokenizes; sets aside whatever cannot be used."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.faults import RowFault
+from stages.precompute.kl_completions import with_kl_completions
 from stages.precompute.preferences import COLUMNS, Form, Preference, detect, no_form, normalize
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.sources import RawRow, read_source
@@ -42,7 +43,15 @@ class Rows:
         raw_rows = read_source(self._config.data, self._config.split)
         head = list(itertools.islice(raw_rows, _ROWS_TO_DETECT_FROM))
         self.form = self._detect(head)
-        for raw in itertools.chain(head, raw_rows):
+        usable = self._usable(itertools.chain(head, raw_rows), tokenizer, advance)
+        if self._config.kl_completions and not self.form.paired:
+            usable = with_kl_completions(usable, self._config.max_length)
+        yield from usable
+
+    def _usable(
+        self, raw_rows: Iterable[RawRow], tokenizer: Tokenizer, advance: Callable[[float], None]
+    ) -> Iterator[TokenizedRow]:
+        for raw in raw_rows:
             self.read += 1
             advance(1)
             try:

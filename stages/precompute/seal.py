@@ -137,7 +137,8 @@ def _checked(job: Job, finished: list[Finished], console: Console) -> list[Shard
 
 def _described(job: Job, one: Finished) -> Shard:
     origin = one.origin
-    tokens = origin.prompt_tokens + origin.chosen_tokens + origin.rejected_tokens
+    responses = origin.chosen_tokens + origin.rejected_tokens + origin.kl_tokens
+    tokens = origin.prompt_tokens + responses
     return describe(job.shard_path(one.planned.number), rows=one.rows, tokens=tokens)
 
 
@@ -185,6 +186,7 @@ def _counts(plan: Plan, finished: list[Finished], aside: Counter[str]) -> Counts
         prompt_tokens=sum(origin.prompt_tokens for origin in origins),
         chosen_tokens=sum(origin.chosen_tokens for origin in origins),
         rejected_tokens=sum(origin.rejected_tokens for origin in origins),
+        kl_tokens=sum(origin.kl_tokens for origin in origins),
         truncated=sum(origin.truncated for origin in origins),
         rescued=sum(origin.rescued for origin in origins),
         template_diverged=plan.record.template_diverged,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
-from data_schemas.cache_shard import SHARD_SCHEMA
+from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
 from data_schemas.errors import ReflogpError
 from data_schemas.manifest import Shard
 from data_schemas.shard_origin import origin_of, read_origin
@@ -24,7 +24,6 @@ _REQUESTS_AT_ONCE = 256  # in one call of the engine, between two steps of the p
 # wrong the engine is, and not they.
 _FEW = 16
 _ROUNDING = 1e-4  # a log-prob may exceed 0 by this much through the rounding of a log-sum-exp
-_SIDES = ("chosen", "rejected")
 _LISTS = [f"{f.name}.list.element" for f in SHARD_SCHEMA if pa.types.is_list(f.type)]
 
 
@@ -65,7 +64,7 @@ def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None
     for position, problem in wrong.items():
         row, side = places[position]
         problems.setdefault(row, f"{side}: {problem}")
-    for side in _SIDES:
+    for side in RESPONSES:
         logps: list[View | None] = [None] * table.num_rows
         totals: list[float | None] = [None] * table.num_rows
         for (row, its_side), values, total in zip(places, found, sums, strict=True):
@@ -135,7 +134,7 @@ def _rescue(
 def _requests(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
     """What to score of a planned shard, row after row; and the row and side of each."""
     prompts = views(table.column("prompt_ids"))
-    responses = [(side, views(table.column(f"{side}_ids"))) for side in _SIDES]
+    responses = [(side, views(table.column(f"{side}_ids"))) for side in RESPONSES]
     places, requests = [], []
     for row, prompt in enumerate(prompts):
         for side, column in responses:

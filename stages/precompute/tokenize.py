@@ -48,6 +48,7 @@ class TokenizedRow:
     chosen_truncated: bool
     rejected_truncated: bool
     confidence: float | None
+    kl_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)

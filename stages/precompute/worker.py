@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_schemas.cache_shard import RESPONSES
 from data_schemas.shard_origin import Origin, Problem, put_origin
 from stages.precompute.job import Job
 from stages.precompute.plan import PlannedShard, read_plan
@@ -62,6 +63,7 @@ class Worker:
             prompt_tokens=count_tokens(table, "prompt_ids"),
             chosen_tokens=count_tokens(table, "chosen_ids"),
             rejected_tokens=count_tokens(table, "rejected_ids"),
+            kl_tokens=count_tokens(table, "kl_ids"),
             truncated=_truncated(table),
             rescued=rescued,
             problems=[_problem(*found) for found in problems],
@@ -97,5 +99,5 @@ def _truncated(table: pa.Table) -> int:
 def _sequence_tokens(table: pa.Table) -> int:
     """Tokens of every prompt + response sequence."""
     prompts = pc.list_value_length(table.column("prompt_ids"))
-    responses = [pc.list_value_length(table.column(f"{s}_ids")) for s in ("chosen", "rejected")]
+    responses = [pc.list_value_length(table.column(f"{s}_ids")) for s in RESPONSES]
     return sum(int(pc.sum(pc.add(prompts, lengths)).as_py() or 0) for lengths in responses)

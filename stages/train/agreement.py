@@ -9,9 +9,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from data_schemas.manifest import Manifest
-from stages.train.cached_pairs import Pair, Pairs
+from stages.train.cached_rows import Row, Rows
 from stages.train.config import TrainConfig
-from stages.train.losses.inputs import PairLogps
+from stages.train.losses.inputs import Logps
 from stages.train.losses.objective import uses
 
 _SAMPLE = 8  # pairs, of which an eighth of a usual step's time is made
@@ -23,27 +23,25 @@ _ROUNDING_OF_A_RESPONSE = 1e-2
 
 
 def disagreement(
-    score: Callable[[list[Pair]], PairLogps],
-    pairs: Pairs,
+    score: Callable[[list[Row]], Logps],
+    pairs: Rows,
     manifest: Manifest,
     batch: int,
 ) -> str | None:
     """What is wrong between policy and cache, in one sentence; None if they agree.
 
     Args:
-        score: log-probs of pairs under the policy, as training computes them.
-        pairs: of the cache.
+        score: log-probs of rows under the policy, as training computes them.
+        pairs: of the cache, or its unpaired rows.
         manifest: of the cache; its verification says how far rounding takes a response.
-        batch: how many pairs to score at a time.
+        batch: how many rows to score at a time.
     """
     rows = random.Random(0).sample(range(len(pairs)), min(_SAMPLE, len(pairs)))  # noqa: S311
     sample = [pairs[row] for row in rows]
     squares = 0.0
     for start in range(0, len(sample), batch):
-        found = score(sample[start : start + batch])
-        for ratios in (found.chosen_logratios, found.rejected_logratios):
-            squares += float((ratios**2).sum())
-    responses = 2 * len(sample)
+        squares += float((score(sample[start : start + batch]).logratios ** 2).sum())
+    responses = sum(len(row.responses) for row in sample)
     distance = math.sqrt(squares / responses)
     expected = _expected(manifest, sample)
     if distance <= _STANDARD_DEVIATIONS * expected + _ROUNDING_OF_A_RESPONSE:
@@ -57,20 +55,22 @@ def disagreement(
 def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
     """Standard deviation that rounding gives the first step's mean margin, which is 0 but for it.
 
-    A pair's margin is beta times the difference of two responses, each off by `response_sd`. None
-    without a verification, and for a loss without a reference, whose margin is not 0.
+    A pair's margin is beta times the difference of two responses, each off by `response_sd`; of
+    unpaired rows half are taken to be good, and half bad. None without a verification, and for a
+    loss without a reference, whose margin is not 0.
     """
     if manifest.verification is None or not uses(config.losses, "reference"):
         return None
-    pairs = min(config.batch_size * config.accumulation, manifest.counts.rows)
+    rows = min(config.batch_size * config.accumulation, manifest.counts.rows)
+    pairs = rows if manifest.kind == "paired" else rows / 2
     return config.beta * manifest.verification.training.response_sd * math.sqrt(2 / pairs)
 
 
-def _expected(manifest: Manifest, sample: Sequence[Pair]) -> float:
+def _expected(manifest: Manifest, sample: Sequence[Row]) -> float:
     """Standard deviation that rounding gives a response's log-prob, in nats."""
     if manifest.verification is not None:
         return manifest.verification.training.response_sd
-    tokens = sum(len(ids) for pair in sample for ids in (pair.chosen_ids, pair.rejected_ids))
+    lengths = [len(ids) for row in sample for ids in row.responses]
     a_token = _ROUNDING.get(manifest.engine.dtype, _ROUNDING_REDUCED)
     # roundings of a response's tokens are independent of each other
-    return a_token * math.sqrt(tokens / (2 * len(sample)))
+    return a_token * math.sqrt(sum(lengths) / len(lengths))

@@ -1,13 +1,13 @@
-"""Pairs -> a batch of tensors, in one of two layouts that give the same numbers.
+"""Pairs, or unpaired rows -> a batch of tensors. Pairs have two layouts of the same numbers.
 
 Shared: a pair is one sequence, prompt + chosen + rejected, in which the rejected response does not
 see the chosen one and stands at the positions after the prompt. The prompt is computed once, which
 spares a third of HH-RLHF's tokens. Separate: two sequences a pair, right-padded, as any model
-takes them.
+takes them. An unpaired row is a sequence by itself.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,22 +16,26 @@ from torch import Tensor
 
 from stages.response_logps import SUM_DTYPE
 from stages.train.cached_pairs import Pair
+from stages.train.cached_unpaired import Unpaired
 
 Ids = NDArray[np.int64]
 
 
 class Batch(TypedDict):
-    """`b` pairs. Responses are numbered: first all chosen ones, then all rejected ones.
+    """`b` pairs or unpaired rows. Of pairs first all chosen responses are numbered, then rejected.
 
     Attributes:
         inputs: arguments of the model: input_ids int64 [sequences, length], and the attention mask
             (and, in the shared layout, the positions) that go with them.
         rows: int64 [n], flat positions in input_ids whose hidden state predicts a response token.
         targets: int64 [n], those tokens.
-        owners: int64 [n], the response, 0..2b-1, that each belongs to.
-        ref_logps: SUM_DTYPE [2b], log pi_ref(y|x) in nats.
+        owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each belongs to.
+        ref_logps: SUM_DTYPE [2b] or [b], log pi_ref(y|x) in nats.
         ref_shared_logps: SUM_DTYPE [2b], of the first tokens of each response, as many as the
             shorter one of its pair has; only if the pairs have it.
+        desirable: bool [b], True where the response is good; only of unpaired rows.
+        kl: SUM_DTYPE scalar, the reference point of the step that the batch is of, in nats; only
+            where a loss needs it.
     """
 
     inputs: dict[str, Tensor]
@@ -40,26 +44,18 @@ class Batch(TypedDict):
     owners: Tensor
     ref_logps: Tensor
     ref_shared_logps: NotRequired[Tensor]
+    desirable: NotRequired[Tensor]
+    kl: NotRequired[Tensor]
 
 
-Collate = Callable[[Sequence[Pair]], Batch]
+Collate = Callable[[Sequence[Any]], Batch]
+"""Pairs, or unpaired rows, to a batch."""
 
 
 def separate(pairs: Sequence[Pair]) -> Batch:
     """Two sequences a pair: prompt + chosen, and prompt + rejected."""
-    sequences = [np.concatenate([pair.prompt_ids, pair.chosen_ids]) for pair in pairs]
-    sequences += [np.concatenate([pair.prompt_ids, pair.rejected_ids]) for pair in pairs]
-    input_ids = _padded(sequences)
-    attention_mask = _padded([np.ones(len(ids), np.int64) for ids in sequences])
-    length = input_ids.shape[1]
-    starts = [
-        number * length + len(pair.prompt_ids) - 1 for number, pair in enumerate([*pairs] * 2)
-    ]
-    rows = [
-        start + np.arange(len(response))
-        for start, response in zip(starts, _responses(pairs), strict=True)
-    ]
-    return _batch({"input_ids": input_ids, "attention_mask": attention_mask}, rows, pairs)
+    inputs, rows = _one_each([pair.prompt_ids for pair in pairs] * 2, _responses(pairs))
+    return _batch_of_pairs(inputs, rows, pairs)
 
 
 def shared(pairs: Sequence[Pair]) -> Batch:
@@ -80,7 +76,16 @@ def shared(pairs: Sequence[Pair]) -> Batch:
             own = begin + np.arange((rejected if side else chosen) - 1)
             rows.append(np.concatenate([[first], own]))
     inputs = {"input_ids": input_ids, "attention_mask": _mask(parts), "position_ids": positions}
-    return _batch(inputs, rows, pairs)
+    return _batch_of_pairs(inputs, rows, pairs)
+
+
+def unpaired(rows: Sequence[Unpaired]) -> Batch:
+    """One sequence a row: prompt + response."""
+    responses = [row.response_ids for row in rows]
+    inputs, places = _one_each([row.prompt_ids for row in rows], responses)
+    batch = _batch(inputs, places, responses, [row.ref_logp for row in rows])
+    batch["desirable"] = torch.tensor([row.desirable for row in rows])
+    return batch
 
 
 _PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
@@ -105,26 +110,49 @@ def _mask(parts: Tensor) -> Tensor:
     return seen[:, None]
 
 
+def _one_each(
+    prompts: Sequence[NDArray[np.int32]], responses: Sequence[NDArray[np.int32]]
+) -> tuple[dict[str, Tensor], list[Ids]]:
+    """A sequence of each prompt and its response; and the rows that predict each response."""
+    sequences = [np.concatenate(both) for both in zip(prompts, responses, strict=True)]
+    input_ids = _padded(sequences)
+    attention_mask = _padded([np.ones(len(ids), np.int64) for ids in sequences])
+    length = input_ids.shape[1]
+    rows = [
+        number * length + len(prompt) - 1 + np.arange(len(response))
+        for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+    ]
+    return {"input_ids": input_ids, "attention_mask": attention_mask}, rows
+
+
 def _responses(pairs: Sequence[Pair]) -> list[NDArray[np.int32]]:
     return [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
 
 
-def _batch(inputs: dict[str, Tensor], rows: list[Ids], pairs: Sequence[Pair]) -> Batch:
-    responses = _responses(pairs)
-    owners = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
+def _batch_of_pairs(inputs: dict[str, Tensor], rows: list[Ids], pairs: Sequence[Pair]) -> Batch:
     references = [pair.ref_chosen_logp for pair in pairs]
     references += [pair.ref_rejected_logp for pair in pairs]
-    batch = Batch(
+    batch = _batch(inputs, rows, _responses(pairs), references)
+    if pairs[0].ref_shared_logps is not None:
+        both = torch.tensor([pair.ref_shared_logps for pair in pairs], dtype=SUM_DTYPE)
+        batch["ref_shared_logps"] = both.T.flatten()
+    return batch
+
+
+def _batch(
+    inputs: dict[str, Tensor],
+    rows: list[Ids],
+    responses: Sequence[NDArray[np.int32]],
+    references: list[float],
+) -> Batch:
+    owners = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
+    return Batch(
         inputs=inputs,
         rows=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
         targets=torch.from_numpy(np.concatenate(responses).astype(np.int64)),
         owners=torch.from_numpy(owners),
         ref_logps=torch.tensor(references, dtype=SUM_DTYPE),
     )
-    if pairs[0].ref_shared_logps is not None:
-        both = torch.tensor([pair.ref_shared_logps for pair in pairs], dtype=SUM_DTYPE)
-        batch["ref_shared_logps"] = both.T.flatten()
-    return batch
 
 
 def _padded(sequences: Sequence[NDArray[np.integer]], filler: int = 0) -> Tensor:

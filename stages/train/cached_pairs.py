@@ -1,22 +1,15 @@
-"""A sealed cache -> its pairs by position, in memory that does not grow with their number.
+"""A sealed cache of pairs -> its pairs by position."""
 
-The columns that training reads are copied once into an Arrow file that is mapped into memory: any
-pair is a few pages away, so the shuffle is over all of them, and what is resident is for the system
-to decide.
-"""
-
-import tempfile
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest, require_intact
+from data_schemas.manifest import Manifest
+from stages.train.mapped_cache import MappedCache
 
 _SIDES = ("chosen", "rejected")
 _COLUMNS = [
@@ -42,17 +35,14 @@ class Pair(NamedTuple):
     ref_shared_logps: tuple[float, float] | None = None
 
     @property
+    def responses(self) -> list[NDArray[np.int32]]:
+        """Token ids of both responses."""
+        return [self.chosen_ids, self.rejected_ids]
+
+    @property
     def distinct_tokens(self) -> int:
         """Tokens of the prompt and of both responses."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
-
-
-class Pairs(Protocol):
-    """Pairs by position: those of a cache, or some of them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Pair: ...
 
 
 class CachedPairs(Dataset[Pair]):
@@ -63,72 +53,40 @@ class CachedPairs(Dataset[Pair]):
 
         Args:
             cache: folder of the cache.
-            manifest: its manifest.
+            manifest: its manifest; the cache is paired.
             tokens: read the log-probs of each token too, for `Pair.ref_shared_logps`.
 
         Raises:
-            InputError: the cache is unpaired, or a shard is missing or damaged.
+            InputError: a shard is missing or damaged.
         """
-        if manifest.kind != "paired":
-            raise InputError(
-                f"{cache}: the cache is unpaired (prompt, completion, label); losses over pairs "
-                "need chosen and rejected. Precompute a paired data set."
-            )
-        self._folder = tempfile.TemporaryDirectory(prefix="reflogp-")
-        file = Path(self._folder.name) / "pairs.arrow"
-        schema, rows = None, 0
-        with pa.OSFile(str(file), "wb") as sink:
-            writer = None
-            for shard in manifest.shards:
-                require_intact(cache / shard.file, shard)
-                columns = _COLUMNS + _TOKEN_COLUMNS * tokens
-                table = read_shard(cache / shard.file, columns).combine_chunks()
-                if tokens:
-                    shared = pa.array(_shared_sums(table), pa.list_(pa.float64(), 2))
-                    table = table.drop_columns(_TOKEN_COLUMNS).append_column(_SHARED, shared)
-                schema = schema or table.schema
-                writer = writer or pa.ipc.new_file(sink, schema)
-                writer.write_table(table)
-                rows += table.num_rows
-            if writer is not None:
-                writer.close()
-        if rows != manifest.counts.rows:
-            raise InputError(
-                f"{cache}: the shards hold {rows} rows, the manifest says {manifest.counts.rows}. "
-                "Run `reflogp precompute` again."
-            )
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+        if tokens:
+            columns = _COLUMNS + _TOKEN_COLUMNS
+            self._rows = MappedCache(cache, manifest, columns, _with_shared_sums)
+        else:
+            self._rows = MappedCache(cache, manifest, _COLUMNS)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Pair:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        batch = self._batches[number]
-        row = index - (int(self._ends[number - 1]) if number else 0)
-        prompt, chosen, rejected, ref_chosen, ref_rejected = (
-            batch.column(name)[row] for name in _COLUMNS
-        )
+        row = self._rows.row(index)
         return Pair(
-            prompt_ids=prompt.values.to_numpy(),
-            chosen_ids=chosen.values.to_numpy(),
-            rejected_ids=rejected.values.to_numpy(),
-            ref_chosen_logp=ref_chosen.as_py(),
-            ref_rejected_logp=ref_rejected.as_py(),
-            ref_shared_logps=(
-                tuple(batch.column(_SHARED)[row].as_py()) if _SHARED in batch.schema.names else None
-            ),
+            prompt_ids=row["prompt_ids"].values.to_numpy(),
+            chosen_ids=row["chosen_ids"].values.to_numpy(),
+            rejected_ids=row["rejected_ids"].values.to_numpy(),
+            ref_chosen_logp=row["ref_chosen_logp_sum"].as_py(),
+            ref_rejected_logp=row["ref_rejected_logp_sum"].as_py(),
+            ref_shared_logps=tuple(row[_SHARED].as_py()) if _SHARED in row else None,
         )
 
 
-def _shared_sums(table: pa.Table) -> list[list[float]]:
-    """Of each row, the sums over the tokens that both responses have room for, in float64."""
+def _with_shared_sums(table: pa.Table) -> pa.Table:
+    """`table` with sums over the tokens that both responses have room for, instead of tokens'."""
     sides = zip(*(table[name] for name in _TOKEN_COLUMNS), strict=True)
     sums = []
     for both in sides:
         logps = [side.values.to_numpy() for side in both]
         least = min(map(len, logps))
         sums.append([float(side[:least].sum(dtype=np.float64)) for side in logps])
-    return sums
+    shared = pa.array(sums, pa.list_(pa.float64(), 2))
+    return table.drop_columns(_TOKEN_COLUMNS).append_column(_SHARED, shared)

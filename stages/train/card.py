@@ -1,6 +1,6 @@
 """The model card: what was done, for whoever finds the model."""
 
-from data_schemas.manifest import Manifest
+from data_schemas.manifest import UNITS, Manifest
 from data_schemas.run_record import RunRecord
 from stages.train.config import TrainConfig
 
@@ -13,6 +13,7 @@ def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> st
         method = "LoRA" if config.lora_r else "full fine-tuning"
         start += f" with the LoRA adapter `{manifest.reference.adapter or record.adapter}`"
     counts, first, last = manifest.counts, record.first, record.last
+    rows = f"{counts.rows} {manifest.unit} ({counts.quarantined} rows set aside)"
     losses = " + ".join(
         name.upper() if weight == 1 else f"{weight:g} {name.upper()}"
         for name, weight in config.losses.items()
@@ -34,9 +35,9 @@ Start and reference: {start}. The reference was scored once by reflogp
 
 | | |
 |---|---|
-| data | `{manifest.source.source}`, {counts.rows} pairs ({counts.quarantined} rows set aside) |
+| data | `{manifest.source.source}`, {rows} |
 | loss | {config.loss}, {", ".join(f"{name}={value}" for name, value in settings.items())} |
-| steps, pairs a step | {record.steps}, {config.batch_size * config.accumulation} |
+| steps, {manifest.unit} a step | {record.steps}, {config.batch_size * config.accumulation} |
 | peak learning rate | {config.peak_rate:g} ({config.schedule}) |
 
 | | first step | mean of the last quarter |
@@ -52,9 +53,9 @@ These figures are of the training data. {_held_out(record)}
 def _held_out(record: RunRecord) -> str:
     found = record.evaluation
     if found is None:
-        return "No pairs were held out."
+        return "None were held out."
     return (
-        f"Over {record.evaluated_pairs} pairs that were held out of training: loss "
+        f"Over {record.evaluated_pairs} {UNITS[record.kind]} that were held out of training: loss "
         f"{found.loss:.4f}, rewards/margins {found.margin:.4f}, rewards/accuracies "
         f"{found.accuracy:.3f}."
     )

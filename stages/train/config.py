@@ -47,8 +47,8 @@ class TrainConfig(BaseModel):
     )
     loss: LossSpec = Field(
         "dpo",
-        description="What is minimized over the pairs: a name, or names with weights "
-        "(dpo=1,sft=0.2). --list-losses prints them.",
+        description="What is minimized over the pairs, or over unpaired rows: a name, or names "
+        "with weights (dpo=1,sft=0.2). --list-losses prints them.",
     )
     beta: float = Field(
         default_factory=lambda given: default_beta(given["loss"]),

@@ -2,10 +2,10 @@
 
 from hashlib import blake2b
 
-from stages.train.cached_pairs import Pairs
+from stages.train.cached_rows import Rows
 
 
-def held_out(pairs: Pairs, share: float, seed: int) -> tuple[list[int], list[int]]:
+def held_out(pairs: Rows, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Part a cache's rows into those to train on and those to evaluate on.
 
     All pairs of one prompt are on one side: a prompt that was trained on tells nothing of others.

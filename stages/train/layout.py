@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data_schemas.errors import InputError
 from stages.response_logps import response_logps
-from stages.train.batches import Batch, Collate, separate, shared
+from stages.train.batches import Batch, Collate, separate, shared, unpaired
 from stages.train.cached_pairs import Pair
 
 # In nats a token. Reduced precision rounds otherwise in another layout; a wrong mask or position
@@ -25,12 +25,17 @@ _TOLERANCE_REDUCED = 0.25
 _LENGTHS = (12, 40, 30)  # of prompt, chosen and rejected
 
 
-def choose_layout(policy: nn.Module, wanted: str) -> tuple[Collate, str]:
+def choose_layout(policy: nn.Module, wanted: str, *, paired: bool = True) -> tuple[Collate, str]:
     """The way to make batches for `policy`, and in words what it is and why.
 
     Raises:
-        InputError: the shared layout was asked for, and the policy cannot do it.
+        InputError: the shared layout was asked for, and the policy cannot do it, or the rows are
+            no pairs.
     """
+    if not paired:
+        if wanted == "shared":
+            raise InputError("--layout shared: unpaired rows have one response each. Leave it out.")
+        return unpaired, "a sequence for each row"
     if wanted == "separate":
         return separate, "a sequence for each response (asked for)"
     obstacle = _obstacle(policy)

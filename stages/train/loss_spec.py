@@ -34,9 +34,9 @@ def loss_weights(spec: str) -> dict[str, float]:
 def default_beta(spec: str) -> float:
     """The default of the first loss that has a beta."""
     from stages.train.losses.arguments import parameters
-    from stages.train.losses.registry import LOSSES
+    from stages.train.losses.registry import EVERY_LOSS
 
-    found = [parameters(LOSSES[name].function).get("beta") for name in loss_weights(spec)]
+    found = [parameters(EVERY_LOSS[name].function).get("beta") for name in loss_weights(spec)]
     return next((float(beta.default) for beta in found if beta is not None), _BETA)
 
 
@@ -47,21 +47,23 @@ def checked_arguments(spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: none of the losses has such an argument, or a value is out of its range.
     """
     from stages.train.losses.arguments import check_arguments
-    from stages.train.losses.registry import LOSSES
+    from stages.train.losses.registry import EVERY_LOSS
 
-    return check_arguments([LOSSES[name].function for name in loss_weights(spec)], given)
+    return check_arguments([EVERY_LOSS[name].function for name in loss_weights(spec)], given)
 
 
 def checked_weighting(spec: str, weighting: str) -> str:
     """`weighting`, if the losses can be weighed pair by pair.
 
     Raises:
-        ValueError: one of them compares across pairs.
+        ValueError: one of them compares across pairs, or is over unpaired rows.
     """
     from stages.train.losses.registry import LOSSES
 
     if weighting != "none":
         for name in loss_weights(spec):
+            if name not in LOSSES:
+                raise ValueError(f"it weighs pairs, and the loss {name} is over unpaired rows")
             if "batch" in LOSSES[name].needs:
                 raise ValueError(f"the loss {name} sorts the batch, so its pairs have no weights")
     return weighting
@@ -75,10 +77,17 @@ def _text(value: Any) -> Any:
 
 
 def _known(spec: str) -> str:
-    from stages.train.losses.registry import named
+    from stages.train.losses.registry import LOSSES, named
 
-    for name in loss_weights(spec):
+    weights = loss_weights(spec)
+    for name in weights:
         named(name)
+    over_pairs = [name for name in weights if name in LOSSES]
+    if over_pairs and len(over_pairs) < len(weights):
+        other = next(name for name in weights if name not in LOSSES)
+        raise ValueError(
+            f"the loss {over_pairs[0]} is over pairs, {other} over unpaired rows; no cache has both"
+        )
     return spec
 
 

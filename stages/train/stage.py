@@ -19,7 +19,7 @@ from stages.progress import Console
 from stages.train.advice.callback import Adviser
 from stages.train.agreement import disagreement, first_margin_noise
 from stages.train.arguments import training_arguments
-from stages.train.cached_pairs import CachedPairs, Pairs
+from stages.train.cached_rows import Rows, cached_rows, require_fitting
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
 from stages.train.checkpoints import SealCheckpoints, remove_checkpoints, whole_checkpoints
@@ -33,6 +33,7 @@ from stages.train.saving import merge_adapter, save_policy
 from stages.train.trainer import PreferenceTrainer
 
 _LAST_GOOD = "last_good"
+_MARGINS, _ACCURACIES = "rewards/margins_per_token", "rewards/accuracies_per_token"
 _REPLACED = (run_record.FILE_NAME, "adapter_*", "model*.safetensors*", "config.json")
 
 
@@ -66,6 +67,7 @@ def train(job: Job, console: Console) -> RunRecord:
     """
     started_at, begin = datetime.now(UTC), time.monotonic()
     config, dtype = job.config, job.manifest.engine.dtype
+    _require_fitting(job)
     arguments = training_arguments(config, dtype, config.evaluates)
     resumed = _prepare_output(job, arguments)
     pairs, evaluated = _pairs(job)
@@ -73,11 +75,12 @@ def train(job: Job, console: Console) -> RunRecord:
     policy = load_policy(job.policy, config, dtype, job.adapter)
     trained, total = trainable_parameters(policy)
     console.say(
-        f"training {trained:,} of {total:,} parameters on {len(pairs):,} pairs, {config.loss}"
+        f"training {trained:,} of {total:,} parameters on {len(pairs):,} {job.manifest.unit}, "
+        f"{config.loss}"
     )
     if job.adapter is not None and config.lora_r:
         console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
-    collate, layout = choose_layout(policy, config.layout)
+    collate, layout = choose_layout(policy, config.layout, paired=job.manifest.kind == "paired")
     adviser = Adviser(config, console)
     console.say(f"batches: {layout}")
     trainer = PreferenceTrainer(
@@ -113,6 +116,7 @@ def train(job: Job, console: Console) -> RunRecord:
         policy=config.policy or job.manifest.reference.name,
         adapter=None if job.adapter is None else str(job.adapter),
         settings=config.model_dump(mode="json"),
+        kind=job.manifest.kind,
         pairs=len(pairs),
         evaluated_pairs=0 if evaluated is None else len(evaluated),
         steps=trainer.state.global_step,
@@ -151,17 +155,25 @@ def _prepare_output(job: Job, arguments: TrainingArguments) -> Path | None:
     return found[-1] if found else None
 
 
-def _pairs(job: Job) -> tuple[Pairs, Pairs | None]:
-    """What is trained on, and what is evaluated on if anything is."""
-    config, tokens = job.config, uses(job.config.losses, "tokens")
-    pairs = CachedPairs(config.cache, job.manifest, tokens=tokens)
+def _require_fitting(job: Job) -> None:
+    """Refuse caches that have not what the losses are over, before anything is removed."""
+    config = job.config
+    require_fitting(config.cache, job.manifest, config.losses)
     if config.eval_cache is not None and job.eval_manifest is not None:
-        return pairs, CachedPairs(config.eval_cache, job.eval_manifest, tokens=tokens)
+        require_fitting(config.eval_cache, job.eval_manifest, config.losses)
+
+
+def _pairs(job: Job) -> tuple[Rows, Rows | None]:
+    """What is trained on, and what is evaluated on if anything is."""
+    config = job.config
+    pairs = cached_rows(config.cache, job.manifest, config.losses)
+    if config.eval_cache is not None and job.eval_manifest is not None:
+        return pairs, cached_rows(config.eval_cache, job.eval_manifest, config.losses)
     trained, evaluated = held_out(pairs, config.eval_fraction, config.seed)
     if not trained:
         raise InputError(
-            f"--eval-fraction {config.eval_fraction:g} leaves none of {len(pairs)} pairs to train "
-            "on: pairs of one prompt stay together. Give less."
+            f"--eval-fraction {config.eval_fraction:g} leaves none of {len(pairs)} "
+            f"{job.manifest.unit} to train on: those of one prompt stay together. Give less."
         )
     return (Subset(pairs, trained), Subset(pairs, evaluated)) if evaluated else (pairs, None)
 
@@ -181,9 +193,7 @@ def _callbacks(job: Job, console: Console) -> list[Any]:
     return callbacks
 
 
-def _require_agreement(
-    trainer: PreferenceTrainer, pairs: Pairs, job: Job, console: Console
-) -> None:
+def _require_agreement(trainer: PreferenceTrainer, pairs: Rows, job: Job, console: Console) -> None:
     """Stop before the first step if the policy does not score what the cache says."""
     if not uses(job.config.losses, "reference"):
         return
@@ -241,12 +251,16 @@ def _best_evaluation(trainer: PreferenceTrainer) -> StepMetrics | None:
 
 def _mean(steps: list[dict[str, float]], prefix: str = "") -> StepMetrics:
     def mean(name: str) -> float:
-        return sum(step[prefix + name] for step in steps) / len(steps)
+        # a step can be without a good row, or without a bad one
+        found = [step[prefix + name] for step in steps if prefix + name in step]
+        return sum(found) / len(found) if found else 0.0
 
+    per_token = {
+        f"{what}_per_token": mean(name)
+        for what, name in (("margin", _MARGINS), ("accuracy", _ACCURACIES))
+        if prefix + name in steps[0]
+    }
+    margin = mean("rewards/chosen") - mean("rewards/rejected")
     return StepMetrics(
-        loss=mean("loss"),
-        margin=mean("rewards/margins"),
-        accuracy=mean("rewards/accuracies"),
-        margin_per_token=mean("rewards/margins_per_token"),
-        accuracy_per_token=mean("rewards/accuracies_per_token"),
+        loss=mean("loss"), margin=margin, accuracy=mean("rewards/accuracies"), **per_token
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from stages.train.cached_pairs import Pair
+from stages.train.cached_rows import Row
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -34,7 +34,7 @@ class ShuffledBatches(Sampler[list[int]]):
             yield order[start : start + self._size].tolist()
 
 
-class EpochLoader(DataLoader[list[Pair]]):
+class EpochLoader(DataLoader[list[Row]]):
     """A DataLoader over ShuffledBatches that passes the epoch's number on."""
 
     batch_sampler: ShuffledBatches
@@ -53,11 +53,11 @@ class Share(NamedTuple):
             the other processes.
     """
 
-    pairs: Sequence[Pair]
+    pairs: Sequence[Row]
     weight: float
 
 
-def shares(pairs: Sequence[Pair], size: int, process: int = 0, processes: int = 1) -> list[Share]:
+def shares(pairs: Sequence[Row], size: int, process: int = 0, processes: int = 1) -> list[Share]:
     """One process's forward passes over pairs that all processes know.
 
     Pairs of like length go together, which spares padding, and each process gets its part of the

@@ -1,6 +1,6 @@
 """transformers' Trainer with one thing of ours: the loss, against cached reference log-probs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -10,22 +10,25 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from stages.own_forward import replace_forward
-from stages.response_logps import response_logps_and_squares
+from stages.response_logps import SUM_DTYPE, response_logps_and_squares
 from stages.train.batches import Batch, Collate
-from stages.train.cached_pairs import Pair
+from stages.train.cached_rows import Row
+from stages.train.cached_unpaired import Unpaired
 from stages.train.fsdp_on_cpu import enable_fsdp_on_cpu
-from stages.train.length_correlation import correlated, moments
-from stages.train.losses.inputs import PairLogps
-from stages.train.losses.objective import Objective, PreferenceLoss
+from stages.train.losses.inputs import Logps
+from stages.train.losses.objective import Objective
+from stages.train.losses.unpaired import kl_estimate
 from stages.train.means import Means
+from stages.train.metrics import completed, metrics
 from stages.train.pair_logps import pair_logps
 from stages.train.steps import EpochLoader, Share, ShuffledBatches, shares
+from stages.train.unpaired_logps import unpaired_logps
 
 _EVALUATED_AT_ONCE = 1024  # pairs that are grouped by length in evaluation
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose data set is CachedPairs and whose reference is a column of numbers.
+    """A Trainer whose data set is of a cache and whose reference is a column of numbers.
 
     The pairs of one optimizer step are regrouped by length into its forward passes, and shared out
     to the processes, which changes neither the step nor the order of the data: every pair counts
@@ -36,7 +39,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     each reward over its response's tokens, rewards/margins_per_token and
     rewards/accuracies_per_token: a margin that only longer responses give is not in them. Further
     lengths/chosen, lengths/rejected, in tokens, and rewards/length_correlation. An evaluation logs
-    the same, and the loss, with eval_ before the names.
+    the same, and the loss, with eval_ before the names. Of unpaired rows chosen are the good ones
+    and rejected the bad ones, a reward is accurate on its side of the reference point, which is
+    logged as kl, and nothing is per token or correlated.
 
     Attributes:
         pairs_seen: pairs that went through the loss, in all processes together.
@@ -64,16 +69,16 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return EpochLoader(self.train_dataset, batch_sampler=batches, collate_fn=list)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[list[Pair]], num_batches: int, device: torch.device
+        self, epoch_iterator: Iterator[list[Row]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """This process's forward passes of one optimizer step."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         pairs = [pair for batch in batches for pair in batch]
         self.pairs_seen += len(pairs)
-        own = self._shares(pairs)
+        own, kl = self._shares(pairs), self._reference_point(pairs)
         # Trainer takes the mean over the passes, and the mean over the processes.
         scale = len(own) * self.args.world_size
-        return [self._inputs(share, share.weight * scale) for share in own], None
+        return [self._inputs(share, share.weight * scale, kl) for share in own], None
 
     def compute_loss(
         self,
@@ -82,18 +87,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Mean loss of a batch of pairs, times its weight."""
-        result, pairs = self._evaluated(model, inputs["batch"])
-        self._metrics.add(_metrics(result, pairs, counted=inputs["weight"] > 0))
+        """Mean loss of a batch, times its weight."""
+        result, logps = self._evaluated(model, inputs["batch"])
+        self._metrics.add(metrics(result, logps, counted=inputs["weight"] > 0))
         self._diverged |= not bool(result.loss.detach().isfinite().all())
         loss = result.loss.mean() * inputs["weight"]
-        rewards = {"rewards": result.chosen_rewards - result.rejected_rewards}
-        return (loss, rewards) if return_outputs else loss
+        return (loss, result._asdict()) if return_outputs else loss
 
     @torch.no_grad()
     def evaluate(
         self,
-        eval_dataset: Dataset[Pair] | None = None,
+        eval_dataset: Dataset[Row] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -103,31 +107,33 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         for start in range(0, len(data), _EVALUATED_AT_ONCE):
-            rows = range(start, min(start + _EVALUATED_AT_ONCE, len(data)))
-            for share in self._shares([data[row] for row in rows]):
-                inputs = self._prepare_inputs(self._inputs(share, share.weight))
+            end = min(start + _EVALUATED_AT_ONCE, len(data))
+            rows = [data[row] for row in range(start, end)]
+            kl = self._reference_point(rows)
+            for share in self._shares(rows):
+                inputs = self._prepare_inputs(self._inputs(share, share.weight, kl))
                 with self.compute_loss_context_manager():
-                    result, pairs = self._evaluated(model, inputs["batch"])
+                    result, logps = self._evaluated(model, inputs["batch"])
                 counted = share.weight > 0
                 loss = {"loss": result.loss[: None if counted else 0]}
-                means.add(loss | _metrics(result, pairs, counted=counted))
+                means.add(loss | metrics(result, logps, counted=counted))
         model.train(was_training)
-        found = correlated(means.take(self._over_processes()))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)
+        found = completed(means.take(self._over_processes()))
+        logged = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(logged)
         handler: Any = self.callback_handler
-        self.control: Any = handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        self.control: Any = handler.on_evaluate(self.args, self.state, self.control, logged)
+        return logged
 
     @torch.no_grad()
-    def logps(self, pairs: list[Pair]) -> PairLogps:
-        """Log-probs of pairs as training computes them, on this process alone."""
-        model: nn.Module = self.model
-        inputs = self._prepare_inputs(self._inputs(Share(pairs, 1.0), 1.0))
+    def logps(self, rows: Sequence[Row]) -> Logps:
+        """Log-probs of rows as training computes them; before it begins, on this process alone."""
+        model: nn.Module = self.model_wrapped
+        inputs = self._prepare_inputs(self._inputs(Share(rows, 1.0), 1.0))
         was_training = model.training
         model.eval()
         with self.compute_loss_context_manager():
-            found = self._evaluated(model, inputs["batch"])[1]
+            found = self._scored(model, inputs["batch"])
         model.train(was_training)
         return found
 
@@ -140,43 +146,47 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         """Add the metrics since the last log to what Trainer logs of training."""
         if "loss" in logs:
-            logs = logs | correlated(self._metrics.take(self._over_processes()))
+            logs = logs | completed(self._metrics.take(self._over_processes()))
         super().log(logs, *arguments, **options)
 
-    def _shares(self, pairs: list[Pair]) -> list[Share]:
+    def _reference_point(self, rows: Sequence[Row]) -> Tensor | None:
+        """KTO's, over all these rows in all processes; None of rows without KL completions.
+
+        TRL takes it over one forward pass. Here those are sorted by length, and a step's loss does
+        not depend on how many passes it is made in.
+        """
+        crossed = [row.mismatched for row in rows if isinstance(row, Unpaired) and row.mismatched]
+        if not crossed:
+            return None
+        mean = torch.zeros((), dtype=SUM_DTYPE)
+        for share in self._shares(crossed):
+            mean += share.weight * self.logps(share.pairs).logratios.mean().cpu()
+        reduce = self._over_processes()
+        return kl_estimate(mean if reduce is None else reduce(mean))
+
+    def _shares(self, pairs: Sequence[Row]) -> list[Share]:
         size, rank = self.args.per_device_train_batch_size, self.args.process_index
         return shares(pairs, size, rank, self.args.world_size)
 
-    def _inputs(self, share: Share, weight: float) -> dict[str, Any]:
-        return {"batch": self._collate(share.pairs), "weight": weight}
+    def _inputs(self, share: Share, weight: float, kl: Tensor | None = None) -> dict[str, Any]:
+        batch = self._collate(share.pairs)
+        if kl is not None:
+            batch["kl"] = kl
+        return {"batch": batch, "weight": weight}
 
-    def _evaluated(self, model: nn.Module, batch: Any) -> tuple[PreferenceLoss, PairLogps]:
+    def _evaluated(self, model: nn.Module, batch: Any) -> tuple[Any, Logps]:
+        """What is minimized and logged, and the log-probs that it comes from."""
+        logps = self._scored(model, batch)
+        return self._loss(logps), logps
+
+    def _scored(self, model: nn.Module, batch: Any) -> Logps:
         batch = cast(Batch, batch)
         logps, squares = model(inputs=batch["inputs"], rows=batch["rows"], targets=batch["targets"])
-        pairs = pair_logps(logps, batch, squares if self._squares else None)
-        return self._loss(pairs), pairs
+        if "desirable" in batch:
+            return unpaired_logps(logps, batch)
+        return pair_logps(logps, batch, squares if self._squares else None)
 
     def _over_processes(self) -> Any:
         if self.args.world_size == 1:
             return None
         return lambda tensor: self.accelerator.reduce(tensor.to(self.args.device), "sum").cpu()
-
-
-@torch.no_grad()
-def _metrics(result: PreferenceLoss, pairs: PairLogps, *, counted: bool) -> dict[str, Tensor]:
-    """What is logged of a batch: one value a pair, or none where the pairs are not counted."""
-    margins = result.chosen_rewards - result.rejected_rewards
-    found = {
-        "rewards/chosen": result.chosen_rewards,
-        "rewards/rejected": result.rejected_rewards,
-        "rewards/margins": margins,
-        "rewards/accuracies": margins > 0,
-        "rewards/margins_per_token": result.margins_per_token,
-        "rewards/accuracies_per_token": result.margins_per_token > 0,
-        "logps/chosen": pairs.policy_chosen,
-        "logps/rejected": pairs.policy_rejected,
-        "lengths/chosen": pairs.chosen_tokens,
-        "lengths/rejected": pairs.rejected_tokens,
-        **moments(margins, pairs.chosen_tokens - pairs.rejected_tokens),
-    }
-    return found if counted else {name: values[:0] for name, values in found.items()}

@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_schemas import quarantine
-from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
+from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest, Shard, require_intact
 from data_schemas.storage import at_once, opened
 from stages.precompute.row_ids import unique_keys
 from stages.precompute.shards import count_tokens
 
-_RESPONSES = ("chosen", "rejected")
 _ROUNDING = 1e-4  # a log-prob may exceed 0 by this much through the rounding of a log-sum-exp
 _SUM_TOLERANCE = 1e-6  # of a sum in float64, relative
 
@@ -81,10 +80,10 @@ def _table_damage(table: pa.Table, shard: Shard) -> Iterator[str]:
         return
     if table.num_rows != shard.rows:
         yield f"it holds {table.num_rows} rows, not {shard.rows}"
-    tokens = sum(count_tokens(table, f"{name}_ids") for name in ("prompt", *_RESPONSES))
+    tokens = sum(count_tokens(table, f"{name}_ids") for name in ("prompt", *RESPONSES))
     if tokens != shard.tokens:
         yield f"it holds {tokens} tokens, not {shard.tokens}"
-    for side in _RESPONSES:
+    for side in RESPONSES:
         yield from _side_damage(table, side)
 
 

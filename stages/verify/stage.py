@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data_schemas.cache_shard import read_shard
+from data_schemas.cache_shard import RESPONSES, read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype, Shard
 from data_schemas.verification import Verification
@@ -98,7 +98,7 @@ def _sample(
             continue
         table = read_shard(cache / shard.file).take(inside)
         prompts = views(table.column("prompt_ids"))
-        for side in ("chosen", "rejected"):
+        for side in RESPONSES:
             responses = views(table.column(f"{side}_ids"))
             logps = views(table.column(f"ref_{side}_logps"))
             for row, (prompt, response, values) in enumerate(

@@ -94,6 +94,7 @@ def test_an_unpaired_cache_is_diagnosed_by_its_labels(unpaired, console):
     assert finding(diagnosis, "contradictions").figures["contradictions"] == 2
     assert finding(diagnosis, "duplicates").figures["duplicates"] == 1
     assert [one.name for one in diagnosis.histograms] == ["logp"]
+    assert "--loss kto --beta 0.1" in diagnosis.suggestion.command
 
 
 def test_of_a_large_cache_some_rows_are_measured_and_counts_stay_exact(

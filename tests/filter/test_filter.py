@@ -124,6 +124,9 @@ def test_unpaired_rows_can_be_dropped_too(unpaired, tmp_path, console):
     made = run_filter(unpaired, tmp_path, rules, console)
     assert made.counts.quarantined_by_reason == {"contradiction": 2, "duplicate": 1}
     assert run_integrity(tmp_path, console) == []
+    before, left = rows_by_id(unpaired), rows_by_id(tmp_path)
+    assert all(before[name] == one for name, one in left.items())
+    assert made.counts.kl_tokens == sum(len(one["kl_ids"]) for one in left.values()) > 0
 
 
 def test_a_damaged_shard_is_not_filtered(faulty, tmp_path, console):

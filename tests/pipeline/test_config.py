@@ -12,7 +12,7 @@ from pipeline.cli import app
 from pipeline.config import SECTIONS, build, load_file
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
-from stages.train.losses.registry import LOSSES
+from stages.train.losses.registry import EVERY_LOSS
 
 FIRST = {"reference": "model", "data": "pairs.jsonl", "cache": "cache"}
 SECOND = {"cache": "cache", "output": "out"}
@@ -235,7 +235,7 @@ def test_the_table_of_losses_fits_80_columns_and_names_each():
     assert shown.exit_code == 0
     assert max(map(len, shown.output.splitlines())) <= 80
     words = shown.output.split()
-    for name, loss in LOSSES.items():
+    for name, loss in EVERY_LOSS.items():
         assert name in words
         assert loss.paper.split()[0] in words
     assert "label_smoothing=0.001" in words

@@ -131,6 +131,12 @@ def test_the_remedy_for_falling_chosen_responses_is_one_that_the_run_does_not_ha
     assert "raise the weight" in anchored.remedy
 
 
+def test_a_run_on_unpaired_rows_is_not_advised_to_take_a_loss_over_pairs():
+    for history in (run(falls(12), falls(24)), run(falls(-9), falls(-9))):
+        (found,) = advise(history, beta=BETA, losses=["kto"])
+        assert "--loss" not in found.remedy
+
+
 def test_a_margin_within_its_noise_is_flat_after_a_third_of_the_run():
     history = run(falls(0), falls(0))
     assert codes(history) == ["flat_margins"]

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from stages.train.losses.inputs import PairLogps
-from stages.train.losses.kto import kto
 from stages.train.losses.registry import LOSSES
 
 # log-ratios: chosen +3, rejected -4, so the margin is 7
@@ -113,10 +112,3 @@ def test_aot_compares_quantiles_and_not_pairs():
     # log-ratios of chosen -3 and 5, of rejected 0 and 0
     found = LOSSES["aot_unpaired"].function(batch, beta=0.5)
     assert found.tolist() == pytest.approx([-log_s(-1.5), -log_s(2.5)])
-
-
-def test_kto_weighs_gains_and_losses_against_its_reference_point():
-    logratios = torch.tensor([3.0, -4.0], dtype=torch.float64)
-    desirable = torch.tensor([True, False])
-    found = kto(logratios, desirable, torch.tensor(2.0), desirable_weight=1.5)
-    assert found.tolist() == pytest.approx([1.5 * (1 - s(0.1)), 1 - s(0.1 * (2 + 4))])

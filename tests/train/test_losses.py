@@ -8,7 +8,6 @@ import torch
 
 from stages.train.losses.arguments import check_arguments, parameters
 from stages.train.losses.inputs import PairLogps
-from stages.train.losses.kto import kl_estimate, kto
 from stages.train.losses.objective import objective, wpo_weights
 from stages.train.losses.registry import LOSSES
 from tests.train.pairs import pairs_of, random_pairs
@@ -328,30 +327,3 @@ def test_a_token_that_the_policy_samples_has_a_wpo_weight_of_one_on_average():
 def test_wpo_without_the_squares_is_refused():
     with pytest.raises(ValueError, match="chosen_log_squares is None"):
         objective({"dpo": 1.0}, beta=0.1, weighting="wpo")(pairs_of(*random_pairs()))
-
-
-def test_kto_saturates_on_both_sides_and_has_a_finite_gradient():
-    logratios = torch.tensor([1e4, -1e4, 1e4, -1e4], dtype=torch.float64, requires_grad=True)
-    desirable = torch.tensor([True, True, False, False])
-    loss = kto(logratios, desirable, torch.tensor(0.0), beta=0.5)
-    assert loss.tolist() == [0, 1, 1, 0]
-    loss.sum().backward()
-    assert logratios.grad is not None
-    assert logratios.grad.isfinite().all()
-
-
-def test_ktos_reference_point_is_never_negative_and_carries_no_gradient():
-    logratios = torch.tensor([3.0, 5.0], dtype=torch.float64, requires_grad=True)
-    assert kl_estimate(logratios).item() == 4
-    assert kl_estimate(-logratios).item() == 0
-    assert not kl_estimate(logratios).requires_grad
-
-
-def test_the_gradient_of_kto_is_that_of_finite_differences():
-    logratios = torch.tensor([0.5, -2.0, 1.0], dtype=torch.float64, requires_grad=True)
-    desirable = torch.tensor([True, False, False])
-
-    def of_logratios(values):
-        return kto(values, desirable, torch.tensor(0.3), undesirable_weight=1.3)
-
-    assert torch.autograd.gradcheck(of_logratios, logratios)

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from stages.train.losses.inputs import PairLogps
-from stages.train.losses.kto import kl_estimate, kto
 from stages.train.losses.objective import objective, wpo_weights
 from tests.train.pairs import pairs_of, random_pairs
 
@@ -165,33 +164,3 @@ def test_a_reference_free_loss_and_its_rewards_equal_trls(name, arguments):
     (expected,) = torch.autograd.grad(losses.sum(), logps)
     assert torch.allclose(ours.loss, losses.double(), rtol=1e-5)
     assert torch.allclose(mine, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_kto_equals_trls():
-    logps, reference, _ = random_pairs(seed=5, dtype=torch.float32)
-    logps.requires_grad_()
-    desirable = torch.tensor([True, False, False, True, True, False, True, False])
-    mismatched = torch.tensor([2.0, -1.0, 0.5, 3.0])
-    real = torch.ones(8, 10, dtype=torch.long)
-
-    def model(**_):
-        nothing = torch.zeros(8, 9)
-        return SimpleNamespace(
-            log_probs=logps, entropy=nothing, mean_logits=nothing, is_top1=nothing > 0
-        )
-
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True), accelerator=ACCELERATOR, aux_loss_enabled=False,
-        precompute_ref_logps=True, calculate_KL=True, beta=BETA, loss_type="kto", _tp_size=1,
-        desirable_weight=1.2, undesirable_weight=0.8, _metrics={"train": defaultdict(list)},
-        _total_train_tokens=0, _compute_kl_logps=lambda model, batch: mismatched,
-    )  # fmt: skip
-    inputs = {
-        "input_ids": real, "attention_mask": real, "completion_mask": real, "label": desirable,
-        "ref_logps": reference.sum(1), "ref_KL_logps": torch.zeros(4),
-    }  # fmt: skip
-    theirs = KTOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
-    logratios = logps.sum(1) - reference.sum(1)
-    ours = kto(logratios, desirable, kl_estimate(mismatched), beta=BETA, desirable_weight=1.2,
-               undesirable_weight=0.8).mean()  # fmt: skip
-    assert_equal_with_gradient(ours, theirs, logps)

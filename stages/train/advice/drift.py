@@ -4,6 +4,7 @@ import math
 
 from stages.train.advice.history import estimate
 from stages.train.advice.run import CLEAR, UNCLEAR, Advice, Run
+from stages.train.losses.objective import unpaired
 
 # Half a nat a token: the average token has 0.6 or 1.6 times the probability that the reference
 # gives it. Tokens of short answers may move much more, and should, hence also 50 nats a response:
@@ -60,10 +61,7 @@ def falling_chosen(run: Run) -> Advice | None:
         "falling_chosen",
         f"Chosen responses get less likely: their log-ratio is {-fall.mean:+.1f} nats, while the "
         f"margin has risen to {margin.mean:+.1f} nats (likelihood displacement).",
-        "Lower --learning-rate, or raise the weight of the term that holds them up."
-        if run.losses & HOLD_CHOSEN
-        else f"Add a term that holds them up (--loss {_with_sft(run.losses)}), take --loss dpop or "
-        "rpo, or lower --learning-rate.",
+        _hold_up(run.losses),
     )
 
 
@@ -92,6 +90,17 @@ def length_exploitation(run: Run) -> Advice | None:
         f"The margin comes from the lengths: {accuracy.mean:.0%} of the pairs are ordered right by "
         f"the sum over tokens, {per_token.mean:.0%} by their mean{why if known else ''}.",
         "Use a loss that looks past length: --loss dpo_norm, ld_dpo, rdpo or simpo.",
+    )
+
+
+def _hold_up(losses: frozenset[str]) -> str:
+    if unpaired(losses):
+        return "Raise the weight of good responses, or lower --learning-rate."
+    if losses & HOLD_CHOSEN:
+        return "Lower --learning-rate, or raise the weight of the term that holds them up."
+    return (
+        f"Add a term that holds them up (--loss {_with_sft(losses)}), take --loss dpop or "
+        "rpo, or lower --learning-rate."
     )
 
 

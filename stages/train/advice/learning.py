@@ -14,6 +14,7 @@ from stages.train.advice.run import (
     Advice,
     Run,
 )
+from stages.train.losses.objective import unpaired
 
 # A third of the run is more than its warm-up. A mean margin below 0.1 nats orders no pair, and the
 # rounding of bfloat16 alone can give it where one side is longer.
@@ -77,8 +78,10 @@ def flat_margins(run: Run) -> Advice | None:
             "flat_margins",
             f"The margin has not left its noise ({figures}), although the policy moves: the labels "
             "do not lead it.",
-            "Check that chosen and rejected are not mixed up or alike; for noisy labels --loss "
-            "robust or cdpo.",
+            "Check that good and bad responses are not mixed up."
+            if unpaired(run.losses)
+            else "Check that chosen and rejected are not mixed up or alike; for noisy labels "
+            "--loss robust or cdpo.",
         )
     rate = np.nanmax(run.train["learning_rate"])
     return Advice(

@@ -1,7 +1,8 @@
-"""What every loss over pairs takes: log-probs of chosen and rejected, and their lengths."""
+"""What losses take: log-probs of chosen and rejected, or of responses that are good or bad."""
 
 from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 
@@ -58,6 +59,11 @@ class PairLogps(NamedTuple):
         return self.policy_rejected - self.ref_rejected
 
     @property
+    def logratios(self) -> Tensor:
+        """Those of all responses, float64 [2 * batch]: first of the chosen ones."""
+        return torch.cat([self.chosen_logratios, self.rejected_logratios])
+
+    @property
     def margins(self) -> Tensor:
         """Chosen minus rejected log-ratio, float64 [batch]: what DPO pushes up."""
         return self.chosen_logratios - self.rejected_logratios
@@ -70,3 +76,30 @@ class PairLogps(NamedTuple):
             ref_chosen=self.ref_chosen / self.chosen_tokens,
             ref_rejected=self.ref_rejected / self.rejected_tokens,
         )
+
+
+class UnpairedLogps(NamedTuple):
+    """A batch of unpaired rows. Log-probs are sums over response tokens, in nats: float64 [batch].
+
+    Attributes:
+        policy: log pi_theta(y|x).
+        reference: log pi_ref(y|x).
+        tokens: |y|, int64 [batch], at least 1.
+        desirable: bool [batch], True where the response is good.
+        kl: float64 scalar, KTO's reference point (unpaired.kl_estimate), at least 0; 0 where no
+            loss needs it.
+    """
+
+    policy: Tensor
+    reference: Tensor
+    tokens: Tensor
+    desirable: Tensor
+    kl: Tensor
+
+    @property
+    def logratios(self) -> Tensor:
+        """log pi_theta(y|x) - log pi_ref(y|x), float64 [batch]."""
+        return self.policy - self.reference
+
+
+Logps = PairLogps | UnpairedLogps

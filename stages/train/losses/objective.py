@@ -1,14 +1,14 @@
 """What is minimized: losses by name, with weights, and the rewards that are logged beside them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from stages.train.losses.arguments import parameters
-from stages.train.losses.inputs import PairLogps
-from stages.train.losses.registry import LOSSES
+from stages.train.losses.inputs import PairLogps, UnpairedLogps
+from stages.train.losses.registry import EVERY_LOSS, LOSSES, UNPAIRED_LOSSES
 
 Weighting = Literal["none", "wpo"]
 
@@ -30,7 +30,22 @@ class PreferenceLoss(NamedTuple):
     margins_per_token: Tensor
 
 
-Objective = Callable[[PairLogps], PreferenceLoss]
+class UnpairedLoss(NamedTuple):
+    """What is minimized and logged of each unpaired row. All float64 [batch].
+
+    Attributes:
+        loss: what is minimized, before the mean over the batch.
+        rewards: beta times the log-ratio of the response. Carries no gradient.
+        gains: the same less beta times the reference point.
+    """
+
+    loss: Tensor
+    rewards: Tensor
+    gains: Tensor
+
+
+Objective = Callable[[Any], Any]
+"""PairLogps -> PreferenceLoss, or UnpairedLogps -> UnpairedLoss."""
 
 
 def objective(
@@ -40,7 +55,7 @@ def objective(
     arguments: Mapping[str, Any] | None = None,
     weighting: Weighting = "none",
 ) -> Objective:
-    """The weighted sum of losses, as one function of the pairs.
+    """The weighted sum of losses, as one function of the pairs, or of unpaired rows.
 
     Args:
         weights: names of losses (registry.py), each with its weight.
@@ -49,15 +64,14 @@ def objective(
         weighting: "wpo" weighs each pair by its likelihood under the policy.
     """
     given = {"beta": beta, **(arguments or {})}
-    terms = [(weight, LOSSES[name].function) for name, weight in weights.items()]
+    total = _weighted(weights, given)
+    if unpaired(weights):
+        return lambda rows: _of_unpaired(rows, total(rows), beta)
     reference = uses(weights, "reference")
     mean_reward = not reference and LOSSES[next(iter(weights))].mean_reward
 
     def evaluate(pairs: PairLogps) -> PreferenceLoss:
-        loss = torch.zeros_like(pairs.policy_chosen)
-        for weight, function in terms:
-            own = {name: given[name] for name in parameters(function) if name in given}
-            loss = loss + weight * function(pairs, **own)
+        loss = total(pairs)
         if weighting == "wpo":
             loss = loss * wpo_weights(pairs)
         means = pairs.per_token()
@@ -68,9 +82,33 @@ def objective(
     return evaluate
 
 
-def uses(weights: Mapping[str, float], need: str) -> bool:
+def uses(names: Iterable[str], need: str) -> bool:
     """Whether any of the losses needs it (see registry.Need)."""
-    return any(need in LOSSES[name].needs for name in weights)
+    return any(need in EVERY_LOSS[name].needs for name in names)
+
+
+def unpaired(names: Iterable[str]) -> bool:
+    """Whether the losses are over unpaired rows; none is over both."""
+    return any(name in UNPAIRED_LOSSES for name in names)
+
+
+def _weighted(weights: Mapping[str, float], given: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+    """The weighted sum of losses; each takes of the arguments what it has."""
+    terms = [(weight, EVERY_LOSS[name].function) for name, weight in weights.items()]
+
+    def total(rows: Any) -> Tensor:
+        parts = []
+        for weight, function in terms:
+            own = {name: given[name] for name in parameters(function) if name in given}
+            parts.append(weight * function(rows, **own))
+        return torch.stack(parts).sum(0)
+
+    return total
+
+
+def _of_unpaired(rows: UnpairedLogps, loss: Tensor, beta: float) -> UnpairedLoss:
+    rewards = beta * rows.logratios.detach()
+    return UnpairedLoss(loss, rewards, rewards - beta * rows.kl)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Every loss over pairs by its name: function, formula, paper, needs."""
+"""Every loss by its name: function, formula, paper, needs."""
 
 import difflib
 from collections.abc import Callable
@@ -6,17 +6,27 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from stages.train.losses import anchored, divergences, length, pairwise, reference_free
+from stages.train.losses import (
+    anchored,
+    divergences,
+    length,
+    pairwise,
+    reference_free,
+    unpaired,
+)
 
-Need = Literal["reference", "lengths", "tokens", "batch"]
-"""tokens is `PairLogps.shared`. The rest is said in LETTERS."""
+Need = Literal["reference", "lengths", "tokens", "batch", "kl"]
+"""tokens is `PairLogps.shared`, kl is `UnpairedLogps.kl`. The rest is said in LETTERS."""
 
 
 LETTERS = (
     "c, r: log(pi_theta / pi_ref) of the chosen and the rejected response; m = c - r;\n"
     "C, R: log pi_theta; |c|, |r|: tokens; s: logistic sigmoid; e: label_smoothing.\n"
-    "Needs: reference: cached sums of log-probs; tokens: those of each token;\n"
-    "lengths: token counts; batch: compares pairs, so wants a large --batch-size.\n"
+    "u: as c, of a response that is good or bad by itself; d, b: desirable_weight and\n"
+    "undesirable_weight; z: estimate of KL(pi_theta || pi_ref), over an optimizer step.\n"
+    "Needs: pairs or unpaired data; reference: cached sums of log-probs; tokens: those of each\n"
+    "token; lengths: token counts; batch: compares pairs, so wants a large --batch-size;\n"
+    "kl: the cache's KL completions.\n"
 )
 """What stands in formulas and needs."""
 
@@ -25,11 +35,11 @@ class Loss(NamedTuple):
     """A loss and what there is to know of it.
 
     Attributes:
-        function: takes PairLogps and keyword arguments; gives float64 [batch].
-        formula: of one pair, in the letters above.
+        function: takes PairLogps, or UnpairedLogps, and keyword arguments; gives float64 [batch].
+        formula: of one pair or row, in the letters above.
         paper: authors, year, arXiv number, equation.
         choose: when to choose it.
-        needs: what of PairLogps it uses beside the policy's log-probs.
+        needs: what it uses beside the policy's log-probs.
         mean_reward: its reward is beta times the mean log-prob of a token (SimPO), not the sum.
     """
 
@@ -156,7 +166,31 @@ LOSSES: dict[str, Loss] = {
         "a policy that is good already, and chosen responses that are worth imitating",
         _needs("lengths")),
 }  # fmt: skip
-"""In the order of the table that `reflogp train --list-losses` prints."""
+"""Over pairs, in the order of the table that `reflogp train --list-losses` prints."""
+
+_KTO = "d s(-beta (u - z)) if good, b s(beta (u - z)) if bad"
+
+UNPAIRED_LOSSES: dict[str, Loss] = {
+    "kto": Loss(unpaired.kto, _KTO,
+        "Ethayarajh et al. 2024, 2402.01306, eq. 7",
+        "answers were judged one by one, thumbs up or down; good and bad may be unequal in number",
+        _needs("reference", "kl")),
+    "kto_no_kl": Loss(unpaired.kto_no_kl, "KTO with z = 0",
+        "Ethayarajh et al. 2024, 2402.01306",
+        "as kto, without its second forward pass, or where the cache has no KL completions",
+        _SUMS),
+    "apo_zero_unpaired": Loss(unpaired.kto_no_kl, "the same as kto_no_kl",
+        "D'Oosterlinck et al. 2024, 2408.06266, eq. 7",
+        "good responses are better than what the policy writes; TRL's name of kto_no_kl",
+        _SUMS),
+    "bco_unpaired": Loss(unpaired.bco_unpaired, "-log s(beta u) if good, -log s(-beta u) if bad",
+        "Jung et al. 2024, 2404.04656",
+        "labels are sound, and a response that is far on the wrong side should teach most",
+        _SUMS),
+}  # fmt: skip
+"""Over responses that are good or bad by themselves."""
+
+EVERY_LOSS = LOSSES | UNPAIRED_LOSSES
 
 
 def named(name: str) -> Loss:
@@ -165,8 +199,8 @@ def named(name: str) -> Loss:
     Raises:
         ValueError: there is none; says which was perhaps meant.
     """
-    if name not in LOSSES:
-        close = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.5)
+    if name not in EVERY_LOSS:
+        close = difflib.get_close_matches(name, EVERY_LOSS, n=1, cutoff=0.5)
         advice = f"did you mean {close[0]!r}?" if close else "see reflogp train --list-losses"
         raise ValueError(f"there is no loss {name!r} ({advice})")
-    return LOSSES[name]
+    return EVERY_LOSS[name]

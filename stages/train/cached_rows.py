@@ -1,0 +1,70 @@
+"""A sealed cache -> the rows that the losses take, or why they do not fit it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from data_schemas.errors import InputError
+from data_schemas.manifest import Manifest
+from stages.train.cached_pairs import CachedPairs, Pair
+from stages.train.cached_unpaired import CachedUnpaired, Unpaired
+from stages.train.losses.objective import unpaired, uses
+from stages.train.losses.registry import LOSSES, UNPAIRED_LOSSES
+
+Row = Pair | Unpaired
+
+
+class Rows(Protocol):
+    """Pairs or unpaired rows by position: those of a cache, or some of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+
+def cached_rows(
+    cache: Path, manifest: Manifest, losses: Iterable[str]
+) -> CachedPairs | CachedUnpaired:
+    """The rows of a cache with what these losses, which fit it, need of them.
+
+    Raises:
+        InputError: a shard is missing or damaged.
+    """
+    names = list(losses)
+    if unpaired(names):
+        return CachedUnpaired(cache, manifest, kl=uses(names, "kl"))
+    return CachedPairs(cache, manifest, tokens=uses(names, "tokens"))
+
+
+def require_fitting(cache: Path, manifest: Manifest, losses: Iterable[str]) -> None:
+    """Refuse a cache that has not what the losses are over.
+
+    Raises:
+        InputError: it holds pairs and they are over unpaired rows, or the reverse; or it has no KL
+            completions and one of them needs those. Names the losses that fit.
+    """
+    names = list(losses)
+    said = f"the loss {names[0]}" if len(names) == 1 else f"the losses {', '.join(names)}"
+    if manifest.kind == "unpaired":
+        fitting = [name for name, loss in UNPAIRED_LOSSES.items() if _fits(manifest, loss.needs)]
+        choice = f"Give one that fits: --loss {', '.join(fitting)}"
+        if not unpaired(names):
+            raise InputError(
+                f"{cache}: the cache is unpaired (prompt, completion, label); {said} need chosen "
+                f"and rejected. {choice}; or precompute a paired data set."
+            )
+        if not set(names) <= set(fitting):
+            raise InputError(
+                f"{cache}: the cache was made with --no-kl-completions, which {said} need. "
+                f"{choice}; or precompute it without that option."
+            )
+    elif unpaired(names):
+        raise InputError(
+            f"{cache}: the cache is of pairs; {said} need unpaired rows (prompt, completion, "
+            f"label). Give one that fits: --loss {', '.join(LOSSES)}; or precompute an unpaired "
+            "data set."
+        )
+
+
+def _fits(manifest: Manifest, needs: Iterable[str]) -> bool:
+    return "kl" not in needs or manifest.counts.kl_tokens > 0

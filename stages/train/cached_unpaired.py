@@ -1,0 +1,76 @@
+"""A sealed cache of responses that are good or bad by themselves -> its rows by position."""
+
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from data_schemas.manifest import Manifest
+from stages.train.mapped_cache import MappedCache
+
+_COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logp_sum",
+            "ref_rejected_logp_sum"]  # fmt: skip
+_KL_COLUMNS = ["kl_ids", "ref_kl_logp_sum"]
+
+
+class Unpaired(NamedTuple):
+    """One response: int32 token ids, whether it is good, and log pi_ref(y|x) in nats.
+
+    `mismatched` is the KL completion: another row's response after this row's prompt.
+    """
+
+    prompt_ids: NDArray[np.int32]
+    response_ids: NDArray[np.int32]
+    desirable: bool
+    ref_logp: float
+    mismatched: Optional["Unpaired"] = None
+
+    @property
+    def responses(self) -> list[NDArray[np.int32]]:
+        """Token ids of the response, as a pair gives those of both."""
+        return [self.response_ids]
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+class CachedUnpaired(Dataset[Unpaired]):
+    """The rows of an unpaired cache, by position."""
+
+    def __init__(self, cache: Path, manifest: Manifest, *, kl: bool = False) -> None:
+        """Check the shards of a sealed cache and map what training reads of them.
+
+        Args:
+            cache: folder of the cache.
+            manifest: its manifest; the cache is unpaired.
+            kl: read the KL completions too, which it then has, for `Unpaired.mismatched`.
+
+        Raises:
+            InputError: a shard is missing or damaged.
+        """
+        self._kl = kl
+        self._rows = MappedCache(cache, manifest, _COLUMNS + _KL_COLUMNS * kl)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Unpaired:
+        row = self._rows.row(index)
+        prompt = row["prompt_ids"].values.to_numpy()
+        desirable = row["chosen_ids"].is_valid
+        side = "chosen" if desirable else "rejected"
+        own = Unpaired(
+            prompt_ids=prompt,
+            response_ids=row[f"{side}_ids"].values.to_numpy(),
+            desirable=desirable,
+            ref_logp=row[f"ref_{side}_logp_sum"].as_py(),
+        )
+        if not self._kl:
+            return own
+        kl_ids = row["kl_ids"].values.to_numpy()
+        other = Unpaired(prompt, kl_ids, desirable, row["ref_kl_logp_sum"].as_py())
+        return own._replace(mismatched=other)
