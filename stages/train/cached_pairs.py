@@ -71,12 +71,12 @@ class CachedPairs(Dataset[Pair]):
     def __getitem__(self, index: int) -> Pair:
         row = self._rows.row(index)
         return Pair(
-            prompt_ids=row["prompt_ids"].values.to_numpy(),
-            chosen_ids=row["chosen_ids"].values.to_numpy(),
-            rejected_ids=row["rejected_ids"].values.to_numpy(),
-            ref_chosen_logp=row["ref_chosen_logp_sum"].as_py(),
-            ref_rejected_logp=row["ref_rejected_logp_sum"].as_py(),
-            ref_shared_logps=tuple(row[_SHARED].as_py()) if _SHARED in row else None,
+            prompt_ids=row["prompt_ids"],
+            chosen_ids=row["chosen_ids"],
+            rejected_ids=row["rejected_ids"],
+            ref_chosen_logp=float(row["ref_chosen_logp_sum"]),
+            ref_rejected_logp=float(row["ref_rejected_logp_sum"]),
+            ref_shared_logps=tuple(row[_SHARED].tolist()) if _SHARED in row else None,
         )
 
 

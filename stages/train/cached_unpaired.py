@@ -60,17 +60,16 @@ class CachedUnpaired(Dataset[Unpaired]):
 
     def __getitem__(self, index: int) -> Unpaired:
         row = self._rows.row(index)
-        prompt = row["prompt_ids"].values.to_numpy()
-        desirable = row["chosen_ids"].is_valid
+        prompt = row["prompt_ids"]
+        desirable = row["chosen_ids"] is not None
         side = "chosen" if desirable else "rejected"
         own = Unpaired(
             prompt_ids=prompt,
-            response_ids=row[f"{side}_ids"].values.to_numpy(),
+            response_ids=row[f"{side}_ids"],
             desirable=desirable,
-            ref_logp=row[f"ref_{side}_logp_sum"].as_py(),
+            ref_logp=float(row[f"ref_{side}_logp_sum"]),
         )
         if not self._kl:
             return own
-        kl_ids = row["kl_ids"].values.to_numpy()
-        other = Unpaired(prompt, kl_ids, desirable, row["ref_kl_logp_sum"].as_py())
+        other = Unpaired(prompt, row["kl_ids"], desirable, float(row["ref_kl_logp_sum"]))
         return own._replace(mismatched=other)
