@@ -17,6 +17,7 @@ from pipeline.curate import run_diagnose, run_filter, run_filter_trial
 from pipeline.export import run_export, run_push
 from pipeline.findings import print_diagnosis
 from pipeline.options import options_of
+from pipeline.report import run_report
 from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
 from pipeline.summary import (
     cache_rows,
@@ -255,6 +256,37 @@ def export(
     else:
         files = run_export(folder, format, Path(output), reference, console, adapter)
         console.table("", [("data set", output), ("files", f"{len(files)} Parquet, README.md")])
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of finished runs.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The page. Default: report.html in the run's folder; of several runs, here."
+        ),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Write the charts as PNG to this folder.")
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option(help="Write the charts as SVG to this folder.")
+    ] = None,
+    explorer_only: Annotated[
+        bool, typer.Option("--explorer-only", help="Only the explorer of the loss.")
+    ] = False,
+) -> None:
+    """What training did, as one HTML page: curves, pairs token by token, the loss to play with.
+
+    Several runs stand side by side. Without a run the page holds the explorer of the loss alone.
+    """
+    folders = [] if explorer_only else runs or []
+    console = TerminalConsole()
+    for path in run_report(folders, output, png, svg, console):
+        console.text(str(path))
 
 
 def main() -> None:

@@ -228,7 +228,8 @@ def _train_fingerprint(
     config: TrainConfig, digests: dict[str, str], manifest: Manifest, evaluation: Manifest | None
 ) -> str:
     places = {"cache", "eval_cache", "output", "policy", "adapter"}
-    habits = {"resume", "keep_checkpoints", "report_to"}  # they do not change what comes out
+    # they do not change the policy that comes out
+    habits = {"resume", "keep_checkpoints", "report_to", "report_pairs"}
     settings = config.model_dump(mode="json", exclude=places | habits)
     caches = [
         [cache.inputs.digest(), [shard.sha256 for shard in cache.shards]]

@@ -150,6 +150,12 @@ class TrainConfig(BaseModel):
         description="Trackers that get the metrics too: names with commas, such as "
         "tensorboard,wandb.",
     )
+    report_pairs: int = Field(
+        64,
+        ge=0,
+        description="Pairs, held-out ones if there are any, that are scored once more at the end, "
+        "token by token, for `reflogp report`.",
+    )
     merge: bool = Field(
         False, description="Write the whole model with the LoRA adapter merged into it."
     )

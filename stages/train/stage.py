@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
-from data_schemas import run_record
+from data_schemas import run_record, scored_pairs
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.manifest import Manifest
@@ -30,11 +30,15 @@ from stages.train.layout import choose_layout
 from stages.train.losses.objective import objective, uses
 from stages.train.policy import load_policy, trainable_parameters
 from stages.train.saving import merge_adapter, save_policy
+from stages.train.scored_pairs import score_sample
 from stages.train.trainer import PreferenceTrainer
 
 _LAST_GOOD = "last_good"
 _MARGINS, _ACCURACIES = "rewards/margins_per_token", "rewards/accuracies_per_token"
-_REPLACED = (run_record.FILE_NAME, "adapter_*", "model*.safetensors*", "config.json")
+_REPLACED = (
+    *(run_record.FILE_NAME, scored_pairs.FILE_NAME),
+    *("adapter_*", "model*.safetensors*", "config.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def train(job: Job, console: Console) -> RunRecord:
     _run(trainer, resumed, job)
     loop_seconds = time.monotonic() - loop
     save_policy(trainer, config.output, job.policy, job.adapter, dtype)
+    score_sample(trainer, config, job.manifest, pairs, evaluated, job.eval_manifest)
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     if not steps:
         raise ReflogpError("training ended without a step; check --epochs and --max-steps")

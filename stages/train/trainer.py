@@ -12,6 +12,7 @@ from transformers import Trainer
 from stages.own_forward import replace_forward
 from stages.response_logps import SUM_DTYPE, response_logps_and_squares
 from stages.train.batches import Batch, Collate
+from stages.train.cached_pairs import Pair
 from stages.train.cached_rows import Row
 from stages.train.cached_unpaired import Unpaired
 from stages.train.fsdp_on_cpu import enable_fsdp_on_cpu
@@ -137,6 +138,22 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         model.train(was_training)
         return found
 
+    @torch.no_grad()
+    def token_logps(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """Log-probs of each response's tokens, float32: of all chosen ones, then of all rejected.
+
+        As training computes them, on this process alone; with FSDP all processes must call it.
+        """
+        model: nn.Module = self.model  # DDP's wrapper would wait for the other processes
+        batch = cast(Batch, self._prepare_inputs(self._inputs(Share(pairs, 1.0), 1.0))["batch"])
+        was_training = model.training
+        model.eval()
+        with self.compute_loss_context_manager():
+            logps = self._token_logps(model, batch)[0]
+        model.train(was_training)
+        lengths = torch.bincount(batch["owners"], minlength=2 * len(pairs))
+        return list(torch.split(logps.float().cpu(), lengths.tolist()))
+
     def diverged(self) -> bool:
         """Whether any process has met a loss that is not finite. All processes must ask."""
         found = torch.tensor([float(self._diverged)], dtype=torch.float64)
@@ -181,10 +198,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _scored(self, model: nn.Module, batch: Any) -> Logps:
         batch = cast(Batch, batch)
-        logps, squares = model(inputs=batch["inputs"], rows=batch["rows"], targets=batch["targets"])
+        logps, squares = self._token_logps(model, batch)
         if "desirable" in batch:
             return unpaired_logps(logps, batch)
         return pair_logps(logps, batch, squares if self._squares else None)
+
+    @staticmethod
+    def _token_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        found = model(inputs=batch["inputs"], rows=batch["rows"], targets=batch["targets"])
+        return cast(tuple[Tensor, Tensor], found)
 
     def _over_processes(self) -> Any:
         if self.args.world_size == 1:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_schemas import manifest as manifests
-from data_schemas import quarantine
+from data_schemas import quarantine, scored_pairs
 from data_schemas.atomic import atomic_path, write_text
 from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
 from data_schemas.errors import InputError
@@ -30,7 +30,10 @@ def model_fields(model, seen=()):
                 yield from model_fields(inner, (*seen, inner))
 
 
-@pytest.mark.parametrize("schema", [SHARD_SCHEMA, quarantine.SCHEMA, PARQUET_SCHEMA, TRL_SCHEMA])
+SCHEMAS = [SHARD_SCHEMA, quarantine.SCHEMA, scored_pairs.SCHEMA, PARQUET_SCHEMA, TRL_SCHEMA]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
 def test_every_column_is_documented_in_the_file_itself_and_in_the_readme(schema):
     for field in schema:
         assert len(field.metadata[b"doc"]) > 10, field.name

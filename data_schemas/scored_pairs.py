@@ -1,0 +1,88 @@
+"""Pairs under the policy that a run kept, beside the reference: pairs.parquet in the run's folder.
+
+A sample, for people to look at; nothing is trained on it. Each column's meaning travels inside the
+file as field metadata.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas.atomic import atomic_path
+from data_schemas.errors import InputError
+
+FILE_NAME = "pairs.parquet"
+SCHEMA_VERSION = 1
+
+
+def _field(name: str, type_: pa.DataType, doc: str) -> pa.Field:
+    return pa.field(name, type_, nullable=False, metadata={"doc": doc})
+
+
+def _list(type_: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", type_, nullable=False))
+
+
+_IDS, _TEXTS, _LOGPS = _list(pa.int32()), _list(pa.string()), _list(pa.float32())
+
+SCHEMA = pa.schema(
+    [
+        _field("row_id", pa.string(), "The row's id in the cache that it is from."),
+        _field("source_row", pa.int64(), "0-based position of the row in the cache's input."),
+        _field("split", pa.string(), "train: the run was trained on it; eval: it was held out."),
+        _field("prompt_ids", _IDS, "Token ids of the prompt."),
+        _field("chosen_ids", _IDS, "Token ids of the chosen response."),
+        _field("rejected_ids", _IDS, "Token ids of the rejected response."),
+        _field("prompt_pieces", _TEXTS, "Text of each token of the prompt; joined, the prompt. A "
+               "character of several tokens stands with the last of them."),
+        _field("chosen_pieces", _TEXTS, "The same of the chosen response."),
+        _field("rejected_pieces", _TEXTS, "The same of the rejected response."),
+        _field("ref_chosen_logps", _LOGPS, "log pi_ref of each chosen token in nats, as cached."),
+        _field("ref_rejected_logps", _LOGPS, "log pi_ref of each rejected token in nats."),
+        _field("policy_chosen_logps", _LOGPS, "log pi_theta of each chosen token in nats."),
+        _field("policy_rejected_logps", _LOGPS, "log pi_theta of each rejected token in nats."),
+        _field("ref_chosen_logp_sum", pa.float64(), "Sum of ref_chosen_logps in nats."),
+        _field("ref_rejected_logp_sum", pa.float64(), "Sum of ref_rejected_logps in nats."),
+        _field("policy_chosen_logp_sum", pa.float64(), "Sum of policy_chosen_logps in nats."),
+        _field("policy_rejected_logp_sum", pa.float64(), "Sum of policy_rejected_logps in nats."),
+        _field("chosen_reward", pa.float64(), "Implicit reward of chosen, as the run logs it: beta "
+               "times the log-ratio."),
+        _field("rejected_reward", pa.float64(), "Implicit reward of rejected."),
+        _field("margin", pa.float64(), "chosen_reward minus rejected_reward."),
+    ],
+    metadata={
+        "reflogp.schema": "scored_pairs",
+        "reflogp.schema_version": str(SCHEMA_VERSION),
+    },
+)  # fmt: skip
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the file into a run's folder."""
+    with atomic_path(folder / FILE_NAME) as path:
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, write_page_checksum=True)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows in a run's folder; none where the run wrote none.
+
+    Raises:
+        InputError: the file is damaged, or of another version.
+    """
+    path = folder / FILE_NAME
+    advice = "Train again, or remove the file: a report does without it."
+    if not path.exists():
+        return []
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error}). {advice}") from error
+    found = (table.schema.metadata or {}).get(b"reflogp.schema_version", b"none").decode()
+    if found != str(SCHEMA_VERSION) or not table.schema.equals(SCHEMA):
+        raise InputError(
+            f"{path}: not the columns of schema version {SCHEMA_VERSION} (it says {found}). "
+            f"{advice}"
+        )
+    return table.to_pylist()  # type: ignore[no-any-return]

@@ -1,0 +1,40 @@
+"""A chart: what to draw, what it means, and its numbers as a table for those who cannot see it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Ink(NamedTuple):
+    """Colours to draw with.
+
+    Attributes:
+        text: of axes and labels.
+        line: of what should not catch the eye.
+        series: of the data, in the order in which they are taken.
+    """
+
+    text: str
+    line: str
+    series: Sequence[str]
+
+
+class Chart(NamedTuple):
+    """One chart.
+
+    Attributes:
+        name: a plain word, for files and ids.
+        title: above it.
+        note: one sentence on how to read it.
+        draw: draws it on matplotlib Axes with the given Ink.
+        header: names of the columns of its table.
+        rows: the table, numbers and names.
+        height: of the drawing in inches; it is 5.6 wide.
+    """
+
+    name: str
+    title: str
+    note: str
+    draw: Callable[[Any, Ink], None]
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    height: float = 3.1

@@ -1,0 +1,125 @@
+"""A run's folder -> what its report shows: record, metrics by step, scored pairs."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import from_json
+
+from data_schemas import run_record, scored_pairs
+from data_schemas.errors import InputError
+from data_schemas.run_record import RunRecord
+
+Floats = NDArray[np.float64]
+METRICS = (
+    "loss",
+    *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
+)
+_HELD_OUT = "eval_"
+
+
+class Curve(NamedTuple):
+    """A metric by step, a line of metrics.jsonl each: float64 [n] both."""
+
+    steps: Floats
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        name: what it is called on the page.
+        folder: where it is.
+        record: its record.
+        curves: by the metric's name; those of held-out pairs begin with eval_.
+        pairs: rows of pairs.parquet; none if the run wrote none.
+    """
+
+    name: str
+    folder: Path
+    record: RunRecord
+    curves: Mapping[str, Curve]
+    pairs: Sequence[Mapping[str, Any]]
+
+
+def gather(folders: Sequence[Path]) -> list[Run]:
+    """The runs in these folders.
+
+    Raises:
+        InputError: a folder holds no finished run, a file in it is damaged, or one is given twice.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := [str(p) for p in dict.fromkeys(places) if places.count(p) > 1]:
+        raise InputError(f"{twice[0]}: this run is given twice. Give each one once.")
+    return [_run(folder, name) for folder, name in zip(folders, short_names(places), strict=True)]
+
+
+def short_names(places: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as few as tell all of them apart."""
+    for parts in range(1, max((len(place.parts) for place in places), default=0) + 1):
+        names = ["/".join(place.parts[-parts:]) for place in places]
+        if len(set(names)) == len(names):
+            return names
+    return [str(place) for place in places]
+
+
+def _run(folder: Path, name: str) -> Run:
+    record = run_record.read(folder)
+    if record is None:
+        raise InputError(
+            f"{folder}: no finished run: it has no {run_record.FILE_NAME} that this reflogp can "
+            "read. Give the --output of `reflogp train`; of a sweep, its runs' folders. A run "
+            "that still goes on, or was killed, has none yet: train it to its end."
+        )
+    return Run(
+        name, folder, record, read_metrics(folder / "metrics.jsonl"), scored_pairs.read(folder)
+    )
+
+
+def read_metrics(path: Path) -> dict[str, Curve]:
+    """Each of METRICS, of training and of held-out pairs, where the file has it.
+
+    Raises:
+        InputError: there is no file, or a line is no metrics; says which.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                _add(points, _parsed(path, number, line))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}). It belongs to the run; train again."
+        ) from error
+    return {name: Curve(*np.array(found, float).T) for name, found in points.items()}
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        entry = from_json(line)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number}: not JSON ({error}). Remove the line.") from error
+    if not isinstance(entry, dict) or not _is_number(entry.get("step")):
+        raise InputError(f"{path}, line {number}: no metrics of a step. Remove the line.")
+    return entry
+
+
+def _add(points: dict[str, list[tuple[float, float]]], entry: dict[str, Any]) -> None:
+    for name in _names():
+        value = entry.get(name)
+        if value is not None and _is_number(value):  # a loss that is not finite leaves a gap
+            points.setdefault(name, []).append((entry["step"], value))
+
+
+def _names() -> Iterable[str]:
+    return (prefix + name for prefix in ("", _HELD_OUT) for name in METRICS)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,188 @@
+"""What the scored pairs show together: how far they moved, length, calibration."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stages.report.chart import Chart, Ink
+from stages.report.gather import Floats, Run
+
+SIDES = ("chosen", "rejected")
+_HATCHES = ("", "////")
+_BIN = 10  # pairs; below that a share says nothing
+_LEAST = 40  # pairs for a calibration
+_MOST_BINS = 8
+_SD95 = 1.96
+_DOTS = 400  # of each side, and rows of the table
+
+
+def charts(run: Run) -> list[Chart]:
+    """Charts of one run's scored pairs; none without pairs."""
+    if not run.pairs:
+        return []
+    found = [_moved(run), _plane(run), _length(run)]
+    return found + ([_calibration(run)] if len(run.pairs) >= _LEAST else [])
+
+
+def log_ratios(pairs: Sequence[Mapping[str, Any]], side: str) -> Floats:
+    """log pi_theta(y|x) - log pi_ref(y|x) of one response of each pair, float64 [n], in nats."""
+    return np.array(
+        [pair[f"policy_{side}_logp_sum"] - pair[f"ref_{side}_logp_sum"] for pair in pairs], float
+    )
+
+
+def _moved(run: Run) -> Chart:
+    values = {side: log_ratios(run.pairs, side) for side in SIDES}
+    both = np.concatenate(list(values.values()))
+    edges = np.histogram_bin_edges(both, bins=min(24, max(8, len(run.pairs) // 3)))
+    counts = {side: np.histogram(found, edges)[0] for side, found in values.items()}
+
+    def draw(axes: Any, ink: Ink) -> None:
+        for number, (side, found) in enumerate(counts.items()):
+            axes.stairs(
+                found, edges, fill=not number, color=ink.series[number], label=side,
+                hatch=_HATCHES[number] or None, linewidth=1.4, alpha=1 if number else 0.75,
+            )  # fmt: skip
+        axes.axvline(0, color=ink.text, linewidth=1.2, linestyle=":", label="before training")
+        axes.set_xlabel("log-ratio to the reference, nats")
+        axes.set_ylabel("pairs")
+        axes.legend(loc="best")
+
+    means = ", ".join(f"{side} {values[side].mean():+.2f}" for side in SIDES)
+    return Chart(
+        "log-ratios", "Log-ratios after training",
+        f"Before training all are 0, since the policy is the reference. Means: {means} nats.",
+        draw, ("from", "to", *SIDES),
+        [(float(a), float(b), int(c), int(r))
+         for a, b, c, r in zip(edges, edges[1:], *counts.values(), strict=False)],
+    )  # fmt: skip
+
+
+def _plane(run: Run) -> Chart:
+    chosen, rejected = (log_ratios(run.pairs, side) for side in SIDES)
+    right = np.array([pair["margin"] for pair in run.pairs], float) > 0
+
+    def draw(axes: Any, ink: Ink) -> None:
+        for number, (where, label) in enumerate(((right, "right"), (~right, "wrong"))):
+            axes.scatter(
+                rejected[where][:_DOTS], chosen[where][:_DOTS], s=22, marker="oX"[number],
+                color=ink.series[2 + number], label=label, linewidths=0, alpha=0.85,
+            )  # fmt: skip
+        axes.axhline(0, color=ink.line, linewidth=1, zorder=0)
+        axes.axvline(0, color=ink.line, linewidth=1, zorder=0)
+        axes.axline((0, 0), slope=1, color=ink.text, linestyle=":", linewidth=1.2)
+        axes.set_xlabel("log-ratio of rejected, nats")
+        axes.set_ylabel("log-ratio of chosen, nats")
+        axes.legend(loc="best")
+
+    return Chart(
+        "chosen-rejected", "Chosen against rejected",
+        f"A point for each pair; {right.mean():.0%} are right. On the dotted line the margin of "
+        "the log-ratios is 0. Below 0 a response got less likely.",
+        draw, ("row", *SIDES, "right"),
+        [(str(pair["source_row"]), float(chosen[i]), float(rejected[i]), "yes" if wins else "no")
+         for i, (pair, wins) in enumerate(zip(run.pairs[:_DOTS], right, strict=False))],
+    )  # fmt: skip
+
+
+def _length(run: Run) -> Chart:
+    lengths = {side: np.array([len(p[f"{side}_ids"]) for p in run.pairs], float) for side in SIDES}
+    rewards = {side: np.array([p[f"{side}_reward"] for p in run.pairs], float) for side in SIDES}
+    margins = np.array([pair["margin"] for pair in run.pairs], float)
+    correlation = _correlation(margins, lengths["chosen"] - lengths["rejected"])
+
+    def draw(axes: Any, ink: Ink) -> None:
+        for number, side in enumerate(SIDES):
+            axes.scatter(
+                lengths[side][:_DOTS], rewards[side][:_DOTS], s=22, marker="o^"[number], label=side,
+                facecolors="none" if number else ink.series[0], edgecolors=ink.series[number],
+                linewidths=1.1, alpha=1 if number else 0.75,
+            )  # fmt: skip
+        axes.axhline(0, color=ink.line, linewidth=1, zorder=0)
+        axes.set_xlabel("tokens of the response")
+        axes.set_ylabel("reward")
+        axes.legend(loc="best")
+
+    said = "" if correlation is None else (
+        f" Margins and differences in length correlate by {correlation:+.2f}: near 0 is good, near "
+        "1 or -1 means that length is what the policy learned."
+    )  # fmt: skip
+    return Chart(
+        "length-reward", "Length against reward", f"A point for each response.{said}",
+        draw, ("row", "tokens of chosen", "reward", "tokens of rejected", "reward"),
+        [(str(pair["source_row"]), int(lengths["chosen"][i]), float(rewards["chosen"][i]),
+          int(lengths["rejected"][i]), float(rewards["rejected"][i]))
+         for i, pair in enumerate(run.pairs[:_DOTS])],
+    )  # fmt: skip
+
+
+class Bin(NamedTuple):
+    """Pairs of like confidence: how sure the rewards are, and how often they are right.
+
+    `low` and `high` bound `share` with 95% confidence (Wilson).
+    """
+
+    pairs: int
+    confidence: float
+    share: float
+    low: float
+    high: float
+
+
+def calibration(margins: Floats) -> list[Bin]:
+    """Bins of as many pairs each, of growing confidence.
+
+    A policy that prefers one response by a margin m of rewards, whichever it is, prefers it with
+    probability sigmoid(|m|) under the Bradley-Terry model; it is right if that is the chosen one.
+
+    Args:
+        margins: rewards of chosen minus those of rejected, float64 [n].
+    """
+    ordered = margins[np.argsort(np.abs(margins), kind="stable")]
+    parts = np.array_split(ordered, max(1, min(_MOST_BINS, len(margins) // _BIN)))
+    return [
+        Bin(len(part), float((1 / (1 + np.exp(-np.abs(part)))).mean()), float((part > 0).mean()),
+            *_wilson(int((part > 0).sum()), len(part)))
+        for part in parts
+    ]  # fmt: skip
+
+
+def _calibration(run: Run) -> Chart:
+    bins = calibration(np.array([pair["margin"] for pair in run.pairs], float))
+    x, y = [b.confidence for b in bins], [b.share for b in bins]
+
+    def draw(axes: Any, ink: Ink) -> None:
+        axes.plot([0.5, 1], [0.5, 1], color=ink.text, linestyle=":", label="calibrated")
+        bars = [[b.share - b.low for b in bins], [b.high - b.share for b in bins]]
+        axes.errorbar(
+            x, y, yerr=bars, color=ink.series[2], marker="o", linewidth=1.2, capsize=3,
+            label="share right, 95% interval",
+        )  # fmt: skip
+        axes.set_xlim(0.49, min(1.01, max(0.6, max(x)) + 0.03))
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("confidence: sigmoid of |margin|")
+        axes.set_ylabel("share right")
+        axes.legend(loc="lower right")
+
+    return Chart(
+        "calibration", "Calibration of the margin",
+        "How often the preferred response is the chosen one, against how sure the rewards are. "
+        "Below the dotted line the policy is surer than it is right.",
+        draw, ("pairs", "confidence", "share right", "from", "to"), [tuple(b) for b in bins],
+    )  # fmt: skip
+
+
+def _wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson 1927's interval of a share."""
+    z2 = _SD95**2
+    centre = (right + z2 / 2) / (n + z2)
+    half = _SD95 / (n + z2) * math.sqrt(right * (n - right) / n + z2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _correlation(one: Floats, other: Floats) -> float | None:
+    if len(one) < 3 or not one.std() or not other.std():
+        return None
+    return float(np.corrcoef(one, other)[0, 1])

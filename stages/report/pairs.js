@@ -1,0 +1,58 @@
+// Numbers of a token: under the pointer, or where the arrow keys go within a response. And which pairs
+// are shown.
+"use strict";
+
+{
+  const tip = document.getElementById("tip");
+  let current = null;
+
+  const text = (x) => (+x).toFixed(3).replace("-", "−");
+
+  function show(token) {
+    current?.classList.remove("current");
+    current = token;
+    if (!token) {
+      tip.hidden = true;
+      return;
+    }
+    token.classList.add("current");
+    const response = token.parentElement;
+    const number = Array.prototype.indexOf.call(response.children, token);
+    const policy = +response.dataset.policy.split(" ")[number];
+    const reference = +response.dataset.reference.split(" ")[number];
+    const quoted = JSON.stringify(token.textContent);
+    tip.textContent = `token ${number + 1}, ${quoted}: log-ratio ${text(policy - reference)} nats ` +
+      `(policy ${text(policy)}, reference ${text(reference)})`;
+    tip.hidden = false;
+    const box = token.getBoundingClientRect(), own = tip.getBoundingClientRect();
+    const above = box.top - own.height - 6;
+    tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - own.width - 4))}px`;
+    tip.style.top = `${above > 4 ? above : box.bottom + 6}px`;
+  }
+
+  document.addEventListener("change", (event) => {
+    if (event.target.name !== "reason") return;
+    const reason = event.target.value;
+    for (const pair of document.querySelectorAll("[data-reasons]"))
+      pair.hidden = reason !== "all" && !pair.dataset.reasons.split(",").includes(reason);
+  });
+
+  const tokenOf = (target) => target.closest?.(".tokens > i");
+  document.addEventListener("pointerover", (event) => show(tokenOf(event.target)));
+  document.addEventListener("pointerdown", (event) => show(tokenOf(event.target)));
+  document.addEventListener("scroll", () => show(null), { passive: true });
+  for (const response of document.querySelectorAll(".tokens")) {
+    response.addEventListener("blur", () => show(null));
+    response.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (event.key === "Escape") show(null);
+      if (!step) return;
+      event.preventDefault();
+      const inside = current?.parentElement === response;
+      const next = inside
+        ? step > 0 ? current.nextElementSibling : current.previousElementSibling
+        : response.firstElementChild;
+      if (next) show(next);
+    });
+  }
+}
