@@ -5,12 +5,14 @@ number: however many processes share the work, the steps are the same ones.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from stages.train.cached_rows import Row
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -44,7 +46,7 @@ class EpochLoader(DataLoader[list[Row]]):
         self.batch_sampler.set_epoch(epoch)
 
 
-class Share(NamedTuple):
+class Share(NamedTuple, Generic[AnyRow]):
     """One forward pass of one process.
 
     Attributes:
@@ -53,11 +55,13 @@ class Share(NamedTuple):
             the other processes.
     """
 
-    pairs: Sequence[Row]
+    pairs: Sequence[AnyRow]
     weight: float
 
 
-def shares(pairs: Sequence[Row], size: int, process: int = 0, processes: int = 1) -> list[Share]:
+def shares(
+    pairs: Sequence[AnyRow], size: int, process: int = 0, processes: int = 1
+) -> list[Share[AnyRow]]:
     """One process's forward passes over pairs that all processes know.
 
     Pairs of like length go together, which spares padding, and each process gets its part of the

@@ -181,11 +181,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         reduce = self._over_processes()
         return kl_estimate(mean if reduce is None else reduce(mean))
 
-    def _shares(self, pairs: Sequence[Row]) -> list[Share]:
+    def _shares(self, pairs: Sequence[Row]) -> list[Share[Row]]:
         size, rank = self.args.per_device_train_batch_size, self.args.process_index
         return shares(pairs, size, rank, self.args.world_size)
 
-    def _inputs(self, share: Share, weight: float, kl: Tensor | None = None) -> dict[str, Any]:
+    def _inputs(self, share: Share[Row], weight: float, kl: Tensor | None = None) -> dict[str, Any]:
         batch = self._collate(share.pairs)
         if kl is not None:
             batch["kl"] = kl

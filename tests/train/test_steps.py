@@ -46,7 +46,7 @@ def test_processes_share_a_steps_pairs_with_every_pair_counted_once(rows, proces
     found = [shares(pairs, 2, process, processes) for process in range(processes)]
     assert len({len(own) for own in found}) == 1  # none waits for another
     counted = [share for own in found for share in own if share.weight]
-    lengths = sorted(len(p.responses[0]) for share in counted for p in share.pairs)
+    lengths = sorted(len(p.chosen_ids) for share in counted for p in share.pairs)
     assert lengths == list(range(2, 2 + rows))
     for share in counted:
         assert share.weight == pytest.approx(len(share.pairs) / rows)
@@ -55,7 +55,7 @@ def test_processes_share_a_steps_pairs_with_every_pair_counted_once(rows, proces
 
 def test_pairs_of_like_length_go_together():
     pairs = [pair(length) for length in (9, 2, 8, 3)]
-    lengths = [[len(p.responses[0]) for p in share.pairs] for share in shares(pairs, 2)]
+    lengths = [[len(p.chosen_ids) for p in share.pairs] for share in shares(pairs, 2)]
     assert lengths == [[2, 3], [8, 9]]
 
 
