@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from benchmarks.overhead import StubScorer, Watch, make_job, make_plan, timed
 from stages.precompute import worker
@@ -22,7 +22,7 @@ from stages.precompute.reuse import KnownRows
 from stages.precompute.scoring import score
 from stages.precompute.seal import seal
 from stages.train.batches import shared
-from stages.train.cached_pairs import CachedPairs, Pair
+from stages.train.cached_pairs import CachedPairs
 from stages.train.steps import ShuffledBatches, shares
 
 STEPS, PAIRS, BATCH = 4000, 16, 2
@@ -50,8 +50,7 @@ def main() -> None:
         for number, positions in enumerate(ShuffledBatches(len(pairs), PAIRS, seed=0)):
             begin = time.perf_counter()
             step = [pairs[position] for position in positions]
-            groups = [cast(list[Pair], share.pairs) for share in shares(step, BATCH)]
-            batches = [shared(group) for group in groups]
+            batches = [shared(share.pairs) for share in shares(step, BATCH)]
             times.append(time.perf_counter() - begin)
             assert len(batches) == PAIRS // BATCH
             if number % (STEPS // 4) == STEPS // 4 - 1:
