@@ -23,8 +23,8 @@ def _share(text: str | None) -> str | None:
     return None if text is None else str(share(text))
 
 
-class PrecomputeConfig(BaseModel):
-    """Stage one: score every response under the frozen reference."""
+class DataConfig(BaseModel):
+    """Which preferences, and how they become the tokens of which model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -39,9 +39,6 @@ class PrecomputeConfig(BaseModel):
     data: str = Field(
         description="Preferences: a JSONL, JSON, CSV, Parquet or Arrow file (also .gz), a folder "
         "of them, or a hub data set id."
-    )
-    cache: Location = Field(
-        description="Folder of the cache to write, on disk or as a URL (s3://bucket/folder, ...)."
     )
     split: str = Field("train", description="Which split of a hub data set or of a folder.")
     columns: Columns = Field(
@@ -62,6 +59,14 @@ class PrecomputeConfig(BaseModel):
         True,
         description="Score after each prompt of unpaired data another row's response as well, for "
         "the reference point of KTO. Pairs have no use for it.",
+    )
+
+
+class PrecomputeConfig(DataConfig):
+    """Stage one: score every response under the frozen reference."""
+
+    cache: Location = Field(
+        description="Folder of the cache to write, on disk or as a URL (s3://bucket/folder, ...)."
     )
     engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="'auto' takes vLLM where it is installed and can run."
