@@ -1,11 +1,12 @@
 """What a user can set of stage one. Each field is a YAML key and a command-line option."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from data_schemas.location import Location
 from stages.assignments import Arguments, Columns
+from stages.precompute.crew import crew
 from stages.precompute.share import share
 
 RULES_VERSION = 2
@@ -21,6 +22,11 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 def _share(text: str | None) -> str | None:
     """The share as I/N, whatever form it had."""
     return None if text is None else str(share(text))
+
+
+def _crew(text: str | int) -> str:
+    """The bounds as least-most, whatever form they had."""
+    return str(crew(text))
 
 
 class DataConfig(BaseModel):
@@ -88,6 +94,26 @@ class PrecomputeConfig(DataConfig):
         ge=1,
         description="Engines side by side, each on its own GPUs (or its share of the CPU cores).",
     )
+    backend: Literal["local", "ray"] = Field(
+        "local", description="'ray' spreads the shards over the actors of a Ray cluster."
+    )
+    address: str | None = Field(
+        None,
+        description="Of the Ray cluster's head node: host:6379, or auto (default: RAY_ADDRESS, or "
+        "else a cluster of this machine).",
+    )
+    actors: Annotated[str, BeforeValidator(_crew)] = Field(
+        "1-8",
+        description="Actors of the Ray cluster, each with an engine: how many there must be at the "
+        "least, and at the most.",
+    )
+    actor_cpus: int = Field(1, ge=0, description="CPUs that a Ray actor takes of its node.")
+    actor_gpus: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs that a Ray actor takes (default: --tensor-parallel-size where the "
+        "cluster has GPUs; give it where nodes are yet to be started).",
+    )
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of a GPU's memory that vLLM may take."
     )
@@ -114,6 +140,12 @@ class PrecomputeConfig(DataConfig):
     verify_sample: int = Field(
         8, ge=0, description="Rows rescored with transformers before the cache is sealed; 0: none."
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.backend == "ray" and self.engines > 1:
+            raise ValueError("--engines is for one machine; with --backend ray give --actors")
+        return self
 
     def engine_settings(self) -> dict[str, Any]:
         """What of this the engine is started with, for the fingerprint and for the record."""
