@@ -1,6 +1,7 @@
 """The command: parse, call, print, exit code."""
 
 import sys
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,12 +12,13 @@ from data_schemas import manifest as manifests
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.location import location
 from data_schemas.storage import reach
-from pipeline.config import build, load_file
+from pipeline.config import build, known_to, load_file
 from pipeline.console import TerminalConsole
 from pipeline.curate import run_diagnose, run_filter, run_filter_trial
 from pipeline.export import run_export, run_push
 from pipeline.findings import print_diagnosis
 from pipeline.options import options_of
+from pipeline.plan import plan_rows, run_plan
 from pipeline.report import run_report
 from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
 from pipeline.summary import (
@@ -32,6 +34,7 @@ from pipeline.sweep import axes, run_sweep
 from pipeline.sweep_table import MEANING, header
 from pipeline.sweep_table import rows as sweep_rows
 from stages.filter.config import FilterRules
+from stages.plan.config import PlanConfig
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
 
@@ -39,6 +42,7 @@ Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
 ListLosses = Annotated[
     bool | None, typer.Option("--list-losses", help="Print a table of the losses, and end.")
 ]
+AsJson = Annotated[bool | None, typer.Option("--json", help="Print the figures as JSON.")]
 Output = Annotated[
     str | None, typer.Option("--output", help="Folder or URL of the cache to write.")
 ]
@@ -77,6 +81,20 @@ def precompute(config: Path | None = None, **given: Any) -> None:
     manifest = run_share(settings, console)
     if manifest is not None:
         console.table("", cache_rows(settings.cache, manifest))
+
+
+@app.command()
+@options_of(PlanConfig, json=AsJson)
+def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> None:
+    """What would both stages take? Hours, cost, disk and memory, before any weight is loaded."""
+    settings = build(PlanConfig, known_to(PlanConfig, load_file(config)), given)
+    console = TerminalConsole()
+    counts, found = run_plan(settings, console)
+    if json:
+        figures = {"counts": asdict(counts), "estimate": asdict(found)}
+        console.text(dumps(figures, indent=2))
+    else:
+        console.table("", plan_rows(settings, counts, found))
 
 
 @app.command()

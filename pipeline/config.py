@@ -80,6 +80,12 @@ def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, A
     return config
 
 
+def known_to(model: type[BaseModel], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What both stages' sections say of the settings that `model` shares with them."""
+    both = {**sections["train"], **sections["precompute"]}
+    return {name: value for name, value in both.items() if name in model.model_fields}
+
+
 def _require_text(name: str, value: Any) -> None:
     """Refuse now what no record could hold later, when hours of work are to be sealed."""
     text = json.dumps(value, default=str, ensure_ascii=False)

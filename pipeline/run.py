@@ -43,7 +43,12 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     """
     reach(config.cache)
     reference, adapter = model_folders(config.reference, config.adapter, "reference")
-    engine = choose(config.engine, reference)
+    if config.backend == "ray":
+        from stages.precompute.ray.cluster import prepare
+
+        config, engine = prepare(config, reference)
+    else:
+        engine = choose(config.engine, reference)
     dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
     inputs = precompute_inputs(reference, adapter, config, engine, dtype)
     earlier = earlier_manifest(config.cache, console)

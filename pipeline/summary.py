@@ -19,7 +19,7 @@ def cache_rows(cache: Path, manifest: Manifest) -> Rows:
     response = counts.chosen_tokens + counts.rejected_tokens
     kl = f", {counts.kl_tokens:,} of KL completions" * bool(counts.kl_tokens)
     rows = [
-        ("cache", f"{cache} ({_size(size)})"),
+        ("cache", f"{cache} ({human_size(size)})"),
         (
             manifest.unit,
             f"{counts.rows:,} of {manifest.source.rows:,} rows read, {counts.truncated:,} cut",
@@ -179,7 +179,8 @@ def _reasons(manifest: Manifest) -> str:
     return f"{manifest.counts.quarantined:,} ({text}), in {manifest.quarantine.file}"
 
 
-def _size(size: float) -> str:
+def human_size(size: float) -> str:
+    """Bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

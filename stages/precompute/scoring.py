@@ -1,4 +1,4 @@
-"""Planned shards -> finished shards: by one engine in this process, or by several at a time.
+"""Planned shards -> finished shards: by one engine in this process, by several, or on a cluster.
 
 Several engines, each in a process of its own with its own GPUs (or CPU cores), take shards from one
 plan as they get free: scoring has no state between shards, so nothing else need be shared.
@@ -7,7 +7,7 @@ plan as they get free: scoring has no state between shards, so nothing else need
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,9 +35,16 @@ def score(job: Job, missing: list[PlannedShard], known: KnownRows, console: Cons
         ReflogpError: an engine does not start, or dies.
     """
     account = Account(job)
-    run = _score_here if min(job.config.engines, len(missing)) == 1 else _score_in_processes
-    run(job, missing, known, account, console)
+    _way(job, missing)(job, missing, known, account, console)
     account.end()
+
+
+def _way(job: Job, missing: list[PlannedShard]) -> Callable[..., None]:
+    if job.config.backend == "ray":
+        from stages.precompute.ray.scoring import score_on_ray
+
+        return score_on_ray
+    return _score_here if min(job.config.engines, len(missing)) == 1 else _score_in_processes
 
 
 def _score_here(

@@ -1,0 +1,1 @@
+"""Before any weight is loaded: what both stages will take, in hours, money, disk and memory."""
