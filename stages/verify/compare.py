@@ -95,7 +95,7 @@ def reasons_to_fail(
         ("slope against length", float32.slope, float32.slope_t),
         ("mean against the training forward", training.mean, training.mean_t),
     ):
-        if abs(value) > _BIAS and abs(t) > _STANDARD_ERRORS:
+        if abs(value) > _BIAS and abs(t) > errors_allowed(float32.responses):
             found.append(f"a bias: {name} is {value:+.4f} nats a token ({t:+.1f} standard errors)")
     if float32.rms > _NOISE_RATIO * noise.rms + 1e-3:
         found.append(
@@ -103,6 +103,22 @@ def reasons_to_fail(
             "a token"
         )
     return found
+
+
+def errors_allowed(responses: int) -> float:
+    """How many of its own standard errors a mean over so many responses may be from zero.
+
+    As rare by chance as four are of a normal variable: 8 responses give their error so badly that
+    4.5 is no more than bad luck. Student's quantile as a series in 1 / degrees of freedom
+    (Abramowitz and Stegun 1964, 26.7.5); at 7 degrees it is right to 3%.
+    """
+    z, free = _STANDARD_ERRORS, max(responses - 1, 1)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / free**power for power, term in enumerate(terms, 1))
 
 
 def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """What verify says of good caches, of noisy ones, and of biased ones."""
 
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from stages.precompute.columns import list_column, views
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.transformers import TransformersScorer
 from stages.precompute.shards import describe, write_shard
-from stages.verify.compare import agreement, reasons_to_fail
+from stages.verify.compare import agreement, errors_allowed, reasons_to_fail
 
 
 def compare(differences):
@@ -63,6 +64,16 @@ def test_noise_as_large_as_trainings_passes_and_a_bias_does_not():
     assert any("a bias: mean" in reason for reason in reasons)
     assert any("slope against length" in reason for reason in reasons)
     assert "more noise" in reasons_to_fail(noise(0.3), usual, usual, "bfloat16")[0]
+
+
+@pytest.mark.parametrize("responses", [8, 16, 64, 1000])
+def test_a_small_sample_needs_more_errors_for_the_same_doubt(responses):
+    free = responses - 1
+    scale = math.exp(math.lgamma((free + 1) / 2) - math.lgamma(free / 2))
+    t = np.linspace(errors_allowed(responses), 400, 2_000_001)
+    density = scale / math.sqrt(free * math.pi) * (1 + t**2 / free) ** (-(free + 1) / 2)
+    tail = float(np.trapezoid(density, t))
+    assert tail == pytest.approx(math.erfc(4 / math.sqrt(2)) / 2, rel=0.25)
 
 
 def test_float32_must_agree_to_rounding():
