@@ -53,12 +53,12 @@ def explorer(tab, tmp_path):
 
 def of_log_ratios(name, chosen, rejected, **given):
     """The Python loss and its slopes by both log-ratios."""
-    both = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (chosen, rejected)]
+    c, r = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (chosen, rejected))
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.int64)
-    pairs = PairLogps(*both, zero, zero, one, one)
+    pairs = PairLogps(c, r, zero, zero, one, one)
     loss = LOSSES[name].function(pairs, **given, **FIXED.get(name, {}))
     loss.sum().backward()
-    slopes = [0.0 if x.grad is None else x.grad.item() for x in both]
+    slopes = [0.0 if x.grad is None else x.grad.item() for x in (c, r)]
     return [loss.item(), *slopes]
 
 

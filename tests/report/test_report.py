@@ -11,7 +11,7 @@ from data_schemas.errors import InputError
 from pipeline.report import run_report
 from stages.report import tables
 from stages.report.curves import binned
-from stages.report.gather import Curve, gather, short_names
+from stages.report.gather import Curve, Floats, gather, short_names
 from stages.report.page import LIMIT, page
 from stages.report.pair_charts import calibration
 from stages.report.shown_pairs import choose, shown
@@ -64,7 +64,7 @@ def test_runs_of_a_hundred_thousand_steps_and_long_texts_stay_below_two_megabyte
 
 
 def test_binning_keeps_means_ranges_and_the_last_step():
-    values = np.sin(np.arange(1000.0)) ** 3
+    values: Floats = np.sin(np.arange(1000.0)) ** 3
     found = binned(Curve(np.arange(1.0, 1001.0), values), 300)
     assert len(found.steps) == 300
     assert found.steps[-1] == 1000
