@@ -65,7 +65,8 @@ def test_runs_of_a_hundred_thousand_steps_and_long_texts_stay_below_two_megabyte
 
 def test_binning_keeps_means_ranges_and_the_last_step():
     values: Floats = np.sin(np.arange(1000.0)) ** 3
-    found = binned(Curve(np.arange(1, 1001, dtype=np.float64), values), 300)
+    steps: Floats = np.arange(1, 1001).astype(np.float64)
+    found = binned(Curve(steps, values), 300)
     assert len(found.steps) == 300
     assert found.steps[-1] == 1000
     assert found.most.max() == values.max()
