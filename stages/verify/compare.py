@@ -118,7 +118,7 @@ def errors_allowed(responses: int) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / free**power for power, term in enumerate(terms, 1))
+    return z + sum(term / float(free) ** power for power, term in enumerate(terms, 1))
 
 
 def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
