@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.chunked_head import Anatomy, head_logps, log_squares, logps_and_slopes
+from stages.anatomy import Anatomy
+from stages.chunked_head import head_logps, log_squares, logps_and_slopes
 from stages.own_forward import own_forward
 
 # A response of 1,000 nats has a float32 spacing of 6e-5, and the margin is a difference of four

@@ -12,7 +12,8 @@ from transformers import (
 )
 
 from stages import chunked_head
-from stages.chunked_head import Anatomy, head_logps, log_squares, logps_and_slopes
+from stages.anatomy import Anatomy
+from stages.chunked_head import head_logps, log_squares, logps_and_slopes
 from stages.response_logps import response_logps, response_logps_and_squares
 
 VOCABULARY = 300
