@@ -60,8 +60,8 @@ class Anatomy:
     def hidden(self, model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
         """Hidden states [n, hidden] at flat positions `rows` of a forward pass of `model`.
 
-        `model` runs as a whole, so that what is wrapped around its parts is there; its head sees one
-        row.
+        `model` runs as a whole, so that what is wrapped around its parts is there; its head gets
+        one row.
         """
         found: list[Tensor] = []
 
