@@ -1,9 +1,7 @@
 """Stage two, joined: a sealed cache -> batches -> policy log-probs -> loss -> a trained policy."""
 
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +11,31 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from data_schemas import run_record, scored_pairs
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError, ReflogpError
-from data_schemas.manifest import Manifest
-from data_schemas.run_record import RunRecord, StepMetrics
+from data_schemas.run_record import RunRecord
 from stages.progress import Console
 from stages.train.advice.callback import Adviser
-from stages.train.agreement import disagreement, first_margin_noise
+from stages.train.agreement import disagreement
 from stages.train.arguments import training_arguments
 from stages.train.cached_rows import Rows, cached_rows, require_fitting
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
 from stages.train.checkpoints import SealCheckpoints, remove_checkpoints, whole_checkpoints
-from stages.train.config import TrainConfig
 from stages.train.guards import DivergedError, Guard
 from stages.train.held_out import held_out
+from stages.train.job import Job
 from stages.train.layout import choose_layout
 from stages.train.losses.objective import objective, uses
+from stages.train.outcome import outcome
 from stages.train.policy import load_policy, trainable_parameters
 from stages.train.saving import merge_adapter, save_policy
 from stages.train.scored_pairs import score_sample
 from stages.train.trainer import PreferenceTrainer
 
 _LAST_GOOD = "last_good"
-_MARGINS, _ACCURACIES = "rewards/margins_per_token", "rewards/accuracies_per_token"
 _REPLACED = (
     *(run_record.FILE_NAME, scored_pairs.FILE_NAME),
     *("adapter_*", "model*.safetensors*", "config.json"),
 )
-
-
-@dataclass(frozen=True)
-class Job:
-    """Stage two with everything resolved.
-
-    Attributes:
-        config: what the user set.
-        policy: folder of the checkpoint that training starts from.
-        adapter: folder of the LoRA adapter on top of it that training starts from, or None.
-        manifest: of the cache.
-        fingerprint: SHA-256 of all that the result depends on.
-        eval_manifest: of the cache to evaluate on, where that is another one.
-    """
-
-    config: TrainConfig
-    policy: Path
-    adapter: Path | None
-    manifest: Manifest
-    fingerprint: str
-    eval_manifest: Manifest | None = None
 
 
 def train(job: Job, console: Console) -> RunRecord:
@@ -69,14 +45,48 @@ def train(job: Job, console: Console) -> RunRecord:
         InputError: the cache or the settings cannot be used.
         ReflogpError: policy and cache do not agree, training diverged, or it made no step.
     """
-    started_at, begin = datetime.now(UTC), time.monotonic()
-    config, dtype = job.config, job.manifest.engine.dtype
+    started_at, config, dtype = datetime.now(UTC), job.config, job.manifest.engine.dtype
     _require_fitting(job)
     arguments = training_arguments(config, dtype, config.evaluates)
     resumed = _prepare_output(job, arguments)
     pairs, evaluated = _pairs(job)
+    adviser = Adviser(config, console)
+    trainer = _trainer(
+        job, arguments, pairs, evaluated, [adviser, *_callbacks(job, console)], console
+    )
+    _require_agreement(trainer, pairs, job, console)
+    if resumed is not None:
+        console.say(f"resumed from {resumed}")
+    begin = time.monotonic()
+    _run(trainer, resumed, job)
+    loop_seconds = time.monotonic() - begin
+    save_policy(trainer, config.output, job.policy, job.adapter, dtype)
+    score_sample(trainer, config, job.manifest, pairs, evaluated, job.eval_manifest)
+    record = outcome(
+        job,
+        trainer,
+        warnings=adviser.warnings,
+        resumed=resumed,
+        started_at=started_at,
+        loop_seconds=loop_seconds,
+    )
+    if trainer.is_world_process_zero():
+        _finish(job, record)
+    return record
+
+
+def _trainer(
+    job: Job,
+    arguments: TrainingArguments,
+    pairs: Rows,
+    evaluated: Rows | None,
+    callbacks: list[Any],
+    console: Console,
+) -> PreferenceTrainer:
+    """The policy at its start, its layout and its loss, ready to train."""
+    config = job.config
     set_seed(config.seed)
-    policy = load_policy(job.policy, config, dtype, job.adapter)
+    policy = load_policy(job.policy, config, job.manifest.engine.dtype, job.adapter)
     trained, total = trainable_parameters(policy)
     console.say(
         f"training {trained:,} of {total:,} parameters on {len(pairs):,} {job.manifest.unit}, "
@@ -85,62 +95,22 @@ def train(job: Job, console: Console) -> RunRecord:
     if job.adapter is not None and config.lora_r:
         console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
     collate, layout = choose_layout(policy, config.layout, paired=job.manifest.kind == "paired")
-    adviser = Adviser(config, console)
     console.say(f"batches: {layout}")
+    loss = objective(
+        config.losses, beta=config.beta, arguments=config.loss_args, weighting=config.weighting
+    )
     trainer = PreferenceTrainer(
         model=policy,
         args=arguments,
         train_dataset=pairs,
         eval_dataset=evaluated,
         collate=collate,
-        callbacks=[adviser, *_callbacks(job, console)],
-        loss=objective(
-            config.losses,
-            beta=config.beta,
-            arguments=config.loss_args,
-            weighting=config.weighting,
-        ),
+        callbacks=callbacks,
+        loss=loss,
         squares=config.weighting == "wpo",
     )
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file, the steps on the bar
-    _require_agreement(trainer, pairs, job, console)
-    if resumed is not None:
-        console.say(f"resumed from {resumed}")
-    loop = time.monotonic()
-    _run(trainer, resumed, job)
-    loop_seconds = time.monotonic() - loop
-    save_policy(trainer, config.output, job.policy, job.adapter, dtype)
-    score_sample(trainer, config, job.manifest, pairs, evaluated, job.eval_manifest)
-    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-    if not steps:
-        raise ReflogpError("training ended without a step; check --epochs and --max-steps")
-    record = RunRecord(
-        reflogp_version=version("reflogp"),
-        fingerprint=job.fingerprint,
-        cache=str(config.cache),
-        policy=config.policy or job.manifest.reference.name,
-        adapter=None if job.adapter is None else str(job.adapter),
-        settings=config.model_dump(mode="json"),
-        kind=job.manifest.kind,
-        pairs=len(pairs),
-        evaluated_pairs=0 if evaluated is None else len(evaluated),
-        steps=trainer.state.global_step,
-        processes=arguments.world_size,
-        trained_parameters=trained,
-        first=_mean(steps[:1]),
-        first_margin_noise=first_margin_noise(config, job.manifest),
-        last=_mean(steps[-max(1, len(steps) // 4) :]),
-        evaluation=_best_evaluation(trainer),
-        best_step=trainer.state.best_global_step,
-        resumed_from=None if resumed is None else int(resumed.name.rpartition("-")[2]),
-        warnings=adviser.warnings,
-        started_at=started_at,
-        seconds=time.monotonic() - begin,
-        pairs_per_second=trainer.pairs_seen / loop_seconds,
-    )
-    if trainer.is_world_process_zero():
-        _finish(job, record)
-    return record
+    return trainer
 
 
 def _prepare_output(job: Job, arguments: TrainingArguments) -> Path | None:
@@ -245,27 +215,3 @@ def _finish(job: Job, record: RunRecord) -> None:
     run_record.write(output, record)
     newest = whole_checkpoints(output, job.fingerprint)[::-1]
     remove_checkpoints(output, keep=newest[: job.config.keep_checkpoints])
-
-
-def _best_evaluation(trainer: PreferenceTrainer) -> StepMetrics | None:
-    """The evaluation of the weights that are kept: of the best step, or else of the last one."""
-    found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    best = [entry for entry in found if entry["step"] == trainer.state.best_global_step]
-    return _mean((best or found)[-1:], "eval_") if found else None
-
-
-def _mean(steps: list[dict[str, float]], prefix: str = "") -> StepMetrics:
-    def mean(name: str) -> float:
-        # a step can be without a good row, or without a bad one
-        found = [step[prefix + name] for step in steps if prefix + name in step]
-        return sum(found) / len(found) if found else 0.0
-
-    per_token = {
-        f"{what}_per_token": mean(name)
-        for what, name in (("margin", _MARGINS), ("accuracy", _ACCURACIES))
-        if prefix + name in steps[0]
-    }
-    margin = mean("rewards/chosen") - mean("rewards/rejected")
-    return StepMetrics(
-        loss=mean("loss"), margin=margin, accuracy=mean("rewards/accuracies"), **per_token
-    )

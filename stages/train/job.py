@@ -1,0 +1,28 @@
+"""One training run, with everything resolved."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_schemas.manifest import Manifest
+from stages.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stage two with everything resolved.
+
+    Attributes:
+        config: what the user set.
+        policy: folder of the checkpoint that training starts from.
+        adapter: folder of the LoRA adapter on top of it that training starts from, or None.
+        manifest: of the cache.
+        fingerprint: SHA-256 of all that the result depends on.
+        eval_manifest: of the cache to evaluate on, where that is another one.
+    """
+
+    config: TrainConfig
+    policy: Path
+    adapter: Path | None
+    manifest: Manifest
+    fingerprint: str
+    eval_manifest: Manifest | None = None
