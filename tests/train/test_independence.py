@@ -1,6 +1,7 @@
 """What a run does not depend on: what ran before it, the layout's trial, how a step is cut up."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from stages.train.batches import separate
 from stages.train.cached_pairs import CachedPairs
 from stages.train.config import TrainConfig
 from stages.train.trainer import PreferenceTrainer
+from tests.conftest import Silent
+from tests.faults.processes import finish, start
 
 
 def random_states() -> tuple[str, str, bytes]:
@@ -44,18 +47,13 @@ class Recorder(PreferenceTrainer):
 runs: list[Recorder] = []
 
 
-@pytest.fixture
-def recorded(cache, console, tmp_path, monkeypatch):
-    """Runs stage two with some options, and gives what was recorded of it."""
-    monkeypatch.setattr(stage, "PreferenceTrainer", Recorder)
-
-    def run(**options) -> Recorder:
-        runs.clear()
-        sizes = {"batch_size": 2, "accumulation": 2, "max_steps": 3}
-        run_train(TrainConfig(cache=cache, output=tmp_path, **sizes | options), console)
-        return runs[0]
-
-    return run
+def recorded(cache, output, **options) -> Any:
+    """Run stage two with some options, in a process of one's own; what was recorded of it."""
+    stage.PreferenceTrainer = Recorder  # type: ignore[attr-defined]
+    runs.clear()
+    sizes = {"batch_size": 2, "accumulation": 2, "max_steps": 3}
+    run_train(TrainConfig(cache=cache, output=output, **sizes | options), Silent())
+    return runs[0]
 
 
 def disturbed() -> None:
@@ -66,23 +64,31 @@ def disturbed() -> None:
     torch.rand(5)
 
 
-def test_nothing_before_the_first_step_moves_the_random_state_the_adapter_or_the_order(recorded):
-    first = recorded(layout="separate")  # whose layout is not tried out
+def nothing_moves(cache, output) -> None:
+    first = recorded(cache, output, layout="separate")  # whose layout is not tried out
     assert len(first.targets) == 6
     assert any("lora_A" in name for name in first.start[1])
     for options in ({"layout": "auto"}, {"loss": "ld_dpo"}, {"weighting": "wpo"}):
         disturbed()
-        other = recorded(**options)
+        other = recorded(cache, output, **options)
         assert other.start[0] == first.start[0], options
         assert other.start[1].keys() == first.start[1].keys()
         assert all(torch.equal(other.start[1][n], p) for n, p in first.start[1].items()), options
         assert other.targets == first.targets, options
 
 
-def test_another_seed_is_another_start_and_order(recorded):
-    one, other = recorded(), recorded(seed=1)
+def another_seed_moves_all(cache, output) -> None:
+    one, other = recorded(cache, output), recorded(cache, output, seed=1)
     assert one.start[0] != other.start[0]
     assert one.targets != other.targets
+
+
+@pytest.mark.parametrize("claim", [nothing_moves, another_seed_moves_all])
+def test_the_random_state_the_adapter_and_the_order_depend_on_the_seed_alone(
+    claim, cache, tmp_path
+):
+    # in a fresh process: what other tests left running here may draw random numbers at any time
+    finish(start(claim, cache, tmp_path))
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo=1,sft=0.5", "rdpo"])
