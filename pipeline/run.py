@@ -101,10 +101,10 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     if earlier is not None and weights and earlier.fingerprint == fingerprint:
         console.say(f"stage two: up to date: {config.output} has this cache, policy and settings")
         return earlier
+    quiet_transformers()  # before what speaks when it is imported
     from stages.train.job import Job
     from stages.train.stage import train
 
-    quiet_transformers()
     return train(Job(config, policy, adapter, manifest, fingerprint, evaluation), console)
 
 
