@@ -14,13 +14,12 @@ from stages.train.config import TrainConfig
 _NEVER = 10**9  # steps
 
 
-def training_arguments(config: TrainConfig, dtype: Dtype, evaluated: bool) -> TrainingArguments:
+def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
     """`config` for Trainer, in this process, one of those that torchrun or accelerate started.
 
     Args:
         config: of the run.
         dtype: of the cache.
-        evaluated: whether there are held-out pairs.
 
     Raises:
         InputError: the processes cannot share a step evenly, or a tracker is not installed.
@@ -32,7 +31,7 @@ def training_arguments(config: TrainConfig, dtype: Dtype, evaluated: bool) -> Tr
     autocast = dtype if config.lora_r == 0 else "float32"
     cuda = torch.cuda.is_available()
     saved: dict[str, Any] = {"save_strategy": "steps" if config.checkpoint_steps else "no"}
-    if evaluated:
+    if config.evaluates:
         saved |= {"eval_strategy": "steps", "load_best_model_at_end": bool(config.checkpoint_steps)}
     options: dict[str, Any] = saved | {
         "output_dir": str(config.output),
@@ -55,8 +54,8 @@ def training_arguments(config: TrainConfig, dtype: Dtype, evaluated: bool) -> Tr
         "eval_steps": config.checkpoint_steps or _NEVER,  # beside the end, where it always is
         "save_steps": config.checkpoint_steps or 1,
         # a kill while one is written leaves the one before; the best is kept besides
-        "save_total_limit": 3 if evaluated else 2,
-        "metric_for_best_model": f"eval_{config.best_metric}" if evaluated else None,
+        "save_total_limit": 3 if config.evaluates else 2,
+        "metric_for_best_model": f"eval_{config.best_metric}" if config.evaluates else None,
         "greater_is_better": config.best_metric != "loss",
         "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
         "report_to": config.trackers or "none",

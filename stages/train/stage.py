@@ -47,7 +47,7 @@ def train(job: Job, console: Console) -> RunRecord:
     """
     started_at, config, dtype = datetime.now(UTC), job.config, job.manifest.engine.dtype
     _require_fitting(job)
-    arguments = training_arguments(config, dtype, config.evaluates)
+    arguments = training_arguments(config, dtype)
     resumed = _prepare_output(job, arguments)
     pairs, evaluated = _pairs(job)
     adviser = Adviser(config, console)
@@ -195,7 +195,7 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
         if not trainer.diverged():
             folder = output / _LAST_GOOD
             save_policy(trainer, folder, job.policy, job.adapter, job.manifest.engine.dtype)
-            kept = f"The weights before it are in {folder}."
+            kept = f"The weights of the last step that was taken are in {folder}."
         elif checkpoints := whole_checkpoints(output, job.fingerprint):
             kept = f"The last good state is {checkpoints[-1]}."
         else:
