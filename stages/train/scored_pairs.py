@@ -20,8 +20,7 @@ from stages.train.cached_pairs import Pair
 from stages.train.cached_rows import Rows
 from stages.train.config import TrainConfig
 from stages.train.losses.inputs import PairLogps
-from stages.train.losses.objective import rewards, uses
-from stages.train.losses.registry import LOSSES
+from stages.train.losses.objective import rewards, rewards_are_means, uses
 from stages.train.token_texts import token_texts
 from stages.train.trainer import PreferenceTrainer
 
@@ -118,9 +117,8 @@ def _add_rewards(rows: list[dict[str, Any]], config: TrainConfig) -> None:
 
     tokens = torch.tensor([len(row[f"{side}_ids"]) for side in _SIDES for row in rows])
     pairs = PairLogps.stacked(both("policy_{}_logp_sum"), both("ref_{}_logp_sum"), tokens)
-    reference = uses(config.losses, "reference")
-    if not reference and LOSSES[next(iter(config.losses))].mean_reward:
+    if rewards_are_means(config.losses):
         pairs = pairs.per_token()
-    chosen, rejected = rewards(pairs, config.beta, reference)
+    chosen, rejected = rewards(pairs, config.beta, uses(config.losses, "reference"))
     for row, good, bad in zip(rows, chosen.tolist(), rejected.tolist(), strict=True):
         row |= {"chosen_reward": good, "rejected_reward": bad, "margin": good - bad}

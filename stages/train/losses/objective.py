@@ -68,18 +68,23 @@ def objective(
     if unpaired(weights):
         return lambda rows: _of_unpaired(rows, total(rows), beta)
     reference = uses(weights, "reference")
-    mean_reward = not reference and LOSSES[next(iter(weights))].mean_reward
+    of_means = rewards_are_means(weights)
 
     def evaluate(pairs: PairLogps) -> PreferenceLoss:
         loss = total(pairs)
         if weighting == "wpo":
             loss = loss * wpo_weights(pairs)
         means = pairs.per_token()
-        chosen, rejected = rewards(means if mean_reward else pairs, beta, reference)
+        chosen, rejected = rewards(means if of_means else pairs, beta, reference)
         chosen_mean, rejected_mean = rewards(means, beta, reference)
         return PreferenceLoss(loss, chosen, rejected, chosen_mean - rejected_mean)
 
     return evaluate
+
+
+def rewards_are_means(weights: Mapping[str, float]) -> bool:
+    """Whether rewards are beta times the mean log-prob of a token (SimPO, ORPO), not the sum."""
+    return not uses(weights, "reference") and LOSSES[next(iter(weights))].mean_reward
 
 
 def uses(names: Iterable[str], need: str) -> bool:
