@@ -4,7 +4,9 @@ The order depends on the seed and the epoch alone, and a step's pairs on nothing
 number: however many processes share the work, the steps are the same ones.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -60,15 +62,55 @@ class Share(NamedTuple, Generic[AnyRow]):
 
 
 def shares(
-    pairs: Sequence[AnyRow], size: int, process: int = 0, processes: int = 1
+    pairs: Sequence[AnyRow],
+    size: int,
+    process: int = 0,
+    processes: int = 1,
+    *,
+    even: bool = False,
 ) -> list[Share[AnyRow]]:
     """One process's forward passes over pairs that all processes know.
 
-    Pairs of like length go together, which spares padding, and each process gets its part of the
-    short and of the long ones. All processes have as many passes as the others.
+    Pairs of like length go together, which spares padding; and there are fewer long ones in a pass
+    than short ones, so that the largest pass takes as little memory as it can, and processes wait
+    little for each other. All processes have as many passes as the others.
+
+    Args:
+        pairs: of one optimizer step, or of an evaluation.
+        size: pairs in a pass, on average.
+        process: this one's number.
+        processes: how many share the pairs.
+        even: put `size` pairs in each pass, for losses that compare those of one.
     """
-    ordered = sorted(pairs, key=lambda pair: pair.distinct_tokens)
-    groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    ordered = sorted(pairs, key=lambda pair: pair.distinct_tokens, reverse=True)
+    sizes = [size] * -(-len(pairs) // size) if even else _balanced(ordered, size)
+    ends = [0, *accumulate(sizes)]
+    groups = [ordered[start:end] for start, end in pairwise(ends)]
     found = [Share(group, len(group) / len(pairs)) for group in groups]
     found += [Share(groups[0], 0.0)] * (-len(groups) % processes)
     return found[process::processes]
+
+
+def _balanced(ordered: Sequence[Row], size: int) -> list[int]:
+    """Sizes of the passes, of which there are no more than with `size` pairs in each.
+
+    Of all ways to cut the row of pairs, which are ordered by length, it is the one whose largest
+    pass has the fewest tokens, padding included.
+    """
+    lengths = [pair.distinct_tokens for pair in ordered]
+    passes = -(-len(lengths) // size)
+    limits = range(lengths[0], size * lengths[0] + 1)
+    least = bisect_left(limits, True, key=lambda limit: len(_cut(lengths, limit)) <= passes)
+    return _cut(lengths, limits[least])
+
+
+def _cut(lengths: Sequence[int], limit: int) -> list[int]:
+    """How many go into each pass, the longest first, if none may have more tokens than `limit`."""
+    sizes: list[int] = []
+    longest = 0
+    for length in lengths:
+        if not sizes or (sizes[-1] + 1) * longest > limit:
+            sizes.append(0)
+            longest = length
+        sizes[-1] += 1
+    return sizes

@@ -1,6 +1,7 @@
 """The order of the data, and how the pairs of a step are shared out."""
 
 import random
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -56,7 +57,30 @@ def test_processes_share_a_steps_pairs_with_every_pair_counted_once(rows, proces
 def test_pairs_of_like_length_go_together():
     pairs = [pair(length) for length in (9, 2, 8, 3)]
     lengths = [[len(p.chosen_ids) for p in share.pairs] for share in shares(pairs, 2)]
-    assert lengths == [[2, 3], [8, 9]]
+    assert lengths == [[9, 8], [3, 2]]
+
+
+def test_no_way_to_cut_the_pairs_makes_a_smaller_largest_pass():
+    generator = random.Random(0)
+    for _ in range(50):
+        size, rows = generator.randint(1, 4), generator.randint(1, 9)
+        pairs = [pair(generator.randint(1, 60)) for _ in range(rows)]
+        found = shares(pairs, size)
+        assert len(found) <= -(-rows // size)
+        lengths = sorted((p.distinct_tokens for p in pairs), reverse=True)
+        ways = (
+            [lengths[start:end] for start, end in pairwise([0, *cuts, rows])]
+            for passes in range(1, -(-rows // size) + 1)
+            for cuts in combinations(range(1, rows), passes - 1)
+        )
+        least = min(max(len(part) * part[0] for part in way) for way in ways)
+        assert max(len(s.pairs) * s.pairs[0].distinct_tokens for s in found) == least
+
+
+def test_a_loss_that_compares_pairs_gets_as_many_in_each_pass():
+    pairs = [pair(length) for length in (50, 2, 3, 4, 5)]
+    assert [len(share.pairs) for share in shares(pairs, 2)] == [1, 4]
+    assert [len(share.pairs) for share in shares(pairs, 2, even=True)] == [2, 2, 1]
 
 
 def test_pairs_of_one_prompt_are_held_out_together():
