@@ -1,7 +1,6 @@
 """What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
 
 import logging
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from stages.processes import rank
 from stages.progress import Advance
 
 _LINES = 10  # that a piped run with figures to tell gives
@@ -46,7 +46,7 @@ class TerminalConsole:
 
     def __init__(self) -> None:
         # Under torchrun the first process speaks for all; what ends any of them is always said.
-        quiet = os.environ.get("RANK", "0") != "0"
+        quiet = rank() != 0
         # Progress and remarks go to stderr; stdout is for results, so that it can be piped.
         self._remarks = RichConsole(stderr=True, highlight=False, quiet=quiet)
         self._results = RichConsole(highlight=False, quiet=quiet)

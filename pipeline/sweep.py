@@ -6,7 +6,6 @@ takes no other with it. A run is up to date, or goes on from its checkpoint, as 
 
 import hashlib
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ from pipeline.config import build, require_known
 from pipeline.console import TerminalConsole
 from pipeline.run import run_train
 from pipeline.sweep_table import markdown
+from stages.processes import processes
 from stages.progress import Console
 from stages.train.config import TrainConfig
 
@@ -88,7 +88,7 @@ def run_sweep(
     Raises:
         InputError: what all runs have in common cannot be used.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise InputError("sweep makes its own processes: call it without torchrun or accelerate.")
     common = build(TrainConfig, section, given)
     runs = [

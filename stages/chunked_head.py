@@ -71,7 +71,7 @@ class _ChunkedLogps(torch.autograd.Function):
         ctx.head, ctx.autocast = head, _autocast(hidden.device.type)
         trains_head = any(ctx.needs_input_grad[4:])
         find_slopes = ctx.needs_input_grad[3] and not trains_head
-        kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        kind = _wide(hidden)
         nothing = hidden.new_zeros(0, dtype=kind)
         logps, slopes, spreads = [nothing], [], [nothing]
         for rows, wanted in _chunks(hidden, targets):
@@ -103,7 +103,7 @@ class _ChunkedLogps(torch.autograd.Function):
         hidden, targets, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
         trained = [p for p, needs in zip(parameters, needed, strict=True) if needs]
-        sums = [torch.zeros_like(p) for p in trained]
+        sums = [torch.zeros_like(p, dtype=_wide(p)) for p in trained]
         parts, start = [], 0
         for rows, wanted in _chunks(hidden, targets):
             with ctx.autocast():
@@ -133,7 +133,7 @@ def logps_and_slopes(
         logps: float32 [n] (float64 for float64), in nats, computed in that dtype.
         slopes: one-hot minus softmax, [n, vocabulary] in the dtype of `logits`; or [0].
     """
-    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    kind = _wide(logits)
     logits = logits.detach()
     step = _SOFTMAX_ROWS.get(logits.device.type, _SOFTMAX_ROWS_ELSEWHERE)
     found = logits.new_empty(len(logits), dtype=kind)
@@ -160,7 +160,7 @@ def log_squares(logits: Tensor) -> Tensor:
     Returns:
         float32 [n] (float64 for float64), in nats.
     """
-    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    kind = _wide(logits)
     logits = logits.detach()
     step = _SOFTMAX_ROWS.get(logits.device.type, _SOFTMAX_ROWS_ELSEWHERE)
     found = logits.new_empty(len(logits), dtype=kind)
@@ -184,6 +184,11 @@ def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     step = rows_at_once(hidden.device.type)
     for start in range(0, len(targets), step):
         yield hidden[start : start + step].detach(), targets[start : start + step]
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The dtype of log-probs and of sums: float32, or float64 for float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _autocast(device: str) -> Callable[[], Any]:

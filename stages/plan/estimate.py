@@ -122,10 +122,12 @@ def _with(config: PlanConfig, counts: Counts, shape: Shape, weight_bytes: int) -
 
 
 def _weights(shape: Shape, weight_bytes: int) -> tuple[float, float]:
-    """Bytes of frozen weights; and of trained ones in float32, gradients and AdamW's moments."""
+    """Bytes of weights; and of what AdamW has of trained ones, which is all of it float32."""
+    weights = float(shape.parameters * weight_bytes)
     if shape.adapter:
-        return float(shape.parameters * weight_bytes), float(16 * shape.adapter)
-    return float(4 * shape.parameters), float(12 * shape.parameters)
+        return weights, float(16 * shape.adapter)
+    # gradients and two moments; and beside bfloat16 weights, the model's or autocast's, float32
+    return weights, float((12 if weight_bytes == 4 else 16) * shape.parameters)
 
 
 def _activations(config: PlanConfig, shape: Shape, tokens: int) -> float:

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from data_schemas.manifest import Manifest
+from data_schemas.verification import Verification
 from stages.train.cached_rows import Row, Rows
 from stages.train.config import TrainConfig
 from stages.train.losses.inputs import Logps
@@ -55,7 +56,7 @@ def disagreement(
 def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
     """Standard deviation that rounding gives the first step's mean margin, which is 0 but for it.
 
-    A pair's margin is beta times the difference of two responses, each off by `response_sd`; of
+    A pair's margin is beta times the difference of two responses, each off by `_response_sd`; of
     unpaired rows half are taken to be good, and half bad. None without a verification, and for a
     loss without a reference, whose margin is not 0.
     """
@@ -63,14 +64,23 @@ def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
         return None
     rows = min(config.batch_size * config.accumulation, manifest.counts.rows)
     pairs = rows if manifest.kind == "paired" else rows / 2
-    return config.beta * manifest.verification.training.response_sd * math.sqrt(2 / pairs)
+    return config.beta * _response_sd(manifest.verification) * math.sqrt(2 / pairs)
 
 
 def _expected(manifest: Manifest, sample: Sequence[Row]) -> float:
     """Standard deviation that rounding gives a response's log-prob, in nats."""
     if manifest.verification is not None:
-        return manifest.verification.training.response_sd
+        return _response_sd(manifest.verification)
     lengths = [len(ids) for row in sample for ids in row.responses]
     a_token = _ROUNDING.get(manifest.engine.dtype, _ROUNDING_REDUCED)
     # roundings of a response's tokens are independent of each other
     return a_token * math.sqrt(sum(lengths) / len(lengths))
+
+
+def _response_sd(verification: Verification) -> float:
+    """Standard deviation, in nats, of a response's log-prob from what the cache has for it.
+
+    A cache that the training forward itself made agrees with it to the bit, response by response;
+    several in one batch are rounded otherwise, as far as training is from float32.
+    """
+    return max(verification.training.response_sd, verification.training_noise.response_sd)

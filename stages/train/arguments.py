@@ -1,6 +1,5 @@
 """What the user set, in the terms of transformers' Trainer."""
 
-import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,7 +8,9 @@ from transformers import TrainingArguments
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
+from stages.processes import processes
 from stages.train.config import TrainConfig
+from stages.train.precision import autocast_dtype
 
 _NEVER = 10**9  # steps
 
@@ -25,10 +26,9 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
         InputError: the processes cannot share a step evenly, or a tracker is not installed.
     """
     _require_trackers(config.trackers)
-    if config.fsdp and _processes() == 1:
+    if config.fsdp and processes() == 1:
         raise InputError("--fsdp shards over several processes: start them with torchrun.")
-    # LoRA's frozen weights already have the cache's dtype; float32 weights compute in it.
-    autocast = dtype if config.lora_r == 0 else "float32"
+    autocast = autocast_dtype(config, dtype)
     cuda = torch.cuda.is_available()
     saved: dict[str, Any] = {"save_strategy": "steps" if config.checkpoint_steps else "no"}
     if config.evaluates:
@@ -64,7 +64,7 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
         "disable_tqdm": True,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
-        "ddp_backend": "gloo" if _processes() > 1 and not cuda else None,
+        "ddp_backend": "gloo" if processes() > 1 and not cuda else None,
         "ddp_find_unused_parameters": False,
         "fsdp": config.fsdp or None,
         "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
@@ -81,19 +81,14 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
 
 def _passes(config: TrainConfig) -> int:
     """Forward passes of one process for one step, so that all processes make the step together."""
-    processes = _processes()
-    if config.accumulation % processes:
+    sharing = processes()
+    if config.accumulation % sharing:
         raise InputError(
             f"--accumulation {config.accumulation}: the forward passes of one step are shared by "
-            f"the {processes} processes, which it is no multiple of. Give "
-            f"{-(-config.accumulation // processes) * processes}."
+            f"the {sharing} processes, which it is no multiple of. Give "
+            f"{-(-config.accumulation // sharing) * sharing}."
         )
-    return config.accumulation // processes
-
-
-def _processes() -> int:
-    """How many torchrun or accelerate started; it is not to be asked of torch before they meet."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return config.accumulation // sharing
 
 
 def _require_trackers(trackers: list[str]) -> None:

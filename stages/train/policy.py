@@ -15,6 +15,7 @@ from data_schemas.manifest import Dtype
 from stages.adapter import load_adapter
 from stages.loading import loading
 from stages.train.config import TrainConfig
+from stages.train.precision import weights_dtype
 
 
 def load_policy(
@@ -23,16 +24,15 @@ def load_policy(
     """Load the policy at its start: with a fresh LoRA adapter, or with `adapter` to train further.
 
     With LoRA the frozen weights keep the cache's dtype, or are rounded to 4 bits (Dettmers et al.
-    2023, 2305.14314), and the adapter is float32. Full fine-tuning
-    keeps float32 weights and computes in the cache's dtype: at a rate of 5e-6 most updates of
-    bfloat16 weights would round to nothing; an adapter is merged into them.
+    2023, 2305.14314), and the adapter is float32. In full fine-tuning they have what
+    stages/train/precision.py says, and an adapter is merged into them.
 
     Dropout is off, as everywhere in DPO: with it policy and reference would differ at the start.
 
     Raises:
         InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
     """
-    weights = getattr(torch, dtype) if config.lora_r else torch.float32
+    weights = getattr(torch, weights_dtype(config, dtype))
     more = {} if config.quantize == "none" else _four_bits(weights)
     with loading("policy", folder):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights, **more)

@@ -108,6 +108,7 @@ def _trainer(
         callbacks=callbacks,
         loss=loss,
         squares=config.weighting == "wpo",
+        even=uses(config.losses, "batch"),
     )
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file, the steps on the bar
     return trainer

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from stages.own_forward import replace_forward
 from stages.response_logps import SUM_DTYPE, response_logps_and_squares
@@ -22,6 +22,7 @@ from stages.train.losses.unpaired import kl_estimate
 from stages.train.means import Means
 from stages.train.metrics import completed, metrics
 from stages.train.pair_logps import pair_logps
+from stages.train.precision import MasterAdamW, needs_masters
 from stages.train.steps import EpochLoader, Share, ShuffledBatches, shares
 from stages.train.unpaired_logps import unpaired_logps
 
@@ -49,7 +50,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, *, loss: Objective, collate: Collate, squares: bool = False, **trainer_arguments: Any
+        self,
+        *,
+        loss: Objective,
+        collate: Collate,
+        squares: bool = False,
+        even: bool = False,
+        **trainer_arguments: Any,
     ) -> None:
         super().__init__(data_collator=list, **trainer_arguments)
         enable_fsdp_on_cpu(self)
@@ -58,10 +65,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._collate = collate
         self._loss = loss
         self._squares = squares  # whether the loss needs them
+        self._even = even  # whether it compares the pairs of a forward pass
         self.pairs_seen = 0
         self._metrics, self._diverged = Means(), False
         # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, Any]:
+        """Trainer's choice; with float32 copies of the weights where they are needed."""
+        chosen, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return MasterAdamW if needs_masters(model.parameters()) else chosen, options
 
     def get_train_dataloader(self) -> EpochLoader:
         """All processes read the same pairs; get_batch_samples shares them out."""
@@ -183,7 +197,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _shares(self, pairs: Sequence[Row]) -> list[Share[Row]]:
         size, rank = self.args.per_device_train_batch_size, self.args.process_index
-        return shares(pairs, size, rank, self.args.world_size)
+        return shares(pairs, size, rank, self.args.world_size, even=self._even)
 
     def _inputs(self, share: Share[Row], weight: float, kl: Tensor | None = None) -> dict[str, Any]:
         batch = self._collate(share.pairs)

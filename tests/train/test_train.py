@@ -237,11 +237,7 @@ def test_a_lora_run_learns_and_leaves_a_loadable_adapter(cache, checkpoint, cons
     assert not list(tmp_path.glob("*.bin"))  # training_args.bin would be a pickle
 
 
-def test_full_fine_tuning_keeps_float32_weights_and_saves_the_checkpoints_dtype(
-    cache, checkpoint, console, tmp_path
-):
-    policy = load_policy(checkpoint, config(cache, tmp_path, lora_r=0), "bfloat16")
-    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+def test_full_fine_tuning_saves_the_checkpoints_dtype(cache, console, tmp_path):
     run_train(config(cache, tmp_path, lora_r=0), console)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert saved.dtype == torch.float32

@@ -1,0 +1,189 @@
+"""Weights of bfloat16 that are trained as float32 ones are."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from data_schemas import manifest as manifests
+from data_schemas.manifest import Dtype
+from pipeline.run import run_precompute, run_train
+from stages.precompute.config import PrecomputeConfig
+from stages.response_logps import response_logps
+from stages.train.config import TrainConfig
+from stages.train.policy import load_policy
+from stages.train.precision import MasterAdamW, autocast_dtype, needs_masters, weights_dtype
+from tests.checkpoints import make_checkpoint
+from tests.conftest import Silent
+from tests.train.test_resume import killed_at, metrics, settings
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A bfloat16 checkpoint."""
+    return make_checkpoint(tmp_path_factory.mktemp("half"), dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def half_cache(half, few_preferences, tmp_path_factory):
+    """What it says of 24 pairs."""
+    folder = tmp_path_factory.mktemp("half-cache")
+    config = PrecomputeConfig(
+        reference=str(half), data=str(few_preferences), cache=folder, engine="transformers",
+        max_length=192, truncate="response",
+    )  # fmt: skip
+    run_precompute(config, Silent())
+    assert manifests.read(folder).engine.dtype == "bfloat16"
+    return folder
+
+
+def test_who_holds_which_weights(monkeypatch, tmp_path):
+    adapter = TrainConfig(cache=tmp_path, output=tmp_path)
+    full = TrainConfig(cache=tmp_path, output=tmp_path, lora_r=0)
+    assert (weights_dtype(adapter, "bfloat16"), autocast_dtype(adapter, "bfloat16")) == (
+        "bfloat16", "float32",
+    )  # fmt: skip
+    found = []
+    for processes in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        kinds: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+        found.append([(weights_dtype(full, k), autocast_dtype(full, k)) for k in kinds])
+    alone, together = found
+    assert alone == [("float32", "float32"), ("bfloat16", "float32"), ("float32", "float16")]
+    assert together == [("float32", "float32"), ("float32", "bfloat16"), ("float32", "float16")]
+
+
+def weights(*values: float, dtype: torch.dtype = torch.bfloat16) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values, dtype=dtype))
+
+
+def test_updates_are_those_of_adamw_on_float32_weights():
+    generator = torch.Generator().manual_seed(0)
+    small, wide = weights(0.1, -2.0, 0.0), weights(0.1, -2.0, 0.0).detach().float()
+    wide.requires_grad_()
+    ours = MasterAdamW([{"params": [small], "weight_decay": 0.1}], lr=1e-5)
+    theirs = torch.optim.AdamW([{"params": [wide], "weight_decay": 0.1}], lr=1e-5)
+    for _ in range(30):
+        wide.grad = torch.randn(3, generator=generator)
+        small.grad = wide.grad.clone()
+        ours.step()
+        theirs.step()
+    assert torch.equal(ours.param_groups[0]["params"][0], wide)
+    assert torch.equal(small, wide.bfloat16())
+
+
+def test_updates_below_a_weights_spacing_add_up():
+    trained, plain = weights(0.1), weights(0.1)
+    ours = MasterAdamW([{"params": [trained]}], lr=5e-6, weight_decay=0.0)
+    theirs = torch.optim.AdamW([plain], lr=5e-6, weight_decay=0.0)
+    for _ in range(200):
+        for weight, optimizer in ((trained, ours), (plain, theirs)):
+            weight.grad = torch.ones_like(weight, dtype=weight.grad_dtype)
+            optimizer.step()
+    assert plain.item() == weights(0.1).item()
+    assert trained.item() == pytest.approx(0.1 - 200 * 5e-6, abs=3e-4)
+
+
+def test_gradients_are_summed_in_float32_and_dropped():
+    weight: Any = weights(1.0)
+    optimizer = MasterAdamW([{"params": [weight]}], lr=1e-3)
+    for _ in range(600):  # in bfloat16 the sum would stay at 256
+        weight.sum().backward()
+    assert weight.grad.dtype == torch.float32
+    assert weight.grad.item() == 600
+    optimizer.zero_grad()
+    assert weight.grad is None
+
+
+def test_a_state_that_was_saved_goes_on_as_if_nothing_had_been():
+    def steps(weight, optimizer, number):
+        for _ in range(number):
+            weight.grad = torch.ones(1)
+            optimizer.step()
+
+    weight = weights(0.1)
+    optimizer = MasterAdamW([{"params": [weight]}], lr=5e-6)
+    steps(weight, optimizer, 7)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    other = weights(0.7)
+    resumed = MasterAdamW([{"params": [other]}], lr=1.0)
+    resumed.load_state_dict(copy.deepcopy(state))
+    steps(weight, optimizer, 9)
+    steps(other, resumed, 9)
+    assert torch.equal(other, weight)
+    assert torch.equal(resumed.state_dict()["masters"][0], optimizer.state_dict()["masters"][0])
+    # of several processes' checkpoint, in which the weights themselves are float32
+    del state["masters"]
+    later = MasterAdamW([{"params": [other]}], lr=1.0)
+    later.load_state_dict(state)
+    assert torch.equal(later.state_dict()["masters"][0], other.float())
+
+
+def test_only_what_is_trained_in_few_bits_needs_copies():
+    frozen = nn.Parameter(torch.ones(1, dtype=torch.bfloat16), requires_grad=False)
+    assert not needs_masters([frozen, weights(1.0, dtype=torch.float32)])
+    assert needs_masters([weights(1.0, dtype=torch.float32), weights(1.0)])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_are_those_of_float32_but_for_rounding(half, tmp_path, tied):
+    """As near as those of float32 weights under autocast are."""
+    exact = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32)
+    if tied:
+        exact.config.tie_word_embeddings = True
+        exact.tie_weights()
+    mixed, small = copy.deepcopy(exact), copy.deepcopy(exact).to(torch.bfloat16)
+    MasterAdamW([{"params": list(small.parameters())}])
+    ids = torch.randint(3, 200, (4, 40), generator=torch.Generator().manual_seed(1))
+    rows = torch.arange(39)
+
+    def gradients(model, *, autocast=False):
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                logps = response_logps(model, {"input_ids": ids}, rows, ids[0, 1:])
+            logps.sum().backward()
+        return {name: p.grad.flatten() for name, p in model.named_parameters()}
+
+    true, under_autocast, found = (
+        gradients(exact),
+        gradients(mixed, autocast=True),
+        gradients(small),
+    )
+    assert {g.dtype for g in found.values()} == {torch.float32}
+
+    def error(of):
+        return sum((of[n] - g).square().sum() for n, g in true.items()).sqrt()
+
+    size = sum(g.square().sum() for g in true.values()).sqrt()
+    assert error(found) < 0.06 * size
+    assert error(found) < 1.2 * error(under_autocast)
+
+
+def test_a_killed_run_of_all_weights_ends_as_if_nothing_had_been(half_cache, console, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    options = {"lora_r": 0, "lora_dropout": 0, "learning_rate": 1e-4}
+    whole = run_train(settings(half_cache, tmp_path / "whole", **options), console)
+    config = settings(half_cache, tmp_path / "killed", **options)
+    killed_at(6, config)
+    assert run_train(config, console).resumed_from == 3
+    torch.set_num_threads(threads)
+    assert metrics(config.output) == metrics(tmp_path / "whole")
+    saved = [load_file(tmp_path / n / "model.safetensors") for n in ("whole", "killed")]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+    assert {tensor.dtype for tensor in saved[0].values()} == {torch.bfloat16}
+    assert whole.first.loss == pytest.approx(0.6931, abs=0.02)  # the forward that scored it
+
+
+def test_the_policy_starts_as_the_reference_was_scored(half, half_cache, tmp_path):
+    policy = load_policy(half, TrainConfig(cache=half_cache, output=tmp_path, lora_r=0), "bfloat16")
+    assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
+    assert all(p.requires_grad for p in policy.parameters())
