@@ -42,6 +42,8 @@ Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
 ListLosses = Annotated[
     bool | None, typer.Option("--list-losses", help="Print a table of the losses, and end.")
 ]
+Png = Annotated[Path | None, typer.Option(help="Write the charts as PNG to this folder.")]
+Svg = Annotated[Path | None, typer.Option(help="Write the charts as SVG to this folder.")]
 AsJson = Annotated[bool | None, typer.Option("--json", help="Print the figures as JSON.")]
 Output = Annotated[
     str | None, typer.Option("--output", help="Folder or URL of the cache to write.")
@@ -210,6 +212,8 @@ def diagnose(
         Path | None,
         typer.Option(help="Write a page to this file, with charts and rows to look at."),
     ] = None,
+    png: Png = None,
+    svg: Svg = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Can these preferences teach anything? Ask before you spend the compute.
@@ -218,7 +222,7 @@ def diagnose(
     knows already; each with what to do. Reads the cache once and needs no model.
     """
     console = TerminalConsole()
-    found = run_diagnose(location(cache), html, console)
+    found = run_diagnose(location(cache), html, console, png, svg)
     if json:
         console.text(found.model_dump_json(indent=2))
     else:
@@ -287,12 +291,8 @@ def report(
             help="The page. Default: report.html in the run's folder; of several runs, here."
         ),
     ] = None,
-    png: Annotated[
-        Path | None, typer.Option(help="Write the charts as PNG to this folder.")
-    ] = None,
-    svg: Annotated[
-        Path | None, typer.Option(help="Write the charts as SVG to this folder.")
-    ] = None,
+    png: Png = None,
+    svg: Svg = None,
     explorer_only: Annotated[
         bool, typer.Option("--explorer-only", help="Only the explorer of the loss.")
     ] = False,

@@ -11,6 +11,7 @@ from data_schemas.manifest import Manifest, missing_files
 from data_schemas.storage import reach, require_writable
 from pipeline.checkpoint import described
 from pipeline.run import earlier_manifest
+from stages.diagnose.charts import chart
 from stages.diagnose.diagnosis import Diagnosis
 from stages.diagnose.page import page
 from stages.diagnose.stage import diagnose
@@ -19,20 +20,32 @@ from stages.filter.config import FilterRules
 from stages.filter.stage import dropped, filter_cache, filtered_inputs
 from stages.precompute.leftovers import remove_leftovers
 from stages.progress import Console
+from stages.report.drawing import save
+from stages.report.render import require_libraries
 
 
-def run_diagnose(cache: Path, html: Path | None, console: Console) -> Diagnosis:
-    """Say what a sealed cache can teach, and write the page if `html` is given.
+def run_diagnose(
+    cache: Path,
+    html: Path | None,
+    console: Console,
+    png: Path | None = None,
+    svg: Path | None = None,
+) -> Diagnosis:
+    """Say what a sealed cache can teach, and write a page and charts where they are wanted.
 
     Raises:
         InputError: the cache is not sealed or damaged, or what pages need is not installed.
     """
+    if html or png or svg:
+        require_libraries()
     reach(cache)
     manifest = manifests.read(cache)
     found = diagnose(cache, manifest, console, decoder(manifest) if html else None)
     if html is not None:
         write_text(html, page(found, described(manifest)))
         console.say(f"written: {html}")
+    for path in save([chart(histogram) for histogram in found.histograms], png, svg):
+        console.say(f"written: {path}")
     return found
 
 

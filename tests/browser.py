@@ -22,6 +22,30 @@ def find_chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
 
 
+# An element's colour against the first ground behind it that is not transparent.
+_FAINT_TEXTS = """(least) => {
+  const rgba = (text) => text.match(/[\\d.]+/g).map(Number);
+  const luminance = (parts) => parts.slice(0, 3).map((part) => part / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  function ground(element) {
+    if (!element) return [255, 255, 255];
+    const colour = rgba(getComputedStyle(element).backgroundColor);
+    return colour[3] === 0 ? ground(element.parentElement) : colour;
+  }
+  const said = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+  return [...document.body.querySelectorAll("*")]
+    .filter((e) => said(e) && e.checkVisibility())
+    .map((e) => {
+      const style = getComputedStyle(e);
+      const pair = [rgba(e.ownerSVGElement ? style.fill : style.color), ground(e)].map(luminance);
+      return [e, (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05)];
+    })
+    .filter(([, contrast]) => contrast < least)
+    .map(([e, contrast]) => `${contrast.toFixed(2)} ${e.tagName} ${e.textContent.slice(0, 40)}`);
+}"""
+
+
 class Page:
     """One tab.
 
@@ -60,20 +84,26 @@ class Page:
         self.run("0")  # whatever was reported while loading stands before the answer to this
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of an expression in the page; of a promise, what it comes to."""
+        found = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in found:
             raise RuntimeError(str(found["exceptionDetails"]))
         return found["result"].get("value")
 
     def press(self, key: str) -> None:
         """Press and let go a key that gives no character."""
-        codes = {"Tab": 9, "ArrowLeft": 37, "ArrowRight": 39}
+        codes = {"Tab": 9, "Escape": 27, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
         for kind in ("rawKeyDown", "keyUp"):
             self.call(
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key,
                 windowsVirtualKeyCode=codes[key],
             )  # fmt: skip
+
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse there, in CSS pixels of the window."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def screen(self, width: int, height: int = 900, *, dark: bool = False, scale: int = 1) -> None:
         """Make the window so wide, in CSS pixels, and set what the reader prefers."""
@@ -83,6 +113,10 @@ class Page:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def faint_texts(self, least: float = 4.5) -> list[str]:
+        """What is written with less contrast than `least` (WCAG 2.2) to what is behind it."""
+        return list(self.run(f"({_FAINT_TEXTS})({least})"))
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """Save what is seen, or the whole page, as PNG."""

@@ -11,6 +11,7 @@ from data_schemas.manifest import Manifest
 from pipeline.run import run_precompute
 from stages.precompute.config import PrecomputeConfig
 from stages.progress import Advance
+from tests.browser import Page, browser, find_chromium
 from tests.checkpoints import EXAMPLES, make_checkpoint
 from tests.planted import faulty, ids_of, unpaired  # noqa: F401 - fixtures
 
@@ -84,3 +85,13 @@ def cache(
 def manifest(cache: Path) -> Manifest:
     """Of the cache."""
     return manifests.read(cache)
+
+
+@pytest.fixture(scope="session")
+def tab() -> Iterator[Page]:
+    """A tab of a real Chromium."""
+    command = find_chromium()
+    if command is None:
+        pytest.skip("no Chromium found; install one (Debian: chromium), or name it in CHROMIUM")
+    with browser(command) as page:
+        yield page

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from stages.report.gather import Floats
+
 
 class Ink(NamedTuple):
     """Colours to draw with.
@@ -18,6 +20,26 @@ class Ink(NamedTuple):
     series: Sequence[str]
 
 
+class Plotted(NamedTuple):
+    """A curve of a chart, for the page to read values off.
+
+    Attributes:
+        name: as in the legend.
+        colour: its number in Ink.series.
+        steps: float64 [n], growing.
+        values: float64 [n].
+        least: float64 [n], of the steps that each value is the mean of.
+        most: float64 [n], likewise.
+    """
+
+    name: str
+    colour: int
+    steps: Floats
+    values: Floats
+    least: Floats
+    most: Floats
+
+
 class Chart(NamedTuple):
     """One chart.
 
@@ -29,6 +51,7 @@ class Chart(NamedTuple):
         header: names of the columns of its table.
         rows: the table, numbers and names.
         height: of the drawing in inches; it is 5.6 wide.
+        curves: what is plotted by step, if anything is.
     """
 
     name: str
@@ -38,3 +61,4 @@ class Chart(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     height: float = 3.1
+    curves: Sequence[Plotted] = ()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.report.chart import Chart, Ink
+from stages.report.chart import Chart, Ink, Plotted
 from stages.report.gather import Curve, Floats, Run
 from stages.report.pair_charts import SIDES
 
@@ -81,7 +81,9 @@ def _chart(runs: Sequence[Run], name: str, title: str, metrics: Sequence[str]) -
     note = "Lines are means of neighbouring steps, bands their range." if was_binned else ""
     header = ("series", "steps up to", "mean", "least", "greatest")
     rows = [row for line in lines for row in _rows(line)]
-    return Chart(name, title, note, draw, header, rows, height=3.1 + 0.2 * -(-len(lines) // 2))
+    plotted = [Plotted(line.label, line.colour, *line.curve) for line in lines]
+    height = 3.1 + 0.2 * -(-len(lines) // 2)
+    return Chart(name, title, note, draw, header, rows, height, plotted)
 
 
 def _lines(run: Run, metric: str, number: int | None, most: int) -> list[_Line]:

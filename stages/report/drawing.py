@@ -7,11 +7,13 @@ code draws the files for papers, and a chart takes some 20 kB where plotly.js ta
 import io
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from data_schemas.atomic import atomic_path
-from stages.report.chart import Chart, Ink
+from stages.report.chart import Chart, Ink, Plotted
+from stages.report.gather import Floats
 
 Form = Literal["png", "svg"]
 
@@ -42,21 +44,73 @@ _STYLE: dict[Any, Any] = {
 _PAGE_STYLE = _STYLE | {"svg.fonttype": "none", "font.sans-serif": ["sans-serif"]}
 
 
-def inline_svg(chart: Chart) -> str:
-    """The chart as an `<svg>` element for the page."""
+class Frame(NamedTuple):
+    """Where a drawing's axes are, and what they reach over.
+
+    Attributes:
+        box: left, top, right and bottom, as shares of the drawing's width and height.
+        x: the values at left and right.
+        y: the values at bottom and top.
+    """
+
+    box: tuple[float, float, float, float]
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+
+def drawn(chart: Chart) -> dict[str, Any]:
+    """The chart for figure.html.jinja: its attributes, its drawing, and what can be read off it."""
+    from markupsafe import Markup
+
+    text, frame = _inline_svg(chart)
+    svg = Markup(text)  # noqa: S704 - matplotlib's markup, which escapes
+    return chart._asdict() | {"svg": svg, "readout": _readout(chart, frame)}
+
+
+def _readout(chart: Chart, frame: Frame) -> dict[str, Any] | None:
+    """What readout.js shows: the curves' values, and where they are in the drawing."""
+    if not chart.curves:
+        return None
+    return frame._asdict() | {"curves": [_values(one) for one in chart.curves]}
+
+
+def _values(one: Plotted) -> dict[str, Any]:
+    colour = _VARIABLES[_SERIES[one.colour % len(_SERIES)]]
+    found = {"name": one.name, "colour": colour, "steps": one.steps.astype(int).tolist()}
+    found["values"] = _rounded(one.values)
+    if (one.most > one.least).any():
+        found |= {"least": _rounded(one.least), "most": _rounded(one.most)}
+    return found
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]  # more digits than are shown
+
+
+def _inline_svg(chart: Chart) -> tuple[str, Frame]:
     file = io.StringIO()
-    _draw(chart, _PAGE, _PAGE_STYLE, file, "svg", title=False)
+    frame = _draw(chart, _PAGE, _PAGE_STYLE, file, "svg", title=False)
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     # ids of its own: there are other charts on the page
-    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{chart.name}-", text)
+    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{chart.name}-", text), frame
 
 
-def save(chart: Chart, folder: Path, form: Form) -> Path:
-    """Write the chart to `folder`, for a paper: black on white, 300 dots an inch."""
+def save(charts: Sequence[Chart], png: Path | None, svg: Path | None) -> list[Path]:
+    """Write charts for a paper, black on white, 300 dots an inch, to the folders that are given."""
+    forms: tuple[tuple[Form, Path | None], ...] = (("png", png), ("svg", svg))
+    return [
+        _save(chart, folder, form)
+        for form, folder in forms
+        if folder is not None
+        for chart in charts
+    ]
+
+
+def _save(chart: Chart, folder: Path, form: Form) -> Path:
     target = folder / f"{chart.name}.{form}"
     with atomic_path(target) as path:
         _draw(chart, PAPER, _STYLE, path, form, title=True)
@@ -65,7 +119,7 @@ def save(chart: Chart, folder: Path, form: Form) -> Path:
 
 def _draw(
     chart: Chart, ink: Ink, style: dict[Any, Any], file: Any, form: str, *, title: bool
-) -> None:
+) -> Frame:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -87,3 +141,5 @@ def _draw(
                 text.set_color(ink.text)
         metadata = {"Date": None} if form == "svg" else None
         figure.savefig(file, format=form, dpi=300, transparent=not title, metadata=metadata)
+        left, bottom, right, top = map(float, axes.get_position().extents)  # now that it is drawn
+    return Frame((left, 1 - top, right, 1 - bottom), axes.get_xlim(), axes.get_ylim())

@@ -13,7 +13,7 @@ from typing import Any
 
 from stages.report import curves, pair_charts, tables
 from stages.report.chart import Chart
-from stages.report.drawing import inline_svg
+from stages.report.drawing import drawn
 from stages.report.explorer import explorer_data, first_pairs
 from stages.report.gather import Run
 from stages.report.render import render
@@ -21,16 +21,13 @@ from stages.report.shown_pairs import LEVELS, scale, shown
 
 LIMIT = 2_000_000  # bytes
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("losses.js", "explorer.js", "pairs.js")
+_SCRIPTS = ("losses.js", "explorer.js", "pairs.js", "readout.js")
 
 
 def page(runs: Sequence[Run]) -> str:
     """The page as text; without runs, of the explorer alone.
 
     It shows as many pairs as keep it below LIMIT, and of very many runs no single pairs at all.
-
-    Raises:
-        InputError: matplotlib or Jinja is not installed.
     """
     text = ""
     for each in (4, 2, 1, 0):  # pairs for each reason to show one
@@ -42,7 +39,7 @@ def page(runs: Sequence[Run]) -> str:
 
 def all_charts(runs: Sequence[Run]) -> list[Chart]:
     """The charts of the page, to write to files; those of pairs of each run."""
-    found = curves.charts(runs)
+    found = curves.charts(runs) if runs else []
     for number, run in enumerate(runs, start=1):
         suffix = f"-{number}" if len(runs) > 1 else ""
         found += [c._replace(name=c.name + suffix) for c in pair_charts.charts(run)]
@@ -81,7 +78,7 @@ def _values(runs: Sequence[Run], each: int) -> dict[str, Any]:
         "provenance": tables.provenance(runs),
         "warnings": [(run.name, warning) for run in runs for warning in run.record.warnings],
         "curves_note": curves.NOTE,
-        "curves": [_drawn(chart) for chart in curves.charts(runs)],
+        "curves": [drawn(chart) for chart in curves.charts(runs)],
         "sections": [
             _section(run, number, first, each if single else each // 2, single)
             for number, (run, first) in enumerate(zip(runs, first_pairs(runs), strict=True))
@@ -110,15 +107,8 @@ def _section(run: Run, number: int, first: int, each: int, single: bool) -> dict
     return {
         "title": "Single pairs" if single else f"Single pairs of {run.name}",
         "note": f"A sample of {len(run.pairs)} {what}, scored by the policy that was kept.",
-        "charts": [_drawn(c._replace(name=prefix + c.name)) for c in pair_charts.charts(run)],
+        "charts": [drawn(c._replace(name=prefix + c.name)) for c in pair_charts.charts(run)],
         "shown": shown(run.pairs, each),
         "scale": scale(run.pairs),
         "first_pair": first,
     }
-
-
-def _drawn(chart: Chart) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    drawing = Markup(inline_svg(chart))  # noqa: S704 - matplotlib's markup, which escapes
-    return chart._asdict() | {"svg": drawing}

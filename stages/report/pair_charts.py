@@ -8,9 +8,9 @@ import numpy as np
 
 from stages.report.chart import Chart, Ink
 from stages.report.gather import Floats, Run
+from stages.report.histogram import draw_histogram
 
 SIDES = ("chosen", "rejected")
-_HATCHES = ("", "////")
 _BIN = 10  # pairs; below that a share says nothing
 _LEAST = 40  # pairs for a calibration
 _MOST_BINS = 8
@@ -37,14 +37,10 @@ def _moved(run: Run) -> Chart:
     values = {side: log_ratios(run.pairs, side) for side in SIDES}
     both = np.concatenate(list(values.values()))
     edges = np.histogram_bin_edges(both, bins=min(24, max(8, len(run.pairs) // 3)))
-    counts = {side: np.histogram(found, edges)[0] for side, found in values.items()}
+    counts = {side: np.histogram(found, edges)[0].tolist() for side, found in values.items()}
 
     def draw(axes: Any, ink: Ink) -> None:
-        for number, (side, found) in enumerate(counts.items()):
-            axes.stairs(
-                found, edges, fill=not number, color=ink.series[number], label=side,
-                hatch=_HATCHES[number] or None, linewidth=1.4, alpha=1 if number else 0.75,
-            )  # fmt: skip
+        draw_histogram(axes, ink, edges.tolist(), counts)
         axes.axvline(0, color=ink.text, linewidth=1.2, linestyle=":", label="before training")
         axes.set_xlabel("log-ratio to the reference, nats")
         axes.set_ylabel("pairs")
@@ -55,7 +51,7 @@ def _moved(run: Run) -> Chart:
         "log-ratios", "Log-ratios after training",
         f"Before training all are 0, since the policy is the reference. Means: {means} nats.",
         draw, ("from", "to", *SIDES),
-        [(float(a), float(b), int(c), int(r))
+        [(float(a), float(b), c, r)
          for a, b, c, r in zip(edges, edges[1:], *counts.values(), strict=False)],
     )  # fmt: skip
 

@@ -1,10 +1,11 @@
-"""Template + values -> one HTML file that needs nothing else: no network, no script.
+"""Template + values -> one HTML file that needs nothing else: no network, no other file.
 
 Everything that comes from data is escaped by Jinja; markup that we made ourselves is passed as
 `markupsafe.Markup`. The content security policy in base.html.jinja forbids scripts all the same; a
 page that has its own overrides the block `policy`.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,9 @@ _SHARED = Path(__file__).parent
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page that `template` makes of `values`; it may extend `base.html.jinja`.
+    """The page that `template` makes of `values`; it may extend `base.html.jinja`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    Raises:
-        InputError: Jinja is not installed.
-    """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise missing(error) from error
     environment = Environment(
         loader=FileSystemLoader([template.parent, _SHARED]),
         autoescape=True,
@@ -33,8 +28,17 @@ def render(template: Path, **values: Any) -> str:
     return environment.get_template(template.name).render(**values)
 
 
-def missing(error: ImportError) -> InputError:
-    """The error for a library that pages need and that is not here."""
-    return InputError(
-        f"--html needs {error.name}, which is not installed. pip install 'reflogp[html]'."
-    )
+def require_libraries() -> None:
+    """Look for what pages and charts are made with, before any work is done.
+
+    Raises:
+        InputError: a library is not installed.
+    """
+    for name in ("jinja2", "matplotlib"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise InputError(
+                f"pages and charts need {name}, which is not installed. "
+                "pip install 'reflogp[html]'."
+            ) from error

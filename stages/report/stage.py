@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_schemas.atomic import write_text
-from data_schemas.errors import InputError
-from stages.report.drawing import Form, save
+from stages.report.drawing import save
 from stages.report.gather import gather
 from stages.report.page import all_charts, page
+from stages.report.render import require_libraries
 
 
 def report(
@@ -31,31 +31,14 @@ def report(
     Raises:
         InputError: a folder holds no finished run, or a library is missing.
     """
-    _require_libraries()
+    require_libraries()
     runs = gather(folders)
     path = output or _default_output(folders)
     write_text(path, page(runs))
-    folders_of: tuple[tuple[Form, Path | None], ...] = (("png", png), ("svg", svg))
-    return [path] + [
-        save(chart, folder, form)
-        for form, folder in folders_of
-        if folder is not None
-        for chart in all_charts(runs)
-    ]
+    return [path, *save(all_charts(runs), png, svg)]
 
 
 def _default_output(folders: Sequence[Path]) -> Path:
     if not folders:
         return Path("explorer.html")
     return (folders[0] if len(folders) == 1 else Path()) / "report.html"
-
-
-def _require_libraries() -> None:
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"reflogp report needs {error.name}, which is not installed. "
-            "pip install 'reflogp[html]'."
-        ) from error

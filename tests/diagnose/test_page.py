@@ -4,10 +4,14 @@ import re
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from data_schemas.errors import InputError
 from pipeline.curate import run_diagnose
+from stages.diagnose.charts import chart
+from stages.diagnose.diagnosis import Histogram
+from stages.report.histogram import FAINT
 from tests.planted import HOSTILE
 
 
@@ -66,6 +70,31 @@ def test_every_finding_and_chart_is_there_with_its_numbers(page, faulty, console
     assert found.attributes.count(("tabindex", "0")) >= 4  # what scrolls can be reached
 
 
+def test_each_chart_says_where_its_middle_is(page, faulty, console):
+    text = " ".join("".join(Elements(page).texts).split())
+    for one in run_diagnose(faulty, None, console).histograms:
+        for name, counts in one.series.items():
+            said = re.search(
+                rf"(?i){name}: {sum(counts)}, median between (\S+) and (\S+) {one.unit}", text
+            )
+            assert said, name
+    values = [0, 0, 0, 2.5, 9, 9, 9]
+    edges = [-1.0, 1, 2, 3, 10]
+    found = Histogram(
+        name="x", title="", unit="nats", of="pairs", edges=edges,
+        series={"pairs": np.histogram(values, edges)[0].tolist()},
+    )  # fmt: skip
+    assert chart(found).note == "Pairs: 7, median between 2 and 3 nats."
+
+
+def test_charts_are_written_as_files_for_papers(faulty, tmp_path, console):
+    found = run_diagnose(faulty, None, console, tmp_path / "png", tmp_path / "svg")
+    names = sorted(one.name for one in found.histograms)
+    assert sorted(path.stem for path in (tmp_path / "png").glob("*.png")) == names
+    assert sorted(path.stem for path in (tmp_path / "svg").glob("*.svg")) == names
+    assert (tmp_path / "png" / "gap.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_same_cache_gives_the_same_page(page, faulty, tmp_path, console):
     run_diagnose(faulty, tmp_path / "again.html", console)
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
@@ -81,6 +110,14 @@ def test_text_has_a_contrast_of_4_5_light_dark_and_printed(page):
                 assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
         for name in ("series-1", "series-2"):  # graphics: WCAG 1.4.11
             assert contrast(colours[name], colours["page"]) >= 3, name
+        bars = blended(colours["series-1"], colours["page"], FAINT)
+        assert contrast(colours["series-2"], bars) >= 3  # an outline that crosses them
+
+
+def blended(colour: str, ground: str, share: float) -> str:
+    """What a colour that is so opaque looks like on another."""
+    pairs = [(int(colour[i : i + 2], 16), int(ground[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
 
 
 def contrast(one: str, other: str) -> float:
@@ -100,6 +137,6 @@ def test_without_the_libraries_for_pages_the_message_says_what_to_install(
     faulty, tmp_path, console, monkeypatch, library
 ):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(InputError, match=rf"--html needs {library}.*reflogp\[html\]"):
+    with pytest.raises(InputError, match=rf"need {library}.*reflogp\[html\]"):
         run_diagnose(faulty, tmp_path / "page.html", console)
     assert not (tmp_path / "page.html").exists()

@@ -1,8 +1,7 @@
-"""A finished run, one whose texts are hostile, and a real browser."""
+"""A finished run, and one whose texts are hostile."""
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from data_schemas import scored_pairs
 from pipeline.run import run_train
 from stages.train.config import TrainConfig
-from tests.browser import Page, browser, find_chromium
 from tests.conftest import Silent
 
 HOSTILE = (
@@ -47,13 +45,3 @@ def hostile_run(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     record["policy"] = record["settings"]["cache"] = HOSTILE
     path.write_text(json.dumps(record))
     return folder
-
-
-@pytest.fixture(scope="session")
-def tab() -> Iterator[Page]:
-    """A tab of a real Chromium."""
-    command = find_chromium()
-    if command is None:
-        pytest.skip("no Chromium found; install one (Debian: chromium), or name it in CHROMIUM")
-    with browser(command) as page:
-        yield page

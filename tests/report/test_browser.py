@@ -44,7 +44,7 @@ def opened(tab, report):
 def explorer(tab, tmp_path):
     """The page without a run."""
     path = tmp_path / "explorer.html"
-    assert run_report([], path, None, None, Silent()) == [path]
+    assert run_report([], path, tmp_path, None, Silent()) == [path]
     tab.problems.clear()
     tab.screen(1100)
     tab.open(path)
@@ -182,6 +182,104 @@ def test_arrow_keys_go_from_token_to_token_and_say_its_numbers(opened, run):
     assert found == pytest.approx([policy - reference, policy, reference], abs=2e-3)
 
 
+FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+CHART = "document.querySelector('[aria-labelledby=chart-{}]')"
+
+
+def read_off(tab):
+    """The readout as numbers by name: value, and the step if it is another one."""
+    lines = tab.run("[...document.querySelectorAll('.readout p')].map((p) => p.textContent)")
+    found = {}
+    for line in lines:
+        text = line.replace("\u2212", "-")
+        match = re.fullmatch(r"(.+?) ([-\d.e+]+)(?:, step (\d+))?", text)
+        assert match, text
+        name, value, step = match.groups()
+        found[name] = (float(value), step and int(step))
+    return found
+
+
+def metrics_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        kind: {line["step"]: line for line in lines if name in line}
+        for kind, name in (("train", "loss"), ("eval", "eval_loss"))
+    }
+
+
+def test_the_pointer_reads_the_values_of_a_step_off_a_chart(opened, run):
+    metrics, chart = metrics_of(run), CHART.format("reward-chosen-rejected")
+    opened.run(f"{chart}.scrollIntoView({{block: 'center'}})")
+    opened.run(FRAMES)  # scrolling takes the readout away
+    left, top, width, height = opened.run(
+        f"(() => {{ const box = {chart}.getBoundingClientRect();"
+        " return [box.left, box.top, box.width, box.height]; })()"
+    )
+    steps = sorted(metrics["train"])
+    seen = set()
+    for share in (0.3, 0.5, 0.7, 0.97):
+        opened.point(left + share * width, top + height / 2)
+        found = read_off(opened)
+        step = int(found.pop("step")[0])
+        seen.add(step)
+        held_out = min(metrics["eval"], key=lambda other: (abs(other - step), other))
+        for side in SIDES:
+            expected = metrics["train"][step][f"rewards/{side}"]
+            assert found[side] == (pytest.approx(expected, rel=1e-3, abs=6e-5), None)
+            value, at = found[f"{side}, held out"]
+            assert at == (None if held_out == step else held_out)
+            expected = metrics["eval"][held_out][f"eval_rewards/{side}"]
+            assert value == pytest.approx(expected, rel=1e-3, abs=6e-5)
+    assert len(seen) == 4
+    assert max(seen) == steps[-1]
+    opened.point(5, 5)
+    assert opened.run("document.querySelector('.readout').hidden")
+
+
+def test_the_marks_of_the_readout_lie_on_the_curve(opened):
+    chart = CHART.format("loss")
+    opened.run(f"{chart}.focus()")
+    for _ in range(3):
+        opened.press("ArrowRight")
+    marks, drawn = opened.run(
+        f"[[...{chart}.querySelectorAll('.marks circle')].map((e) => [+e.getAttribute('cx'), "
+        f"+e.getAttribute('cy')]), [...{chart}.querySelectorAll('path[style*=\"series-\"]')]"
+        ".map((e) => e.getAttribute('d'))]"
+    )
+    points = np.array([
+        [float(x), float(y)] for path in drawn for x, y in re.findall(r"[ML] (\S+) (\S+)", path)
+    ])  # fmt: skip
+    assert len(marks) == 2
+    for mark in marks:
+        assert np.abs(points - mark).max(axis=1).min() < 0.01
+
+
+def test_the_arrow_keys_read_a_chart_step_by_step(opened, run):
+    metrics, chart = metrics_of(run), CHART.format("loss")
+    steps = sorted(metrics["train"])
+    opened.run(f"{chart}.focus()")
+    for key, step in (
+        ("ArrowRight", steps[0]), ("ArrowRight", steps[1]), ("End", steps[-1]),
+        ("ArrowRight", steps[-1]), ("ArrowLeft", steps[-2]), ("Home", steps[0]),
+    ):  # fmt: skip
+        opened.press(key)
+        found = read_off(opened)
+        assert found["step"][0] == step
+        loss = metrics["train"][step]["loss"]
+        assert found["trained on"][0] == pytest.approx(loss, rel=1e-3, abs=6e-5)
+        said = opened.run(f"{chart}.ariaValueText")
+        assert said.startswith(f"step {step}; trained on {loss:.4f}; held out ")
+    opened.press("Escape")
+    assert opened.run("document.querySelector('.readout').hidden")
+
+
+def test_without_a_script_a_chart_is_a_picture_with_a_table(report):
+    text = report.read_text()
+    assert text.count("data-readout=") == 4
+    assert text.count('<div role="img"') == text.count("<svg") - 3  # the explorer's are its own
+    assert 'role="slider"' not in text
+
+
 def test_pairs_can_be_chosen_by_the_reason_to_show_them(opened):
     visible = "[...document.querySelectorAll('.pair')].filter((p) => !p.hidden)"
     every = opened.run(f"{visible}.length")
@@ -196,6 +294,7 @@ def test_nothing_is_wider_than_a_phone(tab, report, dark):
     tab.screen(360, dark=dark)
     tab.open(report)
     assert tab.run("document.documentElement.scrollWidth") == 360
+    assert tab.faint_texts() == []
 
 
 def test_everything_that_reacts_has_a_name_and_can_be_reached(opened):

@@ -1,0 +1,33 @@
+"""Counts of one or two series over the same bins, told apart without colour, too."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stages.report.chart import Ink
+
+FAINT = 0.3
+"""Opacity of the first of two series: the second's outline has a contrast of 3 on its bars."""
+
+
+def draw_histogram(
+    axes: Any, ink: Ink, edges: Sequence[float], series: Mapping[str, Sequence[int]]
+) -> None:
+    """One series: full bars. Two: faint bars, and over them hatched ones.
+
+    Args:
+        axes: matplotlib's.
+        ink: to draw with.
+        edges: of the bins, [n + 1].
+        series: counts by name, [n] each.
+    """
+    for number, (name, counts) in enumerate(series.items()):
+        colour = ink.series[number]
+        face = (colour, 1 if len(series) == 1 else 0 if number else FAINT)
+        axes.stairs(
+            counts, edges, fill=True, facecolor=face, edgecolor=colour, label=name, linewidth=1.4,
+            hatch="////" if number else None,
+        )  # fmt: skip
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    if len(series) > 1:
+        axes.legend(loc="best")
