@@ -41,7 +41,11 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "path.simplify": True,
 }
-_PAGE_STYLE = _STYLE | {"svg.fonttype": "none", "font.sans-serif": ["sans-serif"]}
+# larger, for a phone shows a drawing at nine tenths of its size
+_PAGE_STYLE = _STYLE | {
+    "svg.fonttype": "none", "font.sans-serif": ["sans-serif"], "font.size": 12,
+    "legend.fontsize": 11,
+}  # fmt: skip
 
 
 class Frame(NamedTuple):

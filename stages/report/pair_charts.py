@@ -23,7 +23,9 @@ def charts(run: Run) -> list[Chart]:
     if not run.pairs:
         return []
     found = [_moved(run), _plane(run), _length(run)]
-    return found + ([_calibration(run)] if len(run.pairs) >= _LEAST else [])
+    return found + (
+        [_policy_calibration(run), _cache_calibration(run)] if len(run.pairs) >= _LEAST else []
+    )
 
 
 def log_ratios(pairs: Sequence[Mapping[str, Any]], side: str) -> Floats:
@@ -145,8 +147,29 @@ def calibration(margins: Floats) -> list[Bin]:
     ]  # fmt: skip
 
 
-def _calibration(run: Run) -> Chart:
-    bins = calibration(np.array([pair["margin"] for pair in run.pairs], float))
+def _policy_calibration(run: Run) -> Chart:
+    return _calibration(
+        "calibration", "Calibration of the policy",
+        "How often the preferred response is the chosen one, against how sure the rewards are. "
+        "Below the dotted line the policy is surer than it is right.",
+        np.array([pair["margin"] for pair in run.pairs], float), "sigmoid of |margin|",
+    )  # fmt: skip
+
+
+def _cache_calibration(run: Run) -> Chart:
+    """Of the reference by itself: what it would be if beta log pi_ref were the reward."""
+    gaps = [pair["ref_chosen_logp_sum"] - pair["ref_rejected_logp_sum"] for pair in run.pairs]
+    return _calibration(
+        "calibration-cache", "Calibration of the cache",
+        "The same of the reference alone: how often the response that it finds likelier is the "
+        "chosen one, against beta times the distance of its two log-probs. At 0.5 it knows nothing "
+        "of the order, however sure it is.",
+        float(run.record.settings["beta"]) * np.array(gaps, float), "sigmoid of beta |distance|",
+    )  # fmt: skip
+
+
+def _calibration(name: str, title: str, note: str, margins: Floats, confidence: str) -> Chart:
+    bins = calibration(margins)
     x, y = [b.confidence for b in bins], [b.share for b in bins]
 
     def draw(axes: Any, ink: Ink) -> None:
@@ -158,16 +181,12 @@ def _calibration(run: Run) -> Chart:
         )  # fmt: skip
         axes.set_xlim(0.49, min(1.01, max(0.6, max(x)) + 0.03))
         axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("confidence: sigmoid of |margin|")
+        axes.set_xlabel(f"confidence: {confidence}")
         axes.set_ylabel("share right")
         axes.legend(loc="lower right")
 
-    return Chart(
-        "calibration", "Calibration of the margin",
-        "How often the preferred response is the chosen one, against how sure the rewards are. "
-        "Below the dotted line the policy is surer than it is right.",
-        draw, ("pairs", "confidence", "share right", "from", "to"), [tuple(b) for b in bins],
-    )  # fmt: skip
+    header = ("pairs", "confidence", "share right", "from", "to")
+    return Chart(name, title, note, draw, header, [tuple(b) for b in bins])
 
 
 def _wilson(right: int, n: int) -> tuple[float, float]:

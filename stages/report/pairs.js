@@ -8,13 +8,15 @@
 
   const text = (x) => (+x).toFixed(3).replace("-", "−");
 
-  function show(token) {
+  function hide() { // the arrow keys still go on from there
     current?.classList.remove("current");
+    tip.hidden = true;
+  }
+
+  function show(token) {
+    hide();
+    if (!token) return;
     current = token;
-    if (!token) {
-      tip.hidden = true;
-      return;
-    }
     token.classList.add("current");
     const response = token.parentElement;
     const number = Array.prototype.indexOf.call(response.children, token);
@@ -40,12 +42,12 @@
   const tokenOf = (target) => target.closest?.(".tokens > i");
   document.addEventListener("pointerover", (event) => show(tokenOf(event.target)));
   document.addEventListener("pointerdown", (event) => show(tokenOf(event.target)));
-  document.addEventListener("scroll", () => show(null), { passive: true });
+  document.addEventListener("scroll", hide, { passive: true });
   for (const response of document.querySelectorAll(".tokens")) {
-    response.addEventListener("blur", () => show(null));
+    response.addEventListener("blur", hide);
     response.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (event.key === "Escape") show(null);
+      if (event.key === "Escape") hide();
       if (!step) return;
       event.preventDefault();
       const inside = current?.parentElement === response;

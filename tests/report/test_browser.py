@@ -210,7 +210,7 @@ def metrics_of(run):
 def test_the_pointer_reads_the_values_of_a_step_off_a_chart(opened, run):
     metrics, chart = metrics_of(run), CHART.format("reward-chosen-rejected")
     opened.run(f"{chart}.scrollIntoView({{block: 'center'}})")
-    opened.run(FRAMES)  # scrolling takes the readout away
+    opened.run(FRAMES)
     left, top, width, height = opened.run(
         f"(() => {{ const box = {chart}.getBoundingClientRect();"
         " return [box.left, box.top, box.width, box.height]; })()"
@@ -238,7 +238,7 @@ def test_the_pointer_reads_the_values_of_a_step_off_a_chart(opened, run):
 
 def test_the_marks_of_the_readout_lie_on_the_curve(opened):
     chart = CHART.format("loss")
-    opened.run(f"{chart}.focus()")
+    opened.run(f"{chart}.focus(), {FRAMES}")  # it scrolls there, which takes a readout away
     for _ in range(3):
         opened.press("ArrowRight")
     marks, drawn = opened.run(
@@ -257,7 +257,7 @@ def test_the_marks_of_the_readout_lie_on_the_curve(opened):
 def test_the_arrow_keys_read_a_chart_step_by_step(opened, run):
     metrics, chart = metrics_of(run), CHART.format("loss")
     steps = sorted(metrics["train"])
-    opened.run(f"{chart}.focus()")
+    opened.run(f"{chart}.focus(), {FRAMES}")  # it scrolls there, which takes a readout away
     for key, step in (
         ("ArrowRight", steps[0]), ("ArrowRight", steps[1]), ("End", steps[-1]),
         ("ArrowRight", steps[-1]), ("ArrowLeft", steps[-2]), ("Home", steps[0]),
