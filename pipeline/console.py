@@ -1,5 +1,6 @@
 """What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
 
+import io
 import logging
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from stages.processes import rank
 from stages.progress import Advance
 
 _LINES = 10  # that a piped run with figures to tell gives
+_NO_WIDTH = 10_000  # columns of a file
 _NAME_WIDTH = 8  # of "PROBLEM" and its like
 
 
@@ -90,7 +92,7 @@ class TerminalConsole:
     def table(
         self, title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()
     ) -> None:
-        """Print rows on stdout, the first column being names."""
+        """Print rows on stdout, the first column being names. A file gets each in one line."""
         table = Table(
             title=title, show_header=bool(header), title_justify="left", box=None, pad_edge=False
         )
@@ -100,7 +102,12 @@ class TerminalConsole:
             table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(row[0], *map(Text, row[1:]))
-        self._results.print(table)
+        if self._results.is_terminal:
+            self._results.print(table)
+            return
+        file = io.StringIO()
+        RichConsole(file=file, width=_NO_WIDTH, color_system=None).print(table)
+        self.text("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
 
     def text(self, text: str) -> None:
         """Print text on stdout as it is, for other programs to read."""

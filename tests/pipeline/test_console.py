@@ -58,3 +58,21 @@ def test_without_figures_a_file_has_one_line_at_the_end(capsys):
     with TerminalConsole().track("tokenizing", None, "rows") as advance:
         advance(7, "so far")
     assert capsys.readouterr().err.splitlines() == ["scoring: 40 tokens", "tokenizing: 7 rows"]
+
+
+ROWS = [("cache", "x" * 50), ("set aside", "word " * 30 + "[end]")]
+
+
+def test_a_table_fits_a_terminal_of_80_columns():
+    console, screen = TerminalConsole(), io.StringIO()
+    console._results = RichConsole(file=screen, force_terminal=True, width=80, color_system=None)
+    console.table("", ROWS)
+    lines = screen.getvalue().splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 80
+
+
+def test_in_a_file_a_row_of_a_table_is_a_line(capsys):
+    TerminalConsole().table("", ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"cache      {ROWS[0][1]}", f"set aside  {ROWS[1][1]}"]

@@ -22,11 +22,11 @@ Need = Literal["reference", "lengths", "tokens", "batch", "kl"]
 LETTERS = (
     "c, r: log(pi_theta / pi_ref) of the chosen and the rejected response; m = c - r;\n"
     "C, R: log pi_theta; |c|, |r|: tokens; s: logistic sigmoid; e: label_smoothing.\n"
-    "u: as c, of a response that is good or bad by itself; d, b: desirable_weight and\n"
-    "undesirable_weight; z: estimate of KL(pi_theta || pi_ref), over an optimizer step.\n"
-    "Needs: pairs or unpaired data; reference: cached sums of log-probs; tokens: those of each\n"
-    "token; lengths: token counts; batch: compares pairs, so wants a large --batch-size;\n"
-    "kl: the cache's KL completions.\n"
+    "u: as c, of a response that is good or bad by itself; d, b: desirable_weight\n"
+    "and undesirable_weight; z: estimate of KL(pi_theta || pi_ref), over a step.\n"
+    "Needs: pairs or unpaired data; reference: cached sums of log-probs; tokens:\n"
+    "those of each token; lengths: token counts; batch: compares pairs, so wants a\n"
+    "large --batch-size; kl: the cache's KL completions.\n"
 )
 """What stands in formulas and needs."""
 
