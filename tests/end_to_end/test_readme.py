@@ -62,6 +62,29 @@ def test_every_command_of_the_readme_runs(folder, checkpoint, monkeypatch):
     assert list(folder.rglob("*.html"))
 
 
+# Options of the launchers that the guides show beside ours.
+OTHERS = {
+    "--standalone", "--nproc-per-node", "--no-python", "--multi_gpu", "--num_processes",
+    "--no_python",
+}  # fmt: skip
+
+
+GUIDES = sorted(set(README.parent.glob("docs/*.md")) - {README.parent / "docs" / "log.md"})
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_every_option_that_a_guide_names_exists(guide):
+    there_are: Any = get_command(app)
+    options = {
+        option
+        for command in there_are.commands.values()
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", guide.read_text(encoding="utf-8")))
+    assert named - options - OTHERS - {"--help"} == set()
+
+
 def test_every_command_is_in_the_readme():
     there_are: Any = get_command(app)
     assert {words[0] for words in commands()} == set(there_are.commands)
