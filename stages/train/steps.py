@@ -92,16 +92,20 @@ def shares(
 
 
 def _balanced(ordered: Sequence[Row], size: int) -> list[int]:
-    """Sizes of the passes, of which there are no more than with `size` pairs in each.
+    """Sizes of the passes, which are as many as with `size` pairs in each.
 
-    Of all ways to cut the row of pairs, which are ordered by length, it is the one whose largest
-    pass has the fewest tokens, padding included.
+    No other way to cut the row of pairs, which are ordered by length, has fewer tokens in its
+    largest pass, padding included.
     """
     lengths = [pair.distinct_tokens for pair in ordered]
     passes = -(-len(lengths) // size)
     limits = range(lengths[0], size * lengths[0] + 1)
     least = bisect_left(limits, True, key=lambda limit: len(_cut(lengths, limit)) <= passes)
-    return _cut(lengths, limits[least])
+    sizes = _cut(lengths, limits[least])
+    while len(sizes) < passes:  # Trainer counts them, to know when a step is done
+        most = sizes.index(max(sizes))
+        sizes[most : most + 1] = [sizes[most] // 2, -(-sizes[most] // 2)]
+    return sizes
 
 
 def _cut(lengths: Sequence[int], limit: int) -> list[int]:
