@@ -3,10 +3,10 @@ diagnose and filter.
 
     python benchmarks/overhead.py [ROWS] [OUTPUT.json]
 
-Rows of 100 prompt tokens and two responses of 100 tokens go through the real stage, with a stub for
-the engine that returns constants. Then the same command finds everything done, the finished shards
-are sealed, and the sealed cache is checked. Prints microseconds a row, seconds, and peak memory
-along the way: it must not grow with the data.
+Rows of 100 prompt tokens, two responses of 100 tokens and two kept columns go through the real
+stage, with a stub for the engine that returns constants. Then the same command finds everything
+done, the finished shards are sealed, and the sealed cache is checked, diagnosed and filtered.
+Prints microseconds a row, seconds, and peak memory along the way: it must not grow with the data.
 """
 
 import json
@@ -102,7 +102,14 @@ def rows(count: int) -> Iterator[TokenizedRow]:
         chosen = source.choices(vocabulary, k=RESPONSE)
         rejected = source.choices(vocabulary, k=RESPONSE)
         row_id = ids.assign(prompt, chosen, rejected)
-        yield TokenizedRow(row_id, number, prompt, chosen, rejected, False, False, False, None)
+        confidence = source.gauss(1, 1)
+        kept: list[dict[str, str | None]] = [
+            {"name": "source", "value": f"source {source.randrange(5)}"},
+            {"name": "language", "value": source.choice(["en", "de", None])},
+        ]
+        yield TokenizedRow(
+            row_id, number, prompt, chosen, rejected, False, False, False, confidence, kept=kept
+        )
 
 
 def peak_mib() -> int:
@@ -112,7 +119,9 @@ def peak_mib() -> int:
 
 def make_job(cache: Path) -> Job:
     """A job of no model and no data."""
-    config = PrecomputeConfig(reference="none", data="none", cache=cache, verify_sample=0)
+    config = PrecomputeConfig(
+        reference="none", data="none", cache=cache, verify_sample=0, keep=("source", "language")
+    )
     inputs = Inputs(**dict.fromkeys(Inputs.model_fields, "none"))
     return Job(config, cache, "float32", Choice("transformers", "none", "a stub"), inputs)
 
@@ -124,6 +133,7 @@ def make_plan(job: Job, count: int) -> Plan:
         shards = write_plan(rows(count), folder, SHARD_TOKENS)
     entries = [planning.entry(shard, shard.path.stat().st_size) for shard in shards]
     record = PlanRecord(
+        schema_version=plan_record.SCHEMA_VERSION,
         reflogp_version="none", inputs=job.inputs, kind="paired", form="none", rows_read=count,
         template_diverged=0, stop_token_ids=[], shards=entries,
         quarantine=describe(folder / planning.QUARANTINE_NAME, rows=0, tokens=0),
@@ -162,6 +172,8 @@ def main() -> None:
         diagnosing, _ = timed(lambda: run_diagnose(folder, None, watch))
         rules = FilterRules(drop_contradictions=True, drop_duplicates=True, max_similarity=0.9)
         filtering, _ = timed(lambda: run_filter(folder, folder / "filtered", rules, watch))
+        by = FilterRules(weight_by="confidence", drop_duplicates=True)
+        weighing, _ = timed(lambda: run_filter(folder, folder / "weighted", by, watch))
         indexing, known = timed(lambda: KnownRows(folder, job.inputs.scoring_digest()))
         assert not problems
         assert manifest.counts.rows == len(known) == count
@@ -180,6 +192,7 @@ def main() -> None:
         "verify_seconds": verifying,
         "diagnose_seconds": diagnosing,
         "filter_seconds": filtering,
+        "filter_with_weights_seconds": weighing,
         "index_for_reuse_seconds": indexing,
         "peak_mib": watch.memory,
     }

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from data_schemas.errors import InputError
 from data_schemas.storage import opened
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 RESPONSES = ("chosen", "rejected", "kl")
 """What a row can have log-probs of; X stands in `X_ids`, `ref_X_logps` and `ref_X_logp_sum`."""
@@ -28,6 +28,8 @@ def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -
 
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _LOGPS = pa.list_(pa.field("element", pa.float32(), nullable=False))
+# no map: `datasets` refuses those, and a list of structs is the same on disk
+_KEPT = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.string())])
 
 TOKEN_FIELDS: list[pa.Field] = [
     _field("row_id", pa.string(), "Stable id: BLAKE2b-128 of all token ids, in hex; the second row "
@@ -44,6 +46,9 @@ TOKEN_FIELDS: list[pa.Field] = [
     _field("rejected_truncated", pa.bool_(), "The rejected response lost its end to max_length."),
     _field("confidence", pa.float64(), "The annotators' confidence, or chosen score minus "
            "rejected score; null where the data has none.", nullable=True),
+    _field("kept", pa.list_(pa.field("element", _KEPT, nullable=False)), "The columns of the input "
+           "that --keep names, in its order, each with the row's value as text, null where it has "
+           "none; null in a cache that was made without --keep.", nullable=True),
 ]  # fmt: skip
 
 SCORE_FIELDS: list[pa.Field] = [
@@ -61,14 +66,27 @@ SCORE_FIELDS: list[pa.Field] = [
            "y' answers another prompt.", nullable=True),
 ]  # fmt: skip
 
+WEIGHT_FIELDS: list[pa.Field] = [
+    _field("weight", pa.float64(), "What training multiplies the row's loss by, at least 0 and 1 "
+           "on average over the cache, as reflogp filter --weight-by gave it; null: 1.",
+           nullable=True),
+]  # fmt: skip
+
 _METADATA = {"reflogp.schema": "cache_shard", "reflogp.schema_version": str(SCHEMA_VERSION)}
 
 PLAN_SCHEMA = pa.schema(TOKEN_FIELDS)
 """A planned shard: the rows of a cache shard before they have scores. Lives only while stage one
 runs, so it carries no version."""
 
-SHARD_SCHEMA = pa.schema(TOKEN_FIELDS + SCORE_FIELDS, metadata=_METADATA)
+SHARD_SCHEMA = pa.schema(TOKEN_FIELDS + SCORE_FIELDS + WEIGHT_FIELDS, metadata=_METADATA)
 """A finished shard."""
+
+
+def unweighted(table: pa.Table) -> pa.Table:
+    """Scored rows as SHARD_SCHEMA, whatever the order of their columns; none has a weight."""
+    for field in WEIGHT_FIELDS:
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
 
 
 def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -17,7 +17,7 @@ from data_schemas.record import Count, Record
 from data_schemas.storage import entries, opened, read_bytes
 from data_schemas.verification import Verification
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 FILE_NAME = "manifest.json"
 _LONGEST_NAME = 255  # in bytes; of every file system in use
 
@@ -127,8 +127,33 @@ class Counts(Record):
         return sum(self.quarantined_by_reason.values())
 
 
+class Weights(Record):
+    """How the rows of a cache are weighted, over all of them."""
+
+    by: list[str] = Field(description="What --weight-by named, one filter after the other.")
+    scale: float | None = Field(
+        None, description="Of the last one's formula: a median, in the measure's unit."
+    )
+    without: Count = Field(0, description="Rows without the last one's measure.")
+    zero: Count = Field(description="Rows that weigh nothing.")
+    least: float
+    median: float
+    most: float
+    effective_rows: float = Field(
+        description="(sum of the weights)^2 / sum of their squares (Kish): so many rows of equal "
+        "weight give means as certain."
+    )
+
+    def __str__(self) -> str:
+        """In a line."""
+        return (
+            f"by {' and '.join(self.by)}: {self.least:.3g} to {self.most:.3g}, median "
+            f"{self.median:.3g}, mean 1; worth {self.effective_rows:,.0f} rows of equal weight"
+        )
+
+
 class Filtered(Record):
-    """Where a cache comes from that is another one, less some rows."""
+    """Where a cache comes from that is another one, less some rows or with weights."""
 
     cache: str = Field(description="The other cache, as the user gave it.")
     cache_seal: str = Field(description="The seal of its manifest.")
@@ -137,6 +162,7 @@ class Filtered(Record):
     dropped_by_reason: dict[str, int] = Field(
         description="Rows that went, each by the first rule it broke. They are in the quarantine."
     )
+    weights: Weights | None = Field(None, description="None: all rows count the same.")
 
 
 class Timing(Record):
@@ -155,7 +181,7 @@ class Timing(Record):
 class Manifest(Record):
     """Everything about a sealed cache."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     reflogp_version: str
     kind: Literal["paired", "unpaired"]
     inputs: Inputs
@@ -178,6 +204,11 @@ class Manifest(Record):
     def unit(self) -> str:
         """What its rows are called."""
         return UNITS[self.kind]
+
+    @property
+    def weights(self) -> Weights | None:
+        """How its rows are weighted; None if they all count the same."""
+        return None if self.filtered is None else self.filtered.weights
 
 
 def write(cache: Path, manifest: Manifest) -> Manifest:

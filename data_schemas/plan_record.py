@@ -15,11 +15,13 @@ from data_schemas.record import SealedRecord
 from data_schemas.storage import read_bytes
 
 FILE_NAME = "plan.json"
+SCHEMA_VERSION: Literal[3] = 3
 
 
 class PlanRecord(SealedRecord):
     """Everything about a plan."""
 
+    schema_version: Literal[3] = Field(description="Of its Arrow files, as that of shards.")
     reflogp_version: str
     inputs: Inputs
     kind: Literal["paired", "unpaired"]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from data_schemas.cache_shard import SCHEMA_VERSION
 from data_schemas.record import Record, SealedRecord
 from data_schemas.storage import read_end
 
@@ -61,10 +62,16 @@ def origin_of(table: pa.Table) -> Origin | None:
 
 
 def read_origin(path: Path) -> tuple[Origin, int] | None:
-    """The origin and the number of rows of the shard at `path`; None if it is no whole shard."""
+    """The origin and the number of rows of the shard at `path`; None if it is no whole shard.
+
+    One of another version is none either.
+    """
     try:
         metadata = pq.read_metadata(pa.BufferReader(_footer(path)))
-        origin = (metadata.metadata or {}).get(_KEY, b"")
+        found = metadata.metadata or {}
+        if found.get(b"reflogp.schema_version") != str(SCHEMA_VERSION).encode():
+            return None
+        origin = found.get(_KEY, b"")
         return Origin.from_sealed_json(origin), metadata.num_rows
     except (OSError, ValueError, MemoryError, pa.ArrowException):
         return None

@@ -1,4 +1,4 @@
-"""`a=b,c=d`, as it is written on a command line, as a mapping; in YAML it is one already."""
+"""`a=b,c=d` of a command line as a mapping, `a,b` as names; in YAML they are such already."""
 
 from typing import Annotated, Any
 
@@ -38,5 +38,14 @@ def _plain(text: str) -> Any:
     return text
 
 
+def _names(value: Any) -> Any:
+    """`a,b` as a list of names, each once."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        return parts
+    return list(dict.fromkeys(p.strip() if isinstance(p, str) else p for p in parts if p))
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Columns = Annotated[dict[str, str], BeforeValidator(assignments)]
 Arguments = Annotated[dict[str, JsonValue], BeforeValidator(_arguments)]

@@ -29,9 +29,11 @@ def row(
     kl: list[int] | None = None,
     cut: bool = False,
     confidence: float | None = None,
+    kept: dict[str, str | None] | None = None,
 ) -> Row:
     """One row; each token of a response has the log-prob that `logps` says."""
     found: Row = {"prompt_ids": prompt, "prompt_truncated": False, "confidence": confidence}
+    found["kept"] = kept and [{"name": name, "value": value} for name, value in kept.items()]
     for side, ids, logp in zip(RESPONSES, (chosen, rejected, kl), (*logps, -1.0), strict=True):
         values = None if ids is None else np.full(len(ids), logp, np.float32)
         found |= {
@@ -71,7 +73,9 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
         truncated=sum(one["chosen_truncated"] or one["rejected_truncated"] for one in rows),
         rescued=0, template_diverged=0, quarantined_by_reason={},
     )  # fmt: skip
+    keep = [one["name"] for one in rows[0]["kept"] or ()]
     update = {
+        "rules": like.rules | ({"keep": keep} if keep else {}),
         "kind": "paired" if paired else "unpaired",
         "shards": records,
         "quarantine": describe(folder / "quarantine.parquet", rows=0, tokens=0),

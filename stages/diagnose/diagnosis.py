@@ -50,6 +50,31 @@ class Example(Record):
     rejected: str = ""
 
 
+class Group(Record):
+    """The rows with one value of a kept column. None: the rows are of the other kind."""
+
+    value: str | None = Field(description="None: of rows that have none.")
+    rows: int
+    share: float = Field(description="Of all rows.")
+    share_good: float | None = Field(description="Of unpaired rows.")
+    share_chosen_longer: float | None = Field(description="Of its pairs that differ in length.")
+    accuracy_sum: float | None = Field(
+        description="Share of its pairs whose chosen response the reference prefers: the implicit "
+        "accuracy before any training."
+    )
+    accuracy_per_token: float | None = Field(description="The same by the mean of a token.")
+    mean_reference_gap: float | None = Field(
+        description="log pi_ref of chosen less that of rejected, in nats."
+    )
+
+
+class Grouped(Record):
+    """What the values of a kept column tell apart, over all rows; the most frequent first."""
+
+    column: str
+    groups: list[Group] | None = Field(description="None: it has too many different values.")
+
+
 class Diagnosis(Record):
     """All of it."""
 
@@ -60,6 +85,7 @@ class Diagnosis(Record):
     compared: int = Field(description="Rows whose responses were compared token by token.")
     verdict: str
     findings: list[Finding]
+    grouped: list[Grouped] = Field(description="One a column that the cache keeps.")
     suggestion: Suggestion
     histograms: list[Histogram]
     examples: list[Example]

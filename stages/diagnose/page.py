@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stages.diagnose.charts import chart
 from stages.diagnose.diagnosis import Diagnosis
+from stages.diagnose.group_table import LEGEND, group_table
 from stages.report.drawing import drawn
 from stages.report.render import render
 
@@ -19,6 +20,13 @@ def page(found: Diagnosis, reference: str) -> str:
         reference: what scored the cache, as it was given.
     """
     charts = [drawn(chart(histogram)) for histogram in found.histograms]
+    tables = [group_table(one, found.kind) for one in found.grouped if one.groups is not None]
     return render(
-        _TEMPLATE, found=found, charts=charts, reference=reference, version=version("reflogp")
+        _TEMPLATE,
+        found=found,
+        charts=charts,
+        tables=tables,
+        legend=LEGEND if tables and found.kind == "paired" else "",
+        reference=reference,
+        version=version("reflogp"),
     )

@@ -4,6 +4,7 @@ import numpy as np
 
 from stages.diagnose.diagnosis import Finding
 from stages.diagnose.grading import counted, grade, signed
+from stages.diagnose.groups import MOST
 from stages.diagnose.outliers import FAR, is_far
 from stages.diagnose.statistics import Floats, centre_and_spread, spearman
 from stages.diagnose.survey import Facts
@@ -15,10 +16,11 @@ def size(facts: Facts) -> Finding:
     """Are there enough rows to learn, and to measure, anything?"""
     few = facts.rows < _FEW_ROWS
     noun = "pairs" if facts.kind == "paired" else "rows"
+    weights = ", with weights that no figure here counts in" if facts.weighted else ""
     return Finding(
         name="size",
         severity="warning" if few else "fine",
-        title=f"{facts.rows:,} {noun}",
+        title=f"{facts.rows:,} {noun}{weights}",
         figures={"rows": facts.rows},
         advice=f"5,000 to 100,000 are usual. A share of {facts.rows:,} is uncertain by "
         f"±{1 / np.sqrt(facts.rows):.0%}, and so few are learned by heart: one epoch, and hold "
@@ -155,12 +157,24 @@ def confidence(facts: Facts) -> Finding:
 
 
 def other_columns(facts: Facts) -> Finding:
-    """What cannot be said."""
+    """What other columns there are, and how to have them."""
+    kept = [one.column for one in facts.grouped]
+    if not kept:
+        return Finding(
+            name="columns",
+            severity="note",
+            title="nothing is known of languages and sources: the cache keeps no other columns",
+            figures={},
+            advice="Where the data has such columns, run `reflogp precompute` again with --keep "
+            "source,language: nothing is scored again.",
+        )
+    many = ", ".join(one.column for one in facts.grouped if one.groups is None)
     return Finding(
-        name="not here",
+        name="columns",
         severity="note",
-        title="languages and sources: of the rows' other columns a cache keeps the confidence only",
-        figures={},
+        title=f"the cache keeps {', '.join(kept)}",
+        figures={"columns": len(kept)},
+        advice=f"More than {MOST} different values, so no table: {many}." if many else "",
     )
 
 

@@ -50,6 +50,7 @@ def diagnose(
         compared=len(facts.compared),
         verdict=verdict(found),
         findings=found,
+        grouped=facts.grouped,
         suggestion=suggest(facts, found),
         histograms=list(_histograms(facts)),
         examples=texts,

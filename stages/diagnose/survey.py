@@ -19,6 +19,8 @@ from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest, Shard
 from data_schemas.storage import at_once
+from stages.diagnose.diagnosis import Grouped
+from stages.diagnose.groups import Sums, grouped, sums
 from stages.diagnose.keys import Keys, contradictory, mixed, repeated
 from stages.diagnose.measures import COLUMNS, Floats, Measures, joined, measure
 from stages.diagnose.similarity import similarities
@@ -39,6 +41,8 @@ class Facts:
         measures: of all rows, or of some half a million to a million, the same each time.
         positions: of those in the cache, int64 [measured].
         similarity: of both responses, NaN where they were not compared, float64 [measured].
+        grouped: all rows by the values of each kept column.
+        weighted: whether the rows have weights, for training; nothing here counts them in.
     """
 
     cache: str
@@ -51,6 +55,8 @@ class Facts:
     measures: Measures
     positions: NDArray[np.int64]
     similarity: Floats
+    grouped: list[Grouped]
+    weighted: bool
 
     @property
     def compared(self) -> Floats:
@@ -67,6 +73,7 @@ class _Part(NamedTuple):
     keys: Keys
     source_rows: NDArray[np.int64]
     truncated: int
+    sums: dict[str, Sums | None]
 
 
 def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) -> Facts:
@@ -82,10 +89,11 @@ def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) ->
     compared_every = every * -(-rows // (every * _COMPARED))
     first = np.cumsum([0, *(shard.rows for shard in manifest.shards)]).tolist()
     paired = manifest.kind == "paired"
+    keeps: list[str] = manifest.rules.get("keep", [])
 
     def look(numbered: tuple[int, Shard]) -> _Part:
         start, shard = numbered
-        return _part(cache, shard, start, every, compared_every if paired else 0)
+        return _part(cache, shard, start, every, compared_every if paired else 0, keeps)
 
     parts = []
     for part in at_once(look, zip(first, manifest.shards, strict=False)):
@@ -97,17 +105,22 @@ def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) ->
         kind=manifest.kind,
         kl=manifest.counts.kl_tokens > 0,
         rows=rows,
+        weighted=manifest.weights is not None,
         duplicates=int(repeated(keys, np.concatenate([part.source_rows for part in parts])).sum()),
         contradictions=int(contradictory(keys).sum()),
         truncated=sum(part.truncated for part in parts),
         measures=joined([part.measures for part in parts]),
         positions=np.concatenate([part.positions for part in parts]),
         similarity=np.concatenate([part.similarity for part in parts]),
-    )
+        grouped=[grouped(name, [part.sums[name] for part in parts], paired=paired)
+                 for name in keeps],
+    )  # fmt: skip
 
 
-def _part(cache: Path, shard: Shard, start: int, every: int, compared_every: int) -> _Part:
-    table = read_shard(cache / shard.file, COLUMNS)
+def _part(
+    cache: Path, shard: Shard, start: int, every: int, compared_every: int, keeps: list[str]
+) -> _Part:
+    table = read_shard(cache / shard.file, COLUMNS + ["kept"] * bool(keeps))
     if table.num_rows != shard.rows:
         raise InputError(
             f"{cache / shard.file}: holds {table.num_rows} rows, the manifest says {shard.rows}. "
@@ -122,5 +135,5 @@ def _part(cache: Path, shard: Shard, start: int, every: int, compared_every: int
         similar[picked] = similarities(table, rows[picked])
     return _Part(
         whole.take(rows), start + rows, similar, whole.key, whole.source_row,
-        int(whole.truncated.sum()),
+        int(whole.truncated.sum()), sums(table, whole, keeps),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from data_schemas.location import Location
-from stages.assignments import Arguments, Columns
+from stages.assignments import Arguments, Columns, Names
 from stages.precompute.crew import crew
 from stages.precompute.share import share
 
@@ -50,6 +50,11 @@ class DataConfig(BaseModel):
     columns: Columns = Field(
         default_factory=dict,
         description="Your columns under the standard names: prompt=question,chosen=good,...",
+    )
+    keep: Names = Field(
+        default_factory=tuple,
+        description="More columns of the data, under their own names, that the cache shall keep as "
+        "text: source,language,... `reflogp diagnose` then tells of each value.",
     )
     min_confidence: float | None = Field(
         None,
@@ -164,4 +169,5 @@ class PrecomputeConfig(DataConfig):
         names = {
             "split", "columns", "min_confidence", "max_length", "truncate", "kl_completions"
         }  # fmt: skip
-        return {"version": RULES_VERSION, **self.model_dump(include=names)}
+        kept = {"keep": list(self.keep)} if self.keep else {}
+        return {"version": RULES_VERSION, **self.model_dump(include=names), **kept}

@@ -1,5 +1,6 @@
 """One field of a raw row -> text, messages, a label or a number; or what is wrong with it."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -80,6 +81,14 @@ def require_unicode(field: str, content: Content | None) -> None:
         raise RowFault(
             Reason.INVALID_UTF8, field, f"{field!r} holds half a surrogate pair: {error.reason}"
         ) from error
+
+
+def as_text(value: Any) -> str | None:
+    """Any value as text, which is none of ours to judge; None where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # an empty CSV cell
+        return None
+    plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return plain.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def confidence(row: Mapping[str, Any]) -> float | None:

@@ -130,6 +130,7 @@ def _write(job: Job, console: Console) -> Plan:
         )
     aside, sizes = quarantine.reasons, entries(folder)
     record = PlanRecord(
+        schema_version=plan_record.SCHEMA_VERSION,
         reflogp_version=version("reflogp"),
         inputs=job.inputs,
         kind="paired" if rows.form.paired else "unpaired",

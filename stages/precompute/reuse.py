@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_schemas.cache_shard import SCORE_FIELDS, SHARD_SCHEMA, read_shard
+from data_schemas.cache_shard import SCORE_FIELDS, SHARD_SCHEMA, read_shard, unweighted
 from data_schemas.errors import InputError
 from data_schemas.shard_origin import Origin, read_origin
 from data_schemas.storage import at_once, entries
@@ -69,7 +69,7 @@ class KnownRows:
         for name in _SCORES:
             known = known.append_column(SHARD_SCHEMA.field(name), scores.column(name))
         unknown = np.delete(np.arange(planned.num_rows), where)
-        return known.cast(SHARD_SCHEMA), planned.take(pa.array(unknown))
+        return unweighted(known), planned.take(pa.array(unknown))
 
     def _find(self, wanted: pa.StringArray) -> tuple[pa.Table, NDArray[np.int64]]:
         """Scores of known rows, and their positions in `wanted`."""

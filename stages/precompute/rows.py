@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
 from stages.precompute.config import DataConfig
 from stages.precompute.faults import RowFault
+from stages.precompute.fields import as_text
 from stages.precompute.kl_completions import with_kl_completions
 from stages.precompute.preferences import COLUMNS, Form, Preference, detect, no_form, normalize
 from stages.precompute.quarantine import Quarantine
@@ -61,7 +63,8 @@ class Rows:
             self.read += 1
             advance(1)
             try:
-                yield tokenizer(self._normalize(raw))
+                row = tokenizer(self._normalize(raw))
+                yield replace(row, kept=self._kept(raw)) if self._config.keep else row
             except RowFault as fault:
                 self._quarantine.add(
                     fault,
@@ -102,6 +105,17 @@ class Rows:
                 raise InputError(
                     f"{where}: there is no column {column!r}; there are {', '.join(sorted(there))}."
                 )
+        for column in self._config.keep:
+            if column not in there:
+                raise InputError(
+                    f"{self._config.data}: --keep {column}: there is no column {column!r}; there "
+                    f"are {', '.join(sorted(there))}."
+                )
+
+    def _kept(self, raw: RawRow) -> list[dict[str, str | None]]:
+        """What the cache shall keep of other columns, under their own names."""
+        row = raw.data or {}
+        return [{"name": name, "value": as_text(row.get(name))} for name in self._config.keep]
 
     def _standard(self, row: dict[str, Any]) -> dict[str, Any]:
         """`row` with the user's columns under their standard names."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
-from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
+from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, unweighted
 from data_schemas.errors import ReflogpError
 from data_schemas.manifest import Shard
 from data_schemas.shard_origin import origin_of, read_origin
@@ -24,7 +24,11 @@ _REQUESTS_AT_ONCE = 256  # in one call of the engine, between two steps of the p
 # wrong the engine is, and not they.
 _FEW = 16
 _ROUNDING = 1e-4  # a log-prob may exceed 0 by this much through the rounding of a log-sum-exp
-_LISTS = [f"{f.name}.list.element" for f in SHARD_SCHEMA if pa.types.is_list(f.type)]
+_LISTS = [
+    f"{f.name}.list.element"
+    for f in SHARD_SCHEMA
+    if pa.types.is_list(f.type) and pa.types.is_primitive(f.type.value_type)
+]
 
 
 class ScoredTable(NamedTuple):
@@ -73,7 +77,7 @@ def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None
         tokens, whole = (SHARD_SCHEMA.field(f"ref_{side}_{n}") for n in ("logps", "logp_sum"))
         table = table.append_column(tokens, list_column(logps, tokens.type))
         table = table.append_column(whole, pa.array(totals, whole.type))
-    return ScoredTable(*_split_off(table.select(SHARD_SCHEMA.names), problems), len(rescued))
+    return ScoredTable(*_split_off(unweighted(table), problems), len(rescued))
 
 
 def check(
@@ -151,7 +155,7 @@ def _split_off(table: pa.Table, problems: dict[int, str]) -> tuple[pa.Table, lis
     faulty = [(sources[row].as_py(), problem) for row, problem in sorted(problems.items())]
     if faulty:
         table = table.filter(pa.array([row not in problems for row in range(table.num_rows)]))
-    return table.cast(SHARD_SCHEMA), faulty
+    return table, faulty
 
 
 def write_shard(table: pa.Table, path: Path) -> None:

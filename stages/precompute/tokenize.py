@@ -49,6 +49,7 @@ class TokenizedRow:
     rejected_truncated: bool
     confidence: float | None
     kl_ids: list[int] | None = None
+    kept: list[dict[str, str | None]] | None = None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_a_shard_of_another_version_is_refused(tmp_path):
     path = tmp_path / "shard.parquet"
     other = SHARD_SCHEMA.with_metadata({"reflogp.schema_version": "7"})
     pq.write_table(other.empty_table(), path)
-    with pytest.raises(InputError, match=r"schema version 7.*reads version 2.*precompute"):
+    with pytest.raises(InputError, match=r"schema version 7.*reads version 3.*precompute"):
         read_shard(path)
 
 
@@ -102,7 +102,7 @@ def test_a_manifest_survives_writing_and_reading(cache, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 1}, "schema version 1, but this reflogp reads version 2"),
+        ({"schema_version": 2}, "schema version 2, but this reflogp reads version 3"),
         ({"schema_version": None}, "schema version None"),
         ({"kind": "triples"}, "damaged: kind"),
         ({"surprise": 1}, "damaged: surprise"),

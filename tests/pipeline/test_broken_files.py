@@ -85,6 +85,7 @@ def plan(cache, folder) -> Path:
     manifest = manifests.read(cache)
     shard, place = manifest.shards[0], folder / "valid"
     record = PlanRecord(
+        schema_version=plan_record.SCHEMA_VERSION,
         reflogp_version="0", inputs=manifest.inputs, kind="paired", form="text", rows_read=5,
         template_diverged=0, stop_token_ids=[1], quarantined_by_reason={"too_long": 1},
         shards=[shard.model_copy(update={"file": "plan-00000.arrow"})],
@@ -95,6 +96,13 @@ def plan(cache, folder) -> Path:
     )  # fmt: skip
     plan_record.write(place, record)
     return place
+
+
+def test_a_plan_of_another_version_is_made_anew(plan, tmp_path):
+    record = plan_record.read(plan)
+    assert record is not None
+    plan_record.write(tmp_path, record.model_copy(update={"schema_version": 2}))
+    assert plan_record.read(tmp_path) is None
 
 
 @fuzz

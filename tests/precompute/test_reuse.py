@@ -10,7 +10,7 @@ import pytest
 from data_schemas import manifest as manifests
 from data_schemas.cache_shard import read_shard
 from data_schemas.shard_origin import put_origin, read_origin
-from pipeline.run import run_precompute
+from pipeline.run import run_precompute, run_share
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.reuse import KnownRows
 from stages.precompute.scorers.transformers import TransformersScorer
@@ -86,6 +86,36 @@ def test_a_row_that_is_mended_is_scored_and_the_others_are_not(settings, console
     assert "null_field" not in manifest.counts.quarantined_by_reason
 
 
+def test_columns_are_kept_of_a_cache_that_is_there_and_nothing_is_scored(settings, console, scored):
+    sources = ["hh", None, "größer", 3, True, ["a", {"b": 1.5}]]
+    lines = [
+        json.dumps(json.loads(line) | {"source": source, "language": "en"})
+        for line, source in zip(examples(6), sources, strict=True)
+    ]
+    write(settings, lines)
+    first = run_precompute(settings, console)
+    before = rows_by_id(settings.cache)
+    assert {row["kept"] for row in before.values()} == {None}
+    scored.clear()
+    keeping = settings.model_copy(update={"keep": ("source", "language")})
+    manifest = run_precompute(keeping, console)
+    after = rows_by_id(settings.cache)
+    assert sum(scored) == 0
+    assert first.inputs.differences(manifest.inputs) == ["rules"]
+    assert manifest.rules["keep"] == ["source", "language"]
+    texts = ["hh", None, "größer", "3", "true", '["a", {"b": 1.5}]']
+    for row_id, row in before.items():
+        kept = [
+            {"name": "source", "value": texts[row["source_row"]]},
+            {"name": "language", "value": "en"},
+        ]
+        assert after[row_id] == row | {"kept": kept}
+    assert run_precompute(keeping, console) == manifest
+    run_precompute(settings, console)
+    assert rows_by_id(settings.cache) == before
+    assert sum(scored) == 0
+
+
 def test_when_all_rows_are_known_no_engine_starts(settings, console, scored, monkeypatch):
     lines = examples(8)
     write(settings, lines)
@@ -138,6 +168,23 @@ def test_a_damaged_shard_gives_no_rows(settings, console, scored):
     after = rows_by_id(settings.cache)
     for row_id, row in truth.items():
         assert row["ref_chosen_logps"] == pytest.approx(after[row_id]["ref_chosen_logps"], abs=1e-5)
+
+
+def test_a_shard_of_another_version_is_made_anew(settings, console, scored, monkeypatch):
+    write(settings, examples(4))
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.precompute.stage.seal", lambda *_: None)  # killed before it
+        run_share(settings, console)
+    path = next(settings.cache.glob("shard-*"))
+    origin, table = read_origin(path), read_shard(path)
+    assert origin is not None
+    older = table.replace_schema_metadata({"reflogp.schema_version": "2"})
+    path.unlink()
+    write_shard(put_origin(older, origin[0]), path)
+    once = sum(scored)
+    run_precompute(settings, console)
+    assert sum(scored) == 2 * once
+    assert any(f"{path.name} is damaged or no shard of this version" in w for w in console.warned)
 
 
 def test_a_shard_with_ids_that_are_none_gives_no_rows(settings, console, scored):

@@ -59,6 +59,21 @@ def test_every_file_of_examples_forms_is_among_them():
     }  # fmt: skip
 
 
+def test_a_column_to_keep_that_is_not_there_is_refused_with_those_that_are(load, lines):
+    path = lines(PAIR | {"source": "hh"})
+    with pytest.raises(InputError, match=r"pairs\.jsonl: --keep langage: .*rejected, source"):
+        load(path, keep=("source", "langage"))
+
+
+def test_what_is_kept_is_of_the_column_as_the_data_names_it(load, lines):
+    row = {"source": "2 + 2 =", "chosen": " 4", "rejected": " 5", "prompt": "no prompt"}
+    path = lines(row, row | {"prompt": "\ud800"}, {k: v for k, v in row.items() if k != "prompt"})
+    loaded = load(path, columns={"prompt": "source"}, keep=("prompt", "source"))
+    found = [{one["name"]: one["value"] for one in row.kept} for row in loaded.rows]
+    assert [one["prompt"] for one in found] == ["no prompt", "\\ud800", None]
+    assert {one["source"] for one in found} == {"2 + 2 ="}
+
+
 def test_rows_set_aside_keep_their_place_reason_and_text(load, lines):
     null = PAIR | {"chosen": None, "note": "größer"}
     path = lines(PAIR, '{"prompt": "2', "", null, PAIR, PAIR | {"prompt": "\ud800"})
