@@ -36,6 +36,7 @@ class Reason(enum.StrEnum):
     LENGTH_RATIO = "length_ratio"
     LOW_LOGP = "low_logp"
     TOO_SIMILAR = "too_similar"
+    OTHER_VALUE = "other_value"
 
 
 SCHEMA = pa.schema(

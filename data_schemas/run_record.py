@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from data_schemas.atomic import write_text
+from data_schemas.manifest import Weights
 from data_schemas.record import Record
 
 FILE_NAME = "reflogp_run.json"
@@ -51,6 +52,9 @@ class RunRecord(Record):
     )
     settings: dict[str, Any]
     kind: Literal["paired", "unpaired"] = Field("paired", description="Of the cache.")
+    weights: Weights | None = Field(
+        None, description="Of the cache, by which each row's loss was multiplied. None: all alike."
+    )
     pairs: int = Field(description="Or unpaired rows, that were trained on.")
     evaluated_pairs: int = Field(0, description="That were held out, to evaluate on.")
     steps: int

@@ -49,7 +49,7 @@ Output = Annotated[
     str | None, typer.Option("--output", help="Folder or URL of the cache to write.")
 ]
 DryRun = Annotated[
-    bool | None, typer.Option("--dry-run", help="Print what would be dropped, and end.")
+    bool | None, typer.Option("--dry-run", help="Print what would go and how the rest would weigh.")
 ]
 
 Varied = Annotated[
@@ -232,14 +232,17 @@ def diagnose(
 @app.command("filter")
 @options_of(FilterRules, config_file=False, cache=Cache, output=Output, dry_run=DryRun)
 def filter_(cache: str, output: str | None, dry_run: bool | None, **given: Any) -> None:
-    """Drop rows from a sealed cache; what is left is a sealed cache, too. Nothing is scored.
+    """Drop or weight rows of a sealed cache; what is left is one, too. Nothing is scored.
 
     A row goes by the first rule that it breaks, in the order of the options. The rows that went
-    stand in the quarantine of the new cache, each with its reason.
+    stand in the quarantine of the new cache, each with its reason. With --weight-by, training
+    multiplies the loss of each row that stays by its weight; their mean is 1.
     """
     rules, console, folder = build(FilterRules, {}, given), TerminalConsole(), location(cache)
     if dry_run:
-        console.table("", dropped_rows(*run_filter_trial(folder, rules, console)))
+        total, found = run_filter_trial(folder, rules, console)
+        weights = found.weighted.summary if found.weighted else None
+        console.table("", dropped_rows(total, found.dropped, weights))
         return
     if output is None:
         raise InputError("--output is required, but for --dry-run: the folder of the new cache.")

@@ -1,6 +1,5 @@
 """Diagnose and filter: what a sealed cache can teach, and a cache without what cannot."""
 
-from collections import Counter
 from pathlib import Path
 
 from data_schemas import manifest as manifests
@@ -17,7 +16,8 @@ from stages.diagnose.page import page
 from stages.diagnose.stage import diagnose
 from stages.diagnose.texts import decoder
 from stages.filter.config import FilterRules
-from stages.filter.stage import dropped, filter_cache, filtered_inputs
+from stages.filter.judge import Trial, trial
+from stages.filter.stage import filter_cache, filtered_inputs
 from stages.precompute.leftovers import remove_leftovers
 from stages.progress import Console
 from stages.report.drawing import save
@@ -50,7 +50,9 @@ def run_diagnose(
 
 
 def run_filter(cache: Path, output: Path, rules: FilterRules, console: Console) -> Manifest:
-    """Write a cache without the rows that break a rule, unless `output` holds that very cache.
+    """Write a cache without the rows that break a rule, and with weights if they are asked for.
+
+    Nothing is written where `output` holds that very cache.
 
     Raises:
         InputError: a cache cannot be used, or `output` holds one that was scored.
@@ -78,15 +80,15 @@ def run_filter(cache: Path, output: Path, rules: FilterRules, console: Console) 
     return filter_cache(cache, output, manifest, rules, console)
 
 
-def run_filter_trial(cache: Path, rules: FilterRules, console: Console) -> tuple[int, Counter[str]]:
-    """How many rows a cache has, and how many of them a filter would drop, by reason.
+def run_filter_trial(cache: Path, rules: FilterRules, console: Console) -> tuple[int, Trial]:
+    """How many rows a cache has, and what a filter would make of them.
 
     Raises:
         InputError: the cache cannot be used.
     """
     reach(cache)
     manifest = manifests.read(cache)
-    return manifest.counts.rows, dropped(cache, manifest, rules, console)
+    return manifest.counts.rows, trial(cache, manifest, rules, console)
 
 
 def _same_place(one: Path, other: Path) -> bool:

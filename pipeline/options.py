@@ -79,6 +79,7 @@ def _cli_type(annotation: Any) -> Any:
 
 
 def _metavar(field: FieldInfo) -> str | None:
-    if get_origin(field.annotation) is Literal:
-        return "|".join(map(str, get_args(field.annotation)))
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if get_origin(kind) is Literal:
+            return "|".join(map(str, get_args(kind)))
     return None

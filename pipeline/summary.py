@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data_schemas.job_record import JobRecord
-from data_schemas.manifest import UNITS, Filtered, Manifest
+from data_schemas.manifest import UNITS, Filtered, Manifest, Weights
 from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
 
@@ -47,7 +48,7 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
             "reference",
             " + ".join(filter(None, (manifest.reference.name, manifest.reference.adapter))),
         ),
-        ("rules", ", ".join(f"{k}={v}" for k, v in manifest.rules.items() if v not in (None, {}))),
+        ("rules", _settings(manifest.rules)),
         ("verified", manifest.verification.summary() if manifest.verification else "no"),
         ("template", f"diverged in {counts.template_diverged:,} rows"),
         ("sealed", f"{manifest.timing.sealed_at:%Y-%m-%d %H:%M} UTC by reflogp "
@@ -62,24 +63,34 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
 
 def filter_rows(filtered: Filtered) -> Rows:
     """Which cache a filtered one was made from, by which rules, and what went."""
-    rules = ", ".join(
-        name if value is True else f"{name}={value}"
-        for name, value in filtered.filter_rules.items()
-    )
+    rules = _settings(filtered.filter_rules)
     return [
         ("filtered", f"{filtered.cache} ({filtered.cache_rows:,} rows) by {rules}"),
-        *dropped_rows(filtered.cache_rows, filtered.dropped_by_reason),
+        *dropped_rows(filtered.cache_rows, filtered.dropped_by_reason, filtered.weights),
     ]
 
 
-def dropped_rows(total: int, reasons: Mapping[str, int]) -> Rows:
-    """What a filter drops, and what is left."""
+def dropped_rows(total: int, reasons: Mapping[str, int], weights: Weights | None) -> Rows:
+    """What a filter drops, what is left, and how much that counts."""
     gone = sum(reasons.values())
     text = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"
     return [
         ("dropped", f"{gone:,} of {total:,} rows ({gone / max(total, 1):.1%}): {text}"),
         ("left", f"{total - gone:,}"),
+        *_weights(weights),
     ]
+
+
+def _weights(weights: Weights | None) -> Rows:
+    if weights is None:
+        return []
+    rows = [("weights", str(weights))]
+    if weights.without:
+        measure = weights.by[-1].replace("-", " ")
+        rows.append(("", f"{weights.without:,} rows have no {measure}: they count as the mean row"))
+    if weights.zero:
+        rows.append(("", f"{weights.zero:,} rows weigh nothing: --min-confidence drops such"))
+    return rows
 
 
 def _jobs(jobs: list[JobRecord]) -> Rows:
@@ -107,6 +118,7 @@ def train_rows(output: Path, record: RunRecord) -> Rows:
             unit,
             f"{record.pairs:,}, {record.steps} steps, {record.pairs_per_second:.2f} {unit}/s",
         ),
+        *([("weights", str(record.weights))] if record.weights else []),
         ("loss", f"{first.loss:.4f} -> {last.loss:.4f}"),
         ("margin", f"{first.margin:+.4f}{_noise(record)} -> {last.margin:+.4f}"),
         ("accuracy", f"{first.accuracy:.2f} -> {last.accuracy:.2f}"),
@@ -171,6 +183,22 @@ def verify_rows(damage: list[str], verification: Verification | None) -> Rows:
         for worst in verification.training.worst
     ]
     return rows
+
+
+def _settings(given: Mapping[str, Any]) -> str:
+    """Settings and their values; of a switch that is on only the name."""
+    return ", ".join(
+        name if value is True else f"{name}={_plain(value)}"
+        for name, value in given.items()
+        if value not in (None, {})
+    )
+
+
+def _plain(value: Any) -> str:
+    """A setting for people: `a,b` or `a=1,b=2`, as on the command line."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={content}" for key, content in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _reasons(manifest: Manifest) -> str:

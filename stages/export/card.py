@@ -38,6 +38,7 @@ def data_card(manifest: Manifest, form: Form) -> str:
     unit = "pairs" if manifest.kind == "paired" else "unpaired rows"
     rules = ", ".join(f"{k}={v}" for k, v in manifest.rules.items() if v not in (None, {}))
     checked = manifest.verification.summary() if manifest.verification else "no"
+    weights = f"\n| weights | {manifest.weights} |" if manifest.weights else ""
     columns = "\n".join(
         f"| `{field.name}` | {str(field.type).replace('element', 'item')} | "
         f"{field.metadata[b'doc'].decode()} |"
@@ -59,7 +60,7 @@ tags: [dpo, preference, reflogp]
 | method | {engine.method} |
 | data | `{manifest.source.source}`, split {manifest.source.split}; {counts.quarantined:,} of \
 {manifest.source.rows:,} rows set aside |
-| rules | {rules} |
+| rules | {rules} |{weights}
 | tokens | {counts.prompt_tokens:,} prompt, {counts.chosen_tokens:,} chosen, \
 {counts.rejected_tokens:,} rejected |
 | rescored sample | {checked} |

@@ -43,6 +43,11 @@ def export(
             f"{cache}: the cache is unpaired, and TRL's DPOTrainer takes pairs. Give --format "
             "parquet."
         )
+    if form == "trl" and manifest.weights is not None:
+        raise InputError(
+            f"{cache}: its rows have weights ({manifest.weights}), which TRL does not apply. Give "
+            "--format parquet, which has them, or filter without --weight-by."
+        )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"--output {output}: there is something already. Give another folder.")
     decode = _decoder(tokenizer)

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_schemas.quarantine import Reason
+from stages.diagnose.groups import kept_values
 from stages.diagnose.measures import Measures
 from stages.diagnose.similarity import similarities
 from stages.filter.config import FilterRules
@@ -40,13 +42,17 @@ def faults(
 
     Args:
         rules: in force.
-        table: with the columns of measures.COLUMNS.
+        table: with the columns of measures.COLUMNS, and `kept` for the rule `only`.
         measures: of its rows.
         marks: of its rows.
     """
     found: dict[int, RowFault] = {}
     for check in _checks(rules, measures, marks):
         _add(found, check)
+    for name, value in rules.only.items():
+        values = kept_values(table, name)
+        same = pc.fill_null(pc.equal(values, value), False).to_numpy(zero_copy_only=False)
+        _add(found, _other_value(name, values, value, same))
     if rules.max_similarity is not None:
         # the dear one, so only of rows that are still there
         rows = np.setdiff1d(np.arange(table.num_rows), np.fromiter(found, int, len(found)))
@@ -96,6 +102,11 @@ def _checks(rules: FilterRules, measures: Measures, marks: Marks) -> Iterator[_C
             what = f"mean log-prob of a token of {side}"
             check = _under(Reason.LOW_LOGP, what, means, rules.min_logp_per_token)
             yield check._replace(field=side)
+
+
+def _other_value(name: str, values: pa.Array, wanted: str, same: Mask) -> _Check:
+    return _Check(Reason.OTHER_VALUE, name, ~same,
+                  lambda row: f"{name} is {values[row].as_py()!r}, not {wanted!r}")  # fmt: skip
 
 
 def _under(reason: Reason, what: str, values: Values, least: float) -> _Check:

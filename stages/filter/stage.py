@@ -1,9 +1,12 @@
-"""Filter, joined: cache -> keys -> shard by shard, what stays and what goes -> a sealed cache."""
+"""Filter, joined: cache -> keys -> shard by shard, what stays and what goes -> a sealed cache.
+
+Weights need the mean over all rows that stay: where there are any, the shards are read twice.
+"""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +16,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_schemas import manifest as manifests
-from data_schemas.cache_shard import RESPONSES, read_shard
+from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
 from data_schemas.errors import InputError
-from data_schemas.manifest import Counts, Filtered, Inputs, Manifest, Shard, require_intact
+from data_schemas.manifest import (
+    Counts,
+    Filtered,
+    Inputs,
+    Manifest,
+    Shard,
+    Weights,
+    require_intact,
+)
 from data_schemas.shard_origin import put_origin, read_origin
-from data_schemas.storage import at_once
-from stages.diagnose.keys import Keys, contradictory, repeated
-from stages.diagnose.measures import COLUMNS, measure
 from stages.filter.config import FilterRules
-from stages.filter.rules import Marks, faults
+from stages.filter.judge import judged, trial, weighing
 from stages.precompute.faults import RowFault
 from stages.precompute.leftovers import remove_leftovers
 from stages.precompute.quarantine import Quarantine
@@ -29,7 +37,6 @@ from stages.precompute.shards import count_tokens, describe, write_shard
 from stages.progress import Console
 
 _COUNTED = ("prompt", *RESPONSES)
-Judged = Iterator[tuple[Shard, pa.Table, dict[int, RowFault]]]
 
 
 def filtered_inputs(manifest: Manifest, rules: FilterRules) -> Inputs:
@@ -39,16 +46,10 @@ def filtered_inputs(manifest: Manifest, rules: FilterRules) -> Inputs:
     return manifest.inputs.model_copy(update={"filter": digest})
 
 
-def dropped(cache: Path, manifest: Manifest, rules: FilterRules, console: Console) -> Counter[str]:
-    """How many rows would go, by reason. Raises as `filter_cache`."""
-    judged = _judged(cache, manifest, rules, console, COLUMNS)
-    return Counter(str(fault.reason) for _, _, wrong in judged for fault in wrong.values())
-
-
 def filter_cache(
     cache: Path, output: Path, manifest: Manifest, rules: FilterRules, console: Console
 ) -> Manifest:
-    """Write the rows of `cache` that keep the rules to `output`, and seal it.
+    """Write the rows of `cache` that keep the rules to `output`, with their weights, and seal it.
 
     Args:
         cache: folder of a sealed cache.
@@ -60,6 +61,8 @@ def filter_cache(
     Raises:
         InputError: a rule does not fit the cache, a file is damaged, or no row is left.
     """
+    weighs = weighing(manifest, rules)
+    found = trial(cache, manifest, rules, console).weighted if weighs else None
     inputs = filtered_inputs(manifest, rules)
     stem = inputs.digest()[:8]
     shards: list[Shard] = []
@@ -70,9 +73,12 @@ def filter_cache(
         quarantine.take_over(
             cache / manifest.quarantine.file, manifest.counts.quarantined_by_reason
         )
-        for shard, table, wrong in _judged(cache, manifest, rules, console):
+        for shard, table, _, wrong, stay in judged(cache, manifest, rules, console):
             _set_aside(quarantine, table, wrong, manifest.source.source)
-            kept = table.filter(pa.array(np.isin(np.arange(table.num_rows), [*wrong], invert=True)))
+            kept = table.take(pa.array(stay))
+            if found is not None:
+                some = slice(counts["rows"], counts["rows"] + len(stay))
+                kept = _with_weights(kept, found.values[some])
             if kept.num_rows:
                 path = output / f"shard-{stem}-{len(shards):05d}.parquet"
                 shards.append(_write(kept, path, cache / shard.file, shard, inputs, len(shards)))
@@ -83,7 +89,10 @@ def filter_cache(
                 "--dry-run counts what each drops."
             )
     record = describe(aside, rows=quarantine.reasons.total(), tokens=0)
-    made = _manifest(cache, manifest, rules, inputs, shards, record, counts, quarantine.reasons)
+    made = _manifest(
+        cache, manifest, rules, inputs, shards, record, counts, quarantine.reasons,
+        None if found is None else found.summary,
+    )  # fmt: skip
     earlier = _replaced(output)
     made = manifests.write(output, made)
     remove_leftovers(output, made, *earlier)
@@ -96,56 +105,6 @@ def _replaced(output: Path) -> list[Manifest]:
         return [manifests.read(output)]
     except InputError:
         return []
-
-
-def _judged(
-    cache: Path,
-    manifest: Manifest,
-    rules: FilterRules,
-    console: Console,
-    columns: list[str] | None = None,
-) -> Judged:
-    """Each shard, its table, and what is wrong with rows of it."""
-    _require_fitting(cache, manifest, rules)
-    marks = _marks(cache, manifest, rules)
-    first = 0
-    with console.track("filtering", manifest.counts.rows, "rows") as advance:
-        for shard in manifest.shards:
-            require_intact(cache / shard.file, shard)
-            table = read_shard(cache / shard.file, columns)
-            inside = slice(first, first + table.num_rows)
-            its = Marks(*(mark[inside] for mark in marks))
-            yield shard, table, faults(rules, table, measure(table), its)
-            first += table.num_rows
-            advance(table.num_rows)
-
-
-def _require_fitting(cache: Path, manifest: Manifest, rules: FilterRules) -> None:
-    if not rules.given():
-        raise InputError("no rule is given: nothing would be dropped. See reflogp filter --help.")
-    if manifest.kind == "unpaired" and (pairs := rules.of_pairs()):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in pairs)
-        raise InputError(f"{cache}: the cache is unpaired; {options} compares two responses.")
-    if rules.min_confidence is not None and not any(
-        read_shard(cache / shard.file, ["confidence"]).column(0).null_count < shard.rows
-        for shard in manifest.shards
-    ):
-        raise InputError(f"{cache}: --min-confidence: its rows have no confidence and no scores.")
-
-
-def _marks(cache: Path, manifest: Manifest, rules: FilterRules) -> Marks:
-    """What is known only once all rows have been seen, of all rows; 17 bytes each."""
-    none = np.zeros(sum(shard.rows for shard in manifest.shards), bool)
-    if not (rules.drop_contradictions or rules.drop_duplicates):
-        return Marks(none, none)
-
-    def look(shard: Shard) -> tuple[Keys, NDArray[np.int64]]:
-        found = measure(read_shard(cache / shard.file, COLUMNS))
-        return found.key, found.source_row
-
-    parts = list(at_once(look, manifest.shards))
-    keys, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Marks(contradictory(keys), repeated(keys, rows))
 
 
 def _set_aside(
@@ -178,6 +137,11 @@ def _write(
     return describe(path, rows=table.num_rows, tokens=tokens)
 
 
+def _with_weights(table: pa.Table, weights: NDArray[np.float64]) -> pa.Table:
+    place = table.schema.get_field_index("weight")
+    return table.set_column(place, SHARD_SCHEMA.field("weight"), pa.array(weights))
+
+
 def _counted(table: pa.Table) -> dict[str, int]:
     """Tokens and truncated rows, under the names of Counts and Origin."""
     lost = [
@@ -197,6 +161,7 @@ def _manifest(
     quarantine: Shard,
     counts: Counter[str],
     aside: Counter[str],
+    weights: Weights | None,
 ) -> Manifest:
     earlier = Counter(manifest.counts.quarantined_by_reason)
     totals = Counts(
@@ -212,6 +177,7 @@ def _manifest(
         cache_rows=manifest.counts.rows,
         filter_rules=rules.given(),
         dropped_by_reason=dict((aside - earlier).most_common()),
+        weights=weights,
     )
     return manifest.model_copy(
         update={

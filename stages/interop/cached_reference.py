@@ -45,7 +45,7 @@ class CachedReference:
                 one by this (LD-DPO, Liu et al. 2024, 2409.06411); None: all count alike.
 
         Raises:
-            InputError: a cache is not sealed, damaged, unpaired, or of another reference.
+            InputError: a cache is not sealed, damaged, unpaired, weighted, or of another reference.
         """
         folders = [location(cache) for cache in caches]
         self.caches = [(folder, manifests.read(folder)) for folder in folders]
@@ -144,6 +144,11 @@ def _require_fitting(caches: Sequence[tuple[Path, Manifest]]) -> None:
             raise InputError(
                 f"{folder}: the cache is unpaired (prompt, completion, label); DPO needs chosen "
                 "and rejected. Precompute a paired data set."
+            )
+        if manifest.weights is not None:
+            raise InputError(
+                f"{folder}: its rows have weights ({manifest.weights}), which TRL's trainer does "
+                "not apply. Train with `reflogp train`, or filter without --weight-by."
             )
         first, mine = caches[0][1].inputs, manifest.inputs
         if (first.weights, first.adapter) != (mine.weights, mine.adapter):

@@ -66,6 +66,7 @@ def provenance(runs: Sequence[Run]) -> Rows:
     rows = [
         ("folder", [str(run.folder) for run in runs]),
         ("cache", [r.cache for r in records]),
+        ("weights of the loss", [_text(r.weights) for r in records]),
         ("policy", [r.policy for r in records]),
         ("adapter", [_text(r.adapter) for r in records]),
         ("trained parameters", [f"{r.trained_parameters:,}" for r in records]),

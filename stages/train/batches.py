@@ -31,6 +31,7 @@ class Batch(TypedDict):
         targets: int64 [n], those tokens.
         owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each belongs to.
         ref_logps: SUM_DTYPE [2b] or [b], log pi_ref(y|x) in nats.
+        weights: SUM_DTYPE [b], of each pair's or row's loss in training.
         ref_shared_logps: SUM_DTYPE [2b], of the first tokens of each response, as many as the
             shorter one of its pair has; only if the pairs have it.
         desirable: bool [b], True where the response is good; only of unpaired rows.
@@ -43,6 +44,7 @@ class Batch(TypedDict):
     targets: Tensor
     owners: Tensor
     ref_logps: Tensor
+    weights: Tensor
     ref_shared_logps: NotRequired[Tensor]
     desirable: NotRequired[Tensor]
     kl: NotRequired[Tensor]
@@ -83,7 +85,8 @@ def unpaired(rows: Sequence[Unpaired]) -> Batch:
     """One sequence a row: prompt + response."""
     responses = [row.response_ids for row in rows]
     inputs, places = _one_each([row.prompt_ids for row in rows], responses)
-    batch = _batch(inputs, places, responses, [row.ref_logp for row in rows])
+    references = [row.ref_logp for row in rows]
+    batch = _batch(inputs, places, responses, references, [row.weight for row in rows])
     batch["desirable"] = torch.tensor([row.desirable for row in rows])
     return batch
 
@@ -132,7 +135,8 @@ def _responses(pairs: Sequence[Pair]) -> list[NDArray[np.int32]]:
 def _batch_of_pairs(inputs: dict[str, Tensor], rows: list[Ids], pairs: Sequence[Pair]) -> Batch:
     references = [pair.ref_chosen_logp for pair in pairs]
     references += [pair.ref_rejected_logp for pair in pairs]
-    batch = _batch(inputs, rows, _responses(pairs), references)
+    weights = [pair.weight for pair in pairs]
+    batch = _batch(inputs, rows, _responses(pairs), references, weights)
     if pairs[0].ref_shared_logps is not None:
         both = torch.tensor([pair.ref_shared_logps for pair in pairs], dtype=SUM_DTYPE)
         batch["ref_shared_logps"] = both.T.flatten()
@@ -144,6 +148,7 @@ def _batch(
     rows: list[Ids],
     responses: Sequence[NDArray[np.int32]],
     references: list[float],
+    weights: list[float],
 ) -> Batch:
     owners = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
     return Batch(
@@ -152,6 +157,7 @@ def _batch(
         targets=torch.from_numpy(np.concatenate(responses).astype(np.int64)),
         owners=torch.from_numpy(owners),
         ref_logps=torch.tensor(references, dtype=SUM_DTYPE),
+        weights=torch.tensor(weights, dtype=SUM_DTYPE),
     )
 
 

@@ -16,6 +16,7 @@ _COLUMNS = [
     "prompt_ids",
     *(f"{side}_ids" for side in _SIDES),
     *(f"ref_{side}_logp_sum" for side in _SIDES),
+    "weight",
 ]
 _TOKEN_COLUMNS = [f"ref_{side}_logps" for side in _SIDES]
 _SHARED = "ref_shared_logps"
@@ -24,6 +25,7 @@ _SHARED = "ref_shared_logps"
 class Pair(NamedTuple):
     """One preference: int32 token ids, and log pi_ref(y|x) of both responses in nats.
 
+    `weight` is what training multiplies its loss by.
     `ref_shared_logps` are the same over the first min(|y_w|, |y_l|) tokens of chosen and rejected.
     """
 
@@ -33,6 +35,7 @@ class Pair(NamedTuple):
     ref_chosen_logp: float
     ref_rejected_logp: float
     ref_shared_logps: tuple[float, float] | None = None
+    weight: float = 1.0
 
     @property
     def responses(self) -> list[NDArray[np.int32]]:
@@ -77,6 +80,7 @@ class CachedPairs(Dataset[Pair]):
             ref_chosen_logp=float(row["ref_chosen_logp_sum"]),
             ref_rejected_logp=float(row["ref_rejected_logp_sum"]),
             ref_shared_logps=tuple(row[_SHARED].tolist()) if _SHARED in row else None,
+            weight=1.0 if row["weight"] is None else float(row["weight"]),
         )
 
 

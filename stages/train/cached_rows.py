@@ -9,7 +9,7 @@ from data_schemas.manifest import Manifest
 from stages.train.cached_pairs import CachedPairs, Pair
 from stages.train.cached_unpaired import CachedUnpaired, Unpaired
 from stages.train.losses.objective import unpaired, uses
-from stages.train.losses.registry import LOSSES, UNPAIRED_LOSSES
+from stages.train.losses.registry import EVERY_LOSS, LOSSES, UNPAIRED_LOSSES
 
 Row = Pair | Unpaired
 
@@ -41,7 +41,8 @@ def require_fitting(cache: Path, manifest: Manifest, losses: Iterable[str]) -> N
 
     Raises:
         InputError: it holds pairs and they are over unpaired rows, or the reverse; or it has no KL
-            completions and one of them needs those. Names the losses that fit.
+            completions and one of them needs those; or it has weights and one of them compares
+            pairs with each other. Names the losses that fit.
     """
     names = list(losses)
     said = f"the loss {names[0]}" if len(names) == 1 else f"the losses {', '.join(names)}"
@@ -64,6 +65,17 @@ def require_fitting(cache: Path, manifest: Manifest, losses: Iterable[str]) -> N
             f"label). Give one that fits: --loss {', '.join(LOSSES)}; or precompute an unpaired "
             "data set."
         )
+    if manifest.weights is not None:
+        _require_weighable(cache, names)
+
+
+def _require_weighable(cache: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if "batch" in EVERY_LOSS[name].needs:
+            raise InputError(
+                f"{cache}: its rows have weights, and the loss {name} sorts the batch, so its "
+                "pairs have none. Give another --loss, or filter without --weight-by."
+            )
 
 
 def _fits(manifest: Manifest, needs: Iterable[str]) -> bool:

@@ -11,14 +11,15 @@ from data_schemas.manifest import Manifest
 from stages.train.mapped_cache import MappedCache
 
 _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logp_sum",
-            "ref_rejected_logp_sum"]  # fmt: skip
+            "ref_rejected_logp_sum", "weight"]  # fmt: skip
 _KL_COLUMNS = ["kl_ids", "ref_kl_logp_sum"]
 
 
 class Unpaired(NamedTuple):
     """One response: int32 token ids, whether it is good, and log pi_ref(y|x) in nats.
 
-    `mismatched` is the KL completion: another row's response after this row's prompt.
+    `mismatched` is the KL completion: another row's response after this row's prompt. `weight` is
+    what training multiplies the row's loss by.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -26,6 +27,7 @@ class Unpaired(NamedTuple):
     desirable: bool
     ref_logp: float
     mismatched: Optional["Unpaired"] = None
+    weight: float = 1.0
 
     @property
     def responses(self) -> list[NDArray[np.int32]]:
@@ -68,6 +70,7 @@ class CachedUnpaired(Dataset[Unpaired]):
             response_ids=row[f"{side}_ids"],
             desirable=desirable,
             ref_logp=float(row[f"ref_{side}_logp_sum"]),
+            weight=1.0 if row["weight"] is None else float(row["weight"]),
         )
         if not self._kl:
             return own

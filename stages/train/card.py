@@ -35,7 +35,7 @@ Start and reference: {start}. The reference was scored once by reflogp
 
 | | |
 |---|---|
-| data | `{manifest.source.source}`, {rows} |
+| data | `{manifest.source.source}`, {rows} |{_weights(record)}
 | loss | {config.loss}, {", ".join(f"{name}={value}" for name, value in settings.items())} |
 | steps, {manifest.unit} a step | {record.steps}, {config.batch_size * config.accumulation} |
 | peak learning rate | {config.peak_rate:g} ({config.schedule}) |
@@ -48,6 +48,12 @@ Start and reference: {start}. The reference was scored once by reflogp
 
 These figures are of the training data. {_held_out(record)}
 {_warnings(record)}"""
+
+
+def _weights(record: RunRecord) -> str:
+    if record.weights is None:
+        return ""
+    return f"\n| weights of the loss | {record.weights} |"
 
 
 def _held_out(record: RunRecord) -> str:

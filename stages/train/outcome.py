@@ -49,6 +49,7 @@ def outcome(
         adapter=None if job.adapter is None else str(job.adapter),
         settings=config.model_dump(mode="json"),
         kind=job.manifest.kind,
+        weights=job.manifest.weights,
         pairs=len(trainer.train_dataset),
         evaluated_pairs=0 if evaluated is None else len(evaluated),
         steps=state.global_step,

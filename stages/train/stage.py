@@ -92,6 +92,8 @@ def _trainer(
         f"training {trained:,} of {total:,} parameters on {len(pairs):,} {job.manifest.unit}, "
         f"{config.loss}"
     )
+    if job.manifest.weights is not None:
+        console.say(f"each loss is multiplied by the row's weight, {job.manifest.weights}")
     if job.adapter is not None and config.lora_r:
         console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
     collate, layout = choose_layout(policy, config.layout, paired=job.manifest.kind == "paired")

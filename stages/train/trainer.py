@@ -102,11 +102,14 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Mean loss of a batch, times its weight."""
+        """Mean over a batch of each pair's loss times its own weight; times the batch's weight.
+
+        Metrics, and evaluations with their loss, count all pairs alike.
+        """
         result, logps = self._evaluated(model, inputs["batch"])
         self._metrics.add(metrics(result, logps, counted=inputs["weight"] > 0))
         self._diverged |= not bool(result.loss.detach().isfinite().all())
-        loss = result.loss.mean() * inputs["weight"]
+        loss = (result.loss * inputs["batch"]["weights"]).mean() * inputs["weight"]
         return (loss, result._asdict()) if return_outputs else loss
 
     @torch.no_grad()

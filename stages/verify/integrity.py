@@ -83,6 +83,9 @@ def _table_damage(table: pa.Table, shard: Shard) -> Iterator[str]:
     tokens = sum(count_tokens(table, f"{name}_ids") for name in ("prompt", *RESPONSES))
     if tokens != shard.tokens:
         yield f"it holds {tokens} tokens, not {shard.tokens}"
+    weights = pc.fill_null(table.column("weight"), 1.0).to_numpy()
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        yield "a weight is not finite or is under 0"
     for side in RESPONSES:
         yield from _side_damage(table, side)
 

@@ -61,7 +61,9 @@ def test_the_manifest_says_from_what_by_which_rules_and_what_went(faulty, tmp_pa
     assert made.counts.chosen_tokens == sum(len(one["chosen_ids"]) for one in rows(tmp_path))
     assert made.inputs.differences(source.inputs) == ["filter"]
     assert made.inputs.scoring_digest() == source.inputs.scoring_digest()
-    assert run_filter_trial(faulty, rules, console) == (40, {"truncated": 2, "too_similar": 2})
+    assert run_filter_trial(faulty, rules, console) == (
+        40, ({"truncated": 2, "too_similar": 2}, None)
+    )  # fmt: skip
 
 
 def test_the_same_again_is_up_to_date_and_other_rules_replace_it(faulty, tmp_path, console):

@@ -67,8 +67,9 @@ def mamba():
 
 def pair(prompt: int, chosen: int, rejected: int, seed: int = 0) -> Pair:
     source = np.random.default_rng(seed)
-    ids = (source.integers(1, VOCABULARY, n, dtype=np.int32) for n in (prompt, chosen, rejected))
-    return Pair._make([*ids, -1.0, -2.0, None])
+    lengths = (prompt, chosen, rejected)
+    first, good, bad = (source.integers(1, VOCABULARY, n, dtype=np.int32) for n in lengths)
+    return Pair(first, good, bad, -1.0, -2.0)
 
 
 def sums(policy, layout, pairs):

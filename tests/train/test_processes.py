@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from data_schemas.errors import InputError
+from pipeline.curate import run_filter
 from pipeline.run import run_train
+from stages.filter.config import FilterRules
 from stages.train.config import TrainConfig
 from tests.train.test_resume import killed_at
 
@@ -44,12 +46,22 @@ def metrics(output):
 
 
 @pytest.fixture(scope="module")
-def alone(cache, tmp_path_factory):
+def weighted(cache, tmp_path_factory) -> Path:
+    """The cache with weights, which are shared out with the pairs that they are of."""
+    from tests.conftest import Silent
+
+    folder = tmp_path_factory.mktemp("weighted")
+    run_filter(cache, folder, FilterRules(weight_by="length-ratio"), Silent())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(weighted, tmp_path_factory):
     """The same run in one process."""
     from tests.conftest import Silent
 
     output = tmp_path_factory.mktemp("alone")
-    run_train(TrainConfig(cache=cache, output=output, **OPTIONS), Silent())
+    run_train(TrainConfig(cache=weighted, output=output, **OPTIONS), Silent())
     return output
 
 
@@ -62,16 +74,16 @@ def same_curve(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
-def test_two_processes_give_the_curve_and_the_weights_of_one(cache, alone, tmp_path, more):
-    said = torchrun(cache, tmp_path, *more)
+def test_two_processes_give_the_curve_and_the_weights_of_one(weighted, alone, tmp_path, more):
+    said = torchrun(weighted, tmp_path, *more)
     assert said.count("parameters on") == 1  # the first process speaks for both
     same_curve(alone, tmp_path)
     assert json.loads((tmp_path / "reflogp_run.json").read_text())["processes"] == 2
 
 
-def test_a_run_of_one_process_is_gone_on_with_by_two(cache, alone, tmp_path):
-    killed_at(3, TrainConfig(cache=cache, output=tmp_path, **OPTIONS))
-    said = torchrun(cache, tmp_path)
+def test_a_run_of_one_process_is_gone_on_with_by_two(weighted, alone, tmp_path):
+    killed_at(3, TrainConfig(cache=weighted, output=tmp_path, **OPTIONS))
+    said = torchrun(weighted, tmp_path)
     assert f"resumed from {tmp_path / 'checkpoint-2'}" in said
     same_curve(alone, tmp_path)
 

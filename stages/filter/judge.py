@@ -1,0 +1,145 @@
+"""Rules and a cache -> shard by shard, which rows go and why; and what they would weigh."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_schemas.cache_shard import read_shard
+from data_schemas.errors import InputError
+from data_schemas.manifest import Manifest, Shard, require_intact
+from data_schemas.storage import at_once
+from stages.diagnose.keys import Keys, contradictory, repeated
+from stages.diagnose.measures import COLUMNS, Measures, measure
+from stages.filter.config import FilterRules
+from stages.filter.rules import Marks, faults
+from stages.filter.weights import Weighted, earlier_weights, values_of, weighted
+from stages.precompute.faults import RowFault
+from stages.progress import Console
+
+_READ = [*COLUMNS, "kept", "weight"]
+
+
+class Judged(NamedTuple):
+    """A shard, what is wrong with rows of it, and the positions of those that stay."""
+
+    shard: Shard
+    table: pa.Table
+    measures: Measures
+    wrong: dict[int, RowFault]
+    stay: NDArray[np.int64]
+
+
+class Trial(NamedTuple):
+    """What a filter would do: rows that go, by reason; the weights of the others, if any."""
+
+    dropped: Counter[str]
+    weighted: Weighted | None
+
+
+def weighing(manifest: Manifest, rules: FilterRules) -> bool:
+    """Whether the rows that stay get weights, or have them already."""
+    return rules.weight_by is not None or manifest.weights is not None
+
+
+def trial(cache: Path, manifest: Manifest, rules: FilterRules, console: Console) -> Trial:
+    """What a filter would do; nothing is written.
+
+    Of each row that stays, 16 bytes are kept if there are weights. Raises as `judged`.
+    """
+    gone: Counter[str] = Counter()
+    values, before = [np.zeros(0)], [np.zeros(0)]
+    weighs = weighing(manifest, rules)
+    what = "weighing" if weighs else "filtering"
+    for one in judged(cache, manifest, rules, console, _READ, what):
+        gone.update(str(fault.reason) for fault in one.wrong.values())
+        if weighs:
+            table, measures = one.table.take(pa.array(one.stay)), one.measures.take(one.stay)
+            before.append(earlier_weights(table))
+            by = rules.weight_by
+            values.append(values_of(by, table, measures) if by else np.ones(table.num_rows))
+    joined = np.concatenate(values), np.concatenate(before)
+    if not len(joined[0]):
+        return Trial(gone, None)
+    return Trial(gone, weighted(rules.weight_by, *joined, manifest.weights))
+
+
+def judged(
+    cache: Path,
+    manifest: Manifest,
+    rules: FilterRules,
+    console: Console,
+    columns: list[str] | None = None,
+    what: str = "filtering",
+) -> Iterator[Judged]:
+    """Each shard, its table, and what is wrong with rows of it.
+
+    Args:
+        cache: folder of a sealed cache.
+        manifest: its manifest.
+        rules: at least one.
+        console: for progress.
+        columns: to read of each shard, measures.COLUMNS among them; None: all.
+        what: it is done for, on the bar.
+
+    Raises:
+        InputError: a rule does not fit the cache, or a file is damaged.
+    """
+    _require_fitting(cache, manifest, rules)
+    marks = _marks(cache, manifest, rules)
+    first = 0
+    with console.track(what, manifest.counts.rows, "rows") as advance:
+        for shard in manifest.shards:
+            require_intact(cache / shard.file, shard)
+            table = read_shard(cache / shard.file, columns)
+            inside = slice(first, first + table.num_rows)
+            its = Marks(*(mark[inside] for mark in marks))
+            measures = measure(table)
+            wrong = faults(rules, table, measures, its)
+            stay = np.setdiff1d(np.arange(table.num_rows), np.fromiter(wrong, int, len(wrong)))
+            yield Judged(shard, table, measures, wrong, stay)
+            first += table.num_rows
+            advance(table.num_rows)
+
+
+def _require_fitting(cache: Path, manifest: Manifest, rules: FilterRules) -> None:
+    if not rules.given():
+        raise InputError(
+            "no rule is given: nothing would be dropped or weighted. See reflogp filter --help."
+        )
+    if manifest.kind == "unpaired" and (pairs := rules.of_pairs()):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in pairs)
+        raise InputError(f"{cache}: the cache is unpaired; {options} compares two responses.")
+    keeps = manifest.rules.get("keep", [])
+    if absent := [name for name in rules.only if name not in keeps]:
+        raise InputError(
+            f"{cache}: --only {absent[0]}: the cache keeps {', '.join(keeps) or 'no columns'}. "
+            f"Run `reflogp precompute` again with --keep {','.join([*keeps, absent[0]])}; nothing "
+            "is scored again."
+        )
+    of_confidence = rules.of_confidence
+    if of_confidence is not None and not any(
+        read_shard(cache / shard.file, ["confidence"]).column(0).null_count < shard.rows
+        for shard in manifest.shards
+    ):
+        option = of_confidence.replace("_", "-")
+        raise InputError(f"{cache}: --{option}: its rows have no confidence and no scores.")
+
+
+def _marks(cache: Path, manifest: Manifest, rules: FilterRules) -> Marks:
+    """What is known only once all rows have been seen, of all rows; 17 bytes each."""
+    none = np.zeros(sum(shard.rows for shard in manifest.shards), bool)
+    if not (rules.drop_contradictions or rules.drop_duplicates):
+        return Marks(none, none)
+
+    def look(shard: Shard) -> tuple[Keys, NDArray[np.int64]]:
+        found = measure(read_shard(cache / shard.file, COLUMNS))
+        return found.key, found.source_row
+
+    parts = list(at_once(look, manifest.shards))
+    keys, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Marks(contradictory(keys), repeated(keys, rows))
