@@ -6,17 +6,29 @@ jobs can share the work. A plan lives only until its cache is sealed.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import PLAN_SCHEMA
 from data_schemas.errors import ReflogpError
 from data_schemas.storage import read_bytes
+from stages.precompute.columns import list_column
+from stages.precompute.row_ids import int32_bytes
 from stages.precompute.tokenize import TokenizedRow
+
+_LARGEST = 4  # times the wanted size, where all rows have one prompt
+
+_Packed = tuple[Any, ...]
+"""A row's fields in the order of PLAN_SCHEMA, ids as int32: 4 bytes a token, not 36 as a list."""
+_FIELDS = attrgetter(*PLAN_SCHEMA.names)
+_PROMPT_AND_SOURCE = itemgetter(*map(PLAN_SCHEMA.names.index, ("prompt_ids", "source_row")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +45,15 @@ class PlannedShard:
 def write_plan(rows: Iterable[TokenizedRow], folder: Path, shard_tokens: int) -> list[PlannedShard]:
     """Write `rows` into shards of about `shard_tokens` tokens to score each."""
     planned = []
-    for number, shard in enumerate(_split(rows, shard_tokens)):
+    for number, (shard, tokens) in enumerate(_split(rows, shard_tokens)):
         path = folder / f"plan-{number:05d}.arrow"
         # Rows of one prompt side by side: an engine that keeps prompts reads the second from cache.
-        shard.sort(key=lambda row: (row.prompt_ids, row.source_row))
-        columns = {name: [getattr(row, name) for row in shard] for name in PLAN_SCHEMA.names}
-        content = _serialized(pa.table(columns, schema=PLAN_SCHEMA))
+        shard.sort(key=_PROMPT_AND_SOURCE)
+        columns = map(_column, zip(*shard, strict=True), PLAN_SCHEMA)
+        content = _serialized(pa.table(list(columns), schema=PLAN_SCHEMA))
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
-        tokens = sum(map(scored_tokens, shard))
         planned.append(PlannedShard(number, path, len(shard), tokens, digest))
     return planned
 
@@ -73,6 +84,17 @@ def damaged(path: Path) -> ReflogpError:
     )
 
 
+def _packed(row: TokenizedRow) -> _Packed:
+    return tuple(int32_bytes(v) if isinstance(v, list) else v for v in _FIELDS(row))
+
+
+def _column(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    if not pa.types.is_list(field.type):
+        return pa.array(values, field.type)
+    ids = [None if value is None else np.frombuffer(value, np.int32) for value in values]
+    return list_column(ids, field.type)
+
+
 def _serialized(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -82,22 +104,22 @@ def _serialized(table: pa.Table) -> pa.Buffer:
 
 def scored_tokens(row: TokenizedRow) -> int:
     """Tokens of every prompt + response sequence of `row`: what an engine without sharing runs."""
-    return sum(
-        len(row.prompt_ids) + len(ids)
-        for ids in (row.chosen_ids, row.rejected_ids, row.kl_ids)
-        if ids is not None
-    )
+    responses = [ids for ids in (row.chosen_ids, row.rejected_ids, row.kl_ids) if ids is not None]
+    return len(responses) * len(row.prompt_ids) + sum(map(len, responses))
 
 
-def _split(rows: Iterable[TokenizedRow], shard_tokens: int) -> Iterator[list[TokenizedRow]]:
-    shard: list[TokenizedRow] = []
-    tokens = 0
+def _split(rows: Iterable[TokenizedRow], shard_tokens: int) -> Iterator[tuple[list[_Packed], int]]:
+    """The rows of each shard, and its tokens to score."""
+    shard: list[_Packed] = []
+    tokens, prompt = 0, None
     for row in rows:
-        # A new shard starts only at a new prompt, so that rows of one prompt stay together.
-        if tokens >= shard_tokens and row.prompt_ids != shard[-1].prompt_ids:
-            yield shard
+        # Rows of one prompt stay together, unless there are so many that memory would tell.
+        full = tokens >= shard_tokens and row.prompt_ids != prompt
+        if full or tokens >= _LARGEST * shard_tokens:
+            yield shard, tokens
             shard, tokens = [], 0
-        shard.append(row)
+        shard.append(_packed(row))
+        prompt = row.prompt_ids
         tokens += scored_tokens(row)
     if shard:
-        yield shard
+        yield shard, tokens

@@ -1,12 +1,17 @@
-"""Token ids -> a stable, unique row id, in 8 bytes of memory a row.
+"""Token ids -> a stable, unique row id, in 11 bytes of memory a row.
 
 Content decides the id: the same row has the same id in every run, whatever stands before it.
 Rows with the same content are told apart by a suffix; to know them, a 64-bit key of each row is
-kept, the recent ones in a set, the others in a sorted array. Two different rows that share a key
-(one chance in 3,000 over 100 million rows) get a needless suffix: their ids differ anyway.
+kept, in one of 65,536 sorted arrays by its first bits: among 100 million rows a look-up is among
+1,500 keys and an insertion moves half of them, which takes two microseconds where it began with
+one. Two different rows that share a key (one chance in 3,000 over 100 million rows) get a needless
+suffix: their ids differ anyway.
 """
 
 import hashlib
+import struct
+from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,48 +22,58 @@ from numpy.typing import NDArray
 CONTENT_DIGITS = 32
 """How much of an id its content decides; what follows only tells copies apart."""
 
-_RECENT = 65_536
+_BUCKET_BITS = 16
+
+
+class KeySet:
+    """A set of 64-bit keys that only grows."""
+
+    def __init__(self) -> None:
+        self._buckets = [array("Q") for _ in range(1 << _BUCKET_BITS)]
+
+    def add(self, key: int) -> bool:
+        """Add `key`; whether it was not there."""
+        bucket = self._buckets[key >> (64 - _BUCKET_BITS)]
+        place = bisect_left(bucket, key)
+        if place < len(bucket) and bucket[place] == key:
+            return False
+        bucket.insert(place, key)
+        return True
 
 
 class RowIds:
     """Gives ids, and remembers what it gave."""
 
     def __init__(self) -> None:
-        self._recent: set[int] = set()
-        self._sorted = np.zeros(0, np.uint64)
+        self._keys = KeySet()
         self._copies: dict[int, int] = {}
 
     def assign(self, *parts: list[int] | None) -> str:
         """The id of a row with these token ids: BLAKE2b-128 in hex, then `-1` on the 2nd copy."""
         name = content_hash(*parts)
-        copies = self._count(int.from_bytes(name[:8], "little"))
-        return name.hex() + (f"-{copies}" if copies else "")
-
-    def _count(self, key: int) -> int:
-        """How often `key` was seen before."""
-        if key in self._recent or self._is_sorted(key):
-            self._copies[key] = self._copies.get(key, 0) + 1
-            return self._copies[key]
-        self._recent.add(key)
-        if len(self._recent) >= _RECENT:
-            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
-            self._sorted = np.sort(np.concatenate([self._sorted, recent]))
-            self._recent.clear()
-        return 0
-
-    def _is_sorted(self, key: int) -> bool:
-        place = int(np.searchsorted(self._sorted, np.uint64(key)))
-        return place < len(self._sorted) and int(self._sorted[place]) == key
+        key = int.from_bytes(name[:8], "little")
+        if self._keys.add(key):
+            return name.hex()
+        self._copies[key] = self._copies.get(key, 0) + 1
+        return f"{name.hex()}-{self._copies[key]}"
 
 
 def content_hash(*parts: Sequence[int] | NDArray[np.integer] | None) -> bytes:
     """BLAKE2b-128 of the token ids of a row: prompt, chosen, rejected, None for what is absent."""
-    digest = hashlib.blake2b(digest_size=16)
+    content = bytearray()
     for part in parts:
         # the length first, so that [1], [2, 3] and [1, 2], [3] differ; -1 marks what is absent
-        digest.update(np.int32(-1 if part is None else len(part)).tobytes())
-        digest.update(np.asarray([] if part is None else part, np.int32).tobytes())
-    return digest.digest()
+        content += struct.pack("i", -1 if part is None else len(part))
+        if part is not None:
+            content += int32_bytes(part)
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def int32_bytes(ids: Sequence[int] | NDArray[np.integer]) -> bytes:
+    """Token ids as int32: of a list twice as fast as through NumPy or Arrow."""
+    if isinstance(ids, np.ndarray):
+        return ids.astype(np.int32).tobytes()
+    return struct.pack(f"{len(ids)}i", *ids)
 
 
 def content_keys(row_ids: pa.Array) -> NDArray[np.uint64]:

@@ -1,7 +1,8 @@
 """Row ids: decided by content, unique, and cheap to keep."""
 
-from stages.precompute import row_ids
-from stages.precompute.row_ids import RowIds
+import numpy as np
+
+from stages.precompute.row_ids import KeySet, RowIds
 
 
 def test_the_same_tokens_have_the_same_id_whatever_stands_before():
@@ -23,12 +24,20 @@ def test_where_a_part_ends_counts():
     assert not any("-" in name for name in names)
 
 
-def test_copies_are_numbered_also_after_the_keys_were_sorted_away(monkeypatch):
-    monkeypatch.setattr(row_ids, "_RECENT", 50)
+def test_copies_are_numbered():
     ids = RowIds()
-    first = [ids.assign([number], [1], [2]) for number in range(500)]
-    second = [ids.assign([number], [1], [2]) for number in range(500)]
-    third = [ids.assign([number], [1], [2]) for number in range(500)]
+    first, second, third = (
+        [ids.assign([number], [1], [2]) for number in range(500)] for _ in range(3)
+    )
     assert second == [f"{name}-1" for name in first]
     assert third == [f"{name}-2" for name in first]
     assert len({*first, *second, *third}) == 1500
+
+
+def test_a_set_of_keys_knows_each_wherever_it_stands_among_others():
+    numbers = np.random.default_rng(0).integers(0, 2**64, 3000, np.uint64).tolist()
+    close = [2**63 + number for number in (5, 0, 9, 3, 2**40)]  # all in one bucket
+    keys, there = KeySet(), {0, 2**64 - 1, *numbers, *close}
+    assert all(keys.add(key) for key in there)
+    assert not any(keys.add(key) for key in there)
+    assert all(keys.add(key + 1) for key in close if key + 1 not in there)
