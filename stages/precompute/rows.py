@@ -1,7 +1,7 @@
 """Source -> tokenized rows: reads, normalizes and tokenizes; sets aside whatever cannot be used."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from stages.precompute.sources import RawRow, read_source
 from stages.precompute.tokenize import TokenizedRow, Tokenizer
 
 _ROWS_TO_DETECT_FROM = 100
+_ROWS_AT_ONCE = 64  # to the tokenizer, which shares them out to all cores
 
 
 class Rows:
@@ -57,22 +58,28 @@ class Rows:
         yield from usable
 
     def _usable(
-        self, raw_rows: Iterable[RawRow], tokenizer: Tokenizer, advance: Callable[[float], None]
+        self, raw_rows: Iterator[RawRow], tokenizer: Tokenizer, advance: Callable[[float], None]
     ) -> Iterator[TokenizedRow]:
-        for raw in raw_rows:
-            self.read += 1
-            advance(1)
-            try:
-                row = tokenizer(self._normalize(raw))
-                yield replace(row, kept=self._kept(raw)) if self._config.keep else row
-            except RowFault as fault:
-                self._quarantine.add(
-                    fault,
-                    source_row=raw.index,
-                    file=raw.file,
-                    line=raw.line,
-                    row=raw.text if raw.data is None else raw.data,
-                )
+        while some := list(itertools.islice(raw_rows, _ROWS_AT_ONCE)):
+            self.read += len(some)
+            preferences = [self._normalized(raw) for raw in some]
+            usable = [found for found in preferences if isinstance(found, Preference)]
+            rows = iter(tokenizer.many(usable))
+            for raw, preference in zip(some, preferences, strict=True):
+                advance(1)
+                found = next(rows) if isinstance(preference, Preference) else preference
+                if isinstance(found, RowFault):
+                    self._quarantine.add(
+                        found,
+                        source_row=raw.index,
+                        file=raw.file,
+                        line=raw.line,
+                        row=raw.text if raw.data is None else raw.data,
+                    )
+                elif self._config.keep:
+                    yield replace(found, kept=self._kept(raw))
+                else:
+                    yield found
 
     def _detect(self, head: list[RawRow]) -> Form:
         if not head:
@@ -123,6 +130,12 @@ class Rows:
         kept = {name: value for name, value in row.items() if name not in mapped}
         renamed = {new: row[old] for new, old in self._config.columns.items() if old in row}
         return kept | renamed
+
+    def _normalized(self, raw: RawRow) -> Preference | RowFault:
+        try:
+            return self._normalize(raw)
+        except RowFault as fault:
+            return fault
 
     def _normalize(self, raw: RawRow) -> Preference:
         if raw.fault is not None:

@@ -20,9 +20,11 @@ A change here that can give other ids for the same input raises RULES_VERSION in
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +35,8 @@ from stages.precompute.faults import RowFault
 from stages.precompute.fields import Content
 from stages.precompute.preferences import Preference
 from stages.precompute.row_ids import RowIds
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,26 @@ class Tokenizer:
         Raises:
             RowFault: the row does not fit `max_length`, or the template cannot render it.
         """
+        (found,) = self.many([preference])
+        if isinstance(found, RowFault):
+            raise found
+        return found
+
+    def many(self, preferences: Sequence[Preference]) -> list[TokenizedRow | RowFault]:
+        """The same of many at once: tokenizers that are not Python's take all cores for them."""
+        texts = [_or_fault(self._texts, preference) for preference in preferences]
+        joined = [text for found in texts if not isinstance(found, RowFault) for text in found]
+        ids = iter(self._all_ids(joined))
+        return [
+            found
+            if isinstance(found, RowFault)
+            else _or_fault(self._row, preference, found, list(islice(ids, len(found))))
+            for preference, found in zip(preferences, texts, strict=True)
+        ]
+
+    def _row(self, preference: Preference, texts: list[str], ids: list[list[int]]) -> TokenizedRow:
         responses = [preference.chosen, preference.rejected]
-        prompt, tails = self._encode(preference.prompt, [r for r in responses if r is not None])
+        prompt, tails = self._parted(texts, ids, raw=isinstance(preference.prompt, str))
         tails = [self._close(tail, raw=isinstance(preference.prompt, str)) for tail in tails]
         kept_prompt, kept = self._truncate(prompt, tails)
         if len(kept) == 2 and kept[0] == kept[1]:
@@ -95,8 +117,8 @@ class Tokenizer:
                 f"chosen and rejected have the same tokens{within}",
             )
         cut = iter([len(short) < len(long) for short, long in zip(kept, tails, strict=True)])
-        ids = iter(kept)
-        chosen, rejected = (None if r is None else next(ids) for r in responses)
+        left = iter(kept)
+        chosen, rejected = (None if r is None else next(left) for r in responses)
         return TokenizedRow(
             row_id=self._row_ids.assign(kept_prompt, chosen, rejected),
             source_row=preference.source_row,
@@ -109,16 +131,20 @@ class Tokenizer:
             confidence=preference.confidence,
         )
 
-    def _encode(
-        self, prompt: Content, responses: Sequence[Content]
-    ) -> tuple[list[int], list[list[int]]]:
+    def _texts(self, preference: Preference) -> list[str]:
+        """The prompt, and the prompt with each response."""
+        prompt = preference.prompt
+        responses = [r for r in (preference.chosen, preference.rejected) if r is not None]
         if isinstance(prompt, str):
-            text, wholes = prompt, [prompt + str(response) for response in responses]
-        else:
-            text = self._render(prompt, add_generation_prompt=True)
-            wholes = [self._render(prompt + list(response)) for response in responses]  # type: ignore[arg-type]
-        ids = self._ids(text)
-        whole_ids = [self._ids(whole) for whole in wholes]
+            return [prompt, *(prompt + str(response) for response in responses)]
+        wholes = [self._render(prompt + list(response)) for response in responses]  # type: ignore[arg-type]
+        return [self._render(prompt, add_generation_prompt=True), *wholes]
+
+    def _parted(
+        self, texts: list[str], all_ids: list[list[int]], *, raw: bool
+    ) -> tuple[list[int], list[list[int]]]:
+        """Ids of the prompt, and of each response after it."""
+        (text, *wholes), (ids, *whole_ids) = texts, all_ids
         if not all(whole.startswith(text) for whole in wholes):
             shared = min(_common_length(ids, whole) for whole in whole_ids)
             self.template_diverged += 1
@@ -127,15 +153,20 @@ class Tokenizer:
             found[len(ids) :] if found[: len(ids)] == ids else self._inner_ids(whole[len(text) :])
             for whole, found in zip(wholes, whole_ids, strict=True)
         ]
-        if isinstance(prompt, str) and ids[: len(self._bos)] != self._bos:
+        if raw and ids[: len(self._bos)] != self._bos:
             ids = self._bos + ids
         if not ids:
             raise RowFault(Reason.EMPTY_PROMPT, "prompt", "the prompt has no tokens")
         return ids, tails
 
-    def _ids(self, text: str) -> list[int]:
+    def _all_ids(self, texts: list[str]) -> list[list[int]]:
         # Templates write their own special tokens, and raw text gets BOS in one place, above.
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not texts:
+            return []
+        return list(self._tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+    def _ids(self, text: str) -> list[int]:
+        return self._all_ids([text])[0]
 
     def _inner_ids(self, text: str) -> list[int]:
         """Ids of `text` without the space that SentencePiece puts before the first word of all."""
@@ -233,6 +264,13 @@ def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     full = list(tokenizer("a")["input_ids"])
     starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
     return full[: next(starts, 0)]
+
+
+def _or_fault(work: Callable[..., Result], *arguments: Any) -> Result | RowFault:
+    try:
+        return work(*arguments)
+    except RowFault as fault:
+        return fault
 
 
 def _common_length(left: list[int], right: list[int]) -> int:
