@@ -8,6 +8,7 @@ of another row, scored after this row's prompt.
 The documentation of each field travels inside the Parquet file as field metadata.
 """
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -89,8 +90,15 @@ def unweighted(table: pa.Table) -> pa.Table:
     return table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
 
 
-def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read_shard(
+    path: Path, columns: list[str] | None = None, content: bytes | None = None
+) -> pa.Table:
     """Read a finished shard, or some of its columns.
+
+    Args:
+        path: the file.
+        columns: which; all of them unless given.
+        content: of the file, where that has been read.
 
     Raises:
         InputError: the file is missing, is no Parquet, is of another schema version or damaged.
@@ -98,7 +106,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         # each page has a checksum, so a flipped bit is an error and not another number
         with (
-            opened(path) as source,
+            io.BytesIO(content) if content is not None else opened(path) as source,
             pq.ParquetFile(source, page_checksum_verification=True) as file,
         ):
             metadata = file.schema_arrow.metadata or {}

@@ -290,9 +290,23 @@ def require_intact(path: Path, record: Shard) -> None:
     try:
         digest = file_sha256(path)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}). Run `reflogp precompute` again."
-        ) from error
+        raise unreadable(path, error) from error
+    require_sha256(path, digest, record)
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """The error for a file of a cache that cannot be read."""
+    return InputError(
+        f"{path}: cannot be read ({error.strerror or error}). Run `reflogp precompute` again."
+    )
+
+
+def require_sha256(path: Path, digest: str, record: Shard) -> None:
+    """Refuse a file with a digest that is not the one that was sealed.
+
+    Raises:
+        InputError: so it is.
+    """
     if digest != record.sha256:
         raise InputError(
             f"{path}: damaged: its SHA-256 is not the one in {FILE_NAME}. Delete it and run "

@@ -5,6 +5,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.job_record import JobRecord
@@ -19,7 +22,6 @@ from data_schemas.manifest import (
     file_sha256,
 )
 from data_schemas.quarantine import Reason
-from data_schemas.storage import at_once
 from data_schemas.verification import Verification
 from stages.loading import quantization
 from stages.precompute.account import accounts
@@ -32,7 +34,7 @@ from stages.precompute.planning import Plan
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.shards import describe
 from stages.progress import Console
-from stages.verify.integrity import damage
+from stages.verify.integrity import examine
 from stages.verify.stage import too_large, verify
 
 _NAMED = 5  # files in one message
@@ -122,12 +124,10 @@ def _require_complete(job: Job, plan: Plan, found: Survey) -> None:
 
 def _checked(job: Job, finished: list[Finished], console: Console) -> list[Shard]:
     """The manifest's entries; every shard is read once more, whoever wrote it and when."""
-    shards = []
     with console.track("checking", len(finished), "shards") as advance:
-        for shard in at_once(lambda one: _described(job, one), finished):
-            shards.append(shard)
-            advance(1)
-    if wrong := damage(job.config.cache, shards):
+        expected = [_expected(job, one) for one in finished]
+        shards, wrong = examine(job.config.cache, expected, advance)
+    if wrong:
         raise ReflogpError(
             f"{job.config.cache}: the cache is not sealed: {'; '.join(wrong[:_NAMED])}. Delete "
             "what is damaged and run `reflogp precompute` again; the other shards are kept."
@@ -135,11 +135,13 @@ def _checked(job: Job, finished: list[Finished], console: Console) -> list[Shard
     return shards
 
 
-def _described(job: Job, one: Finished) -> Shard:
+def _expected(job: Job, one: Finished) -> Shard:
+    """The entry that the shard should have, but for what is not known before it is read."""
     origin = one.origin
     responses = origin.chosen_tokens + origin.rejected_tokens + origin.kl_tokens
     tokens = origin.prompt_tokens + responses
-    return describe(job.shard_path(one.planned.number), rows=one.rows, tokens=tokens)
+    name = job.shard_path(one.planned.number).name
+    return Shard(file=name, rows=one.rows, tokens=tokens, bytes=0, sha256="")
 
 
 def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
@@ -152,7 +154,10 @@ def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
         for one in finished:
             if not one.origin.problems:
                 continue
-            rows = {row["source_row"]: row for row in read_plan(one.planned).to_pylist()}
+            planned_rows = read_plan(one.planned)
+            wrong = pa.array([problem.source_row for problem in one.origin.problems])
+            those = planned_rows.filter(pc.is_in(planned_rows.column("source_row"), wrong))
+            rows = {row["source_row"]: row for row in those.to_pylist()}
             for problem in one.origin.problems:
                 number = problem.source_row
                 quarantine.add(

@@ -30,7 +30,7 @@ from stages.precompute.shards import describe
 from stages.precompute.sources import source_files
 from stages.precompute.stage import merge
 from stages.precompute.tokenize import stop_ids
-from stages.verify.integrity import damage, integrity
+from stages.verify.integrity import examine, integrity
 from stages.verify.stage import too_large
 from tests.conftest import Silent
 from tests.mutations import damaged, fuzz, json_file, mutated, outcome
@@ -136,7 +136,7 @@ def test_shard(data, cache, folder):
     outcome(lambda: read_shard(path, ["prompt_ids", "ref_chosen_logp_sum"]))
     read_origin(path)
     # the manifest of a forger has the checksum of the damaged file
-    damage(folder, [describe(path, rows=shard.rows, tokens=shard.tokens)])
+    examine(folder, [describe(path, rows=shard.rows, tokens=shard.tokens)])
 
 
 @fuzz

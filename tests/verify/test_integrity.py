@@ -12,7 +12,7 @@ from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
 from pipeline.run import run_integrity
 from stages.precompute.shards import describe, write_shard
-from stages.verify.integrity import damage
+from stages.verify.integrity import examine
 
 FLIPS = 1000 if "REFLOGP_FAULTS" in os.environ else 300
 
@@ -80,7 +80,7 @@ def test_a_shard_with_a_good_checksum_but_wrong_content_is_found(cache, tmp_path
     shard = manifests.read(cache).shards[0]
     path = tmp_path / shard.file
     write_shard(change(read_shard(cache / shard.file)), path)
-    found = damage(tmp_path, [describe(path, rows=shard.rows, tokens=shard.tokens)])
+    _, found = examine(tmp_path, [describe(path, rows=shard.rows, tokens=shard.tokens)])
     assert found
     assert expected in " ".join(found)
 
