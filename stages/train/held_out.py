@@ -1,11 +1,17 @@
 """Which pairs of a cache are held out of training, to measure it on."""
 
+import math
+from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stages.train.cached_rows import Rows
 
 
-def held_out(pairs: Rows, share: float, seed: int) -> tuple[list[int], list[int]]:
+def held_out(pairs: Rows, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
     """Part a cache's rows into those to train on and those to evaluate on.
 
     All pairs of one prompt are on one side: a prompt that was trained on tells nothing of others.
@@ -20,16 +26,19 @@ def held_out(pairs: Rows, share: float, seed: int) -> tuple[list[int], list[int]
         The positions of both, in ascending order.
     """
     if not share:
-        return list(range(len(pairs))), []
-    by_prompt: dict[bytes, list[int]] = {}
+        return range(len(pairs)), range(0)
+    salt = seed.to_bytes(8, "big")
+    drawn = np.empty(len(pairs), np.uint64)  # 8 bytes a row: there can be a hundred million
     for row in range(len(pairs)):
         prompt = pairs[row].prompt_ids.tobytes()
-        digest = blake2b(prompt, digest_size=16, salt=seed.to_bytes(8, "big")).digest()
-        by_prompt.setdefault(digest, []).append(row)
-    evaluated: list[int] = []
-    for digest in sorted(by_prompt):
-        if len(evaluated) >= share * len(pairs):
-            break
-        evaluated += by_prompt[digest]
-    others = set(evaluated)
-    return [row for row in range(len(pairs)) if row not in others], sorted(evaluated)
+        digest = blake2b(prompt, digest_size=16, salt=salt).digest()
+        drawn[row] = int.from_bytes(digest[:8], "big")
+    wanted = min(math.ceil(share * len(pairs)), len(pairs))
+    last = np.partition(drawn, wanted - 1)[wanted - 1]
+    return _positions(drawn > last), _positions(drawn <= last)
+
+
+def _positions(mask: NDArray[np.bool_]) -> Sequence[int]:
+    positions = array("q")  # whose items, unlike NumPy's, are plain numbers
+    positions.frombytes(np.flatnonzero(mask).astype(np.int64, copy=False).view(np.uint8).data)
+    return positions
