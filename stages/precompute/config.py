@@ -119,6 +119,13 @@ class PrecomputeConfig(DataConfig):
         description="GPUs that a Ray actor takes (default: --tensor-parallel-size where the "
         "cluster has GPUs; give it where nodes are yet to be started).",
     )
+    shard_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="After so many minutes a Ray actor that has not finished its shard is killed, "
+        "and the shard tried by another (default: an hour, or 20 times what the slowest shard so "
+        "far took a token if that is more).",
+    )
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of a GPU's memory that vLLM may take."
     )

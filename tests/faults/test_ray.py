@@ -21,9 +21,12 @@ from pipeline.run import run_precompute
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.crew import crew
 from stages.precompute.job import Job
+from stages.precompute.plan import PlannedShard
 from stages.precompute.ray.actor import ShardActor
+from stages.precompute.ray.time_limit import TimeLimit
 from stages.precompute.reuse import KnownRows
 from stages.precompute.scorers.choose import Choice, choose
+from stages.precompute.worker import Done
 from tests.conftest import Silent
 from tests.faults import processes
 from tests.faults.conftest import THOROUGH, Make, names, require_equal
@@ -127,6 +130,47 @@ def test_a_shard_that_always_fails_is_reported_and_the_others_are_kept(
     missing = {name for name in names(single) if name.startswith("shard")} - names(tmp_path)
     assert [name[-13:] for name in missing] == ["00001.parquet"]
     assert sum(" of 2 times " in warning for warning in console.warned) == 2
+
+
+class Hanging(ShardActor):
+    """The first that gets the second shard has no end."""
+
+    def score(self, planned: PlannedShard) -> Done:
+        flag = self._job.config.cache.with_suffix(".hung")
+        if planned.number == 1 and not flag.exists():
+            flag.touch()
+            time.sleep(3600)
+        return super().score(planned)
+
+
+def test_an_actor_that_hangs_is_killed_and_its_shard_done_by_another(
+    two_cores: None,
+    small: Make,
+    single: Path,
+    tmp_path: Path,
+    console: Silent,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("stages.precompute.ray.roster.ShardActor", Hanging)
+    # a slow machine may have others stopped, too, which does no harm
+    monkeypatch.setattr("stages.precompute.ray.scoring.ATTEMPTS", 9)
+    cache = tmp_path / "cache"
+    processes.run(processes.precompute(small(cache).model_copy(update={"shard": "1/4"})))
+    run_precompute(on_ray(small(cache), shard_minutes=0.1), console)
+    require_equal(cache, single)
+    stopped = [warning for warning in console.warned if "00001.parquet failed 1" in warning]
+    assert len(stopped) == 1
+    assert "no end after 0.1 minutes" in stopped[0]
+
+
+def test_the_limit_of_a_shard_follows_from_the_slowest_one():
+    limit = TimeLimit(None)
+    assert limit.seconds(1_000_000) == 3600
+    limit.measure(1_000, 1.0)
+    limit.measure(1_000, 0.5)
+    assert limit.seconds(10) == 3600
+    assert limit.seconds(1_000_000) == 20_000
+    assert TimeLimit(2).seconds(1_000_000) == 120
 
 
 def test_actors_that_find_no_room_end_the_run(

@@ -8,7 +8,7 @@ it, and a run with it leaves the same files as one without.
 
 import time
 from collections import Counter, deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_schemas.errors import ReflogpError
 from stages.precompute.account import Account
@@ -18,6 +18,7 @@ from stages.precompute.job import Job
 from stages.precompute.plan import PlannedShard
 from stages.precompute.ray.cluster import connect, plain, room_of_an_actor
 from stages.precompute.ray.roster import Roster
+from stages.precompute.ray.time_limit import TimeLimit
 from stages.precompute.reuse import KnownRows
 from stages.precompute.worker import Done
 from stages.progress import Advance, Console
@@ -73,6 +74,14 @@ def score_on_ray(
         roster.end()
 
 
+class _Busy(NamedTuple):
+    """Who scores which shard, and since when."""
+
+    actor: Any
+    planned: PlannedShard
+    begin: float
+
+
 class _Run:
     """Which shard is where, and what became of it."""
 
@@ -88,10 +97,12 @@ class _Run:
         self._job, self._roster, self._account = job, roster, account
         self._console, self._advance = console, advance
         self._todo = deque(missing)
-        self._busy: dict[Any, tuple[Any, PlannedShard]] = {}
+        self._busy: dict[Any, _Busy] = {}
+        self._left_tokens = sum(planned.tokens for planned in missing)
         self._failures: Counter[int] = Counter()
         self._given_up: dict[int, str] = {}
-        self._finished: list[PlannedShard] = []
+        self._finished, self._rows, self._tokens = 0, 0, 0
+        self._limit = TimeLimit(job.config.shard_minutes)
         self._least = crew(job.config.actors).least
         self._begin = time.monotonic()
 
@@ -106,7 +117,8 @@ class _Run:
 
         while self._todo and self._roster.idle:
             actor, planned = self._roster.idle.pop(), self._todo.popleft()
-            self._busy[actor.score.remote(planned)] = actor, planned
+            answer = actor.score.remote(planned)
+            self._busy[answer] = _Busy(actor, planned, time.monotonic())
         self._roster.fit(self.left)
         awaited = [*self._roster.starting, *self._busy]
         for answer in ray.wait(awaited, timeout=_LOOK_SECONDS)[0]:
@@ -114,6 +126,7 @@ class _Run:
                 self._scored(answer)
             else:
                 self._started(answer)
+        self._stop_hung()
 
     def _started(self, answer: Any) -> None:
         try:
@@ -126,7 +139,7 @@ class _Run:
     def _scored(self, answer: Any) -> None:
         import ray
 
-        actor, planned = self._busy.pop(answer)
+        actor, planned, begin = self._busy.pop(answer)
         try:
             done = ray.get(answer)
         except Exception as error:  # noqa: BLE001 - whatever Ray raises in the node's name
@@ -135,10 +148,28 @@ class _Run:
             self._failed(planned, f"on {node}: {plain(error)}")
         else:
             self._roster.idle.append(actor)
+            self._limit.measure(planned.tokens, time.monotonic() - begin)
             self._done(planned, done)
 
+    def _stop_hung(self) -> None:
+        now = time.monotonic()
+        for answer, (actor, planned, begin) in list(self._busy.items()):
+            seconds = self._limit.seconds(planned.tokens)
+            if now - begin > seconds:
+                del self._busy[answer]
+                node = self._roster.nodes[actor]
+                self._roster.let_go(actor)
+                self._failed(
+                    planned,
+                    f"on {node}: it had no end after {seconds / 60:,.1f} minutes and was stopped "
+                    "(--shard-minutes)",
+                )
+
     def _done(self, planned: PlannedShard, done: Done) -> None:
-        self._finished.append(planned)
+        self._finished += 1
+        self._rows += planned.rows
+        self._tokens += planned.tokens
+        self._left_tokens -= planned.tokens
         # actors work at the same time, so each takes its part of the wall clock
         self._account.add(tokens=done.tokens, seconds=done.seconds / max(self._roster.working, 1))
         self._advance(planned.tokens, self._figures())
@@ -154,17 +185,16 @@ class _Run:
             self._todo.append(planned)  # behind the others, which may well do
             return
         self._given_up[number] = f"{name} {problem}"
+        self._left_tokens -= planned.tokens
         if not self._finished:  # then it is not the shard
             self.require_all()
 
     def _figures(self) -> str:
         seconds = max(time.monotonic() - self._begin, 1e-9)
-        speed = sum(planned.tokens for planned in self._finished) / seconds
-        flying = sum(planned.tokens for _, planned in self._busy.values())
-        minutes = (sum(planned.tokens for planned in self._todo) + flying) / speed / 60
-        rows = sum(planned.rows for planned in self._finished)
+        speed = self._tokens / seconds
+        minutes = self._left_tokens / speed / 60
         return (
-            f"{rows:,} rows, {self._roster.working} actors, {speed:,.0f} tokens/s, "
+            f"{self._rows:,} rows, {self._roster.working} actors, {speed:,.0f} tokens/s, "
             f"{minutes:,.1f} min left, {self._failures.total()} failures"
         )
 
@@ -174,7 +204,7 @@ class _Run:
             named = "; ".join(list(self._given_up.values())[:_NAMED])
             raise ReflogpError(
                 f"{len(self._given_up)} shards failed {ATTEMPTS} times each: {named}. "
-                f"{len(self._finished)} were finished and are kept: run the command again."
+                f"{self._finished} were finished and are kept: run the command again."
             )
 
 
