@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.overhead import StubScorer, Watch, make_job, make_plan, timed
+from benchmarks.overhead import rows as random_rows
 from stages.precompute import worker
 from stages.precompute.reuse import KnownRows
 from stages.precompute.scoring import score
@@ -41,7 +42,7 @@ def main() -> None:
     worker.start = lambda *_: StubScorer()  # type: ignore[attr-defined]
     try:
         job = make_job(folder)
-        plan = make_plan(job, rows)
+        plan = make_plan(job, random_rows(rows), rows)
         score(job, plan.shards, KnownRows(folder, job.inputs.scoring_digest()), Watch())
         manifest = seal(job, plan, Watch())
         before = own_mib()

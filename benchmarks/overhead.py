@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,13 @@ def make_job(cache: Path) -> Job:
     return Job(config, cache, "float32", Choice("transformers", "none", "a stub"), inputs)
 
 
-def make_plan(job: Job, count: int) -> Plan:
+def make_plan(
+    job: Job, rows: Iterable[TokenizedRow], count: int, shard_tokens: int = SHARD_TOKENS
+) -> Plan:
     """A plan of `count` rows, written as planning.py does it."""
     folder = job.path("plan")
     with Quarantine(folder / planning.QUARANTINE_NAME):
-        shards = write_plan(rows(count), folder, SHARD_TOKENS)
+        shards = write_plan(rows, folder, shard_tokens)
     entries = [planning.entry(shard, shard.path.stat().st_size) for shard in shards]
     record = PlanRecord(
         schema_version=plan_record.SCHEMA_VERSION,
@@ -159,7 +161,7 @@ def main() -> None:
     job = make_job(folder)
     try:
         making, _ = timed(lambda: sum(1 for _ in rows(count)))
-        planning_seconds, plan = timed(lambda: make_plan(job, count))
+        planning_seconds, plan = timed(lambda: make_plan(job, rows(count), count))
         watch.memory.append(peak_mib())
         known = KnownRows(folder, job.inputs.scoring_digest())
         scoring, _ = timed(lambda: score(job, plan.shards, known, watch))
