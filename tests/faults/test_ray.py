@@ -110,7 +110,9 @@ def test_actors_finish_what_a_share_began_though_one_of_them_is_killed(
     assert before
     assert before.items() <= shard_times(tmp_path).items()
     assert len(killed) == 1
-    assert sum("failed 1 of 3 times" in warning for warning in console.warned) == 1
+    # none where it was killed between putting the shard in its place and saying so
+    assert sum("failed 1 of 3 times" in warning for warning in console.warned) <= 1
+    assert not any("failed 2 of" in warning for warning in console.warned)
 
 
 def test_a_shard_that_always_fails_is_reported_and_the_others_are_kept(
