@@ -27,7 +27,14 @@ _LARGEST = 4  # times the wanted size, where all rows have one prompt
 
 _Packed = tuple[Any, ...]
 """A row's fields in the order of PLAN_SCHEMA, ids as int32: 4 bytes a token, not 36 as a list."""
+
+
+def _are_ids(field: pa.Field) -> bool:
+    return bool(pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type))
+
+
 _FIELDS = attrgetter(*PLAN_SCHEMA.names)
+_IS_IDS = tuple(map(_are_ids, PLAN_SCHEMA))
 _PROMPT_AND_SOURCE = itemgetter(*map(PLAN_SCHEMA.names.index, ("prompt_ids", "source_row")))
 
 
@@ -85,11 +92,12 @@ def damaged(path: Path) -> ReflogpError:
 
 
 def _packed(row: TokenizedRow) -> _Packed:
-    return tuple(int32_bytes(v) if isinstance(v, list) else v for v in _FIELDS(row))
+    fields = zip(_FIELDS(row), _IS_IDS, strict=True)
+    return tuple(int32_bytes(v) if is_ids and v is not None else v for v, is_ids in fields)
 
 
 def _column(values: Sequence[Any], field: pa.Field) -> pa.Array:
-    if not pa.types.is_list(field.type):
+    if not _are_ids(field):
         return pa.array(values, field.type)
     ids = [None if value is None else np.frombuffer(value, np.int32) for value in values]
     return list_column(ids, field.type)

@@ -231,7 +231,8 @@ def test_the_arguments_of_a_loss_get_the_types_of_its_signature():
 
 
 def test_the_table_of_losses_fits_80_columns_and_names_each():
-    shown = CliRunner().invoke(app, ["train", "--list-losses"], env={"COLUMNS": "80"})
+    terminal = {"COLUMNS": "80", "TTY_COMPATIBLE": "1", "NO_COLOR": "1", "TERM": "dumb"}
+    shown = CliRunner().invoke(app, ["train", "--list-losses"], env=terminal)
     assert shown.exit_code == 0
     assert max(map(len, shown.output.splitlines())) <= 80
     words = shown.output.split()

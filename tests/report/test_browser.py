@@ -268,7 +268,10 @@ def test_the_arrow_keys_read_a_chart_step_by_step(opened, run):
         loss = metrics["train"][step]["loss"]
         assert found["trained on"][0] == pytest.approx(loss, rel=1e-3, abs=6e-5)
         said = opened.run(f"{chart}.ariaValueText")
-        assert said.startswith(f"step {step}; trained on {loss:.4f}; held out ")
+        spoken = re.match(rf"step {step}; trained on (\S+); held out ", said)
+        assert spoken is not None
+        number = float(spoken[1].replace("\N{MINUS SIGN}", "-"))
+        assert number == pytest.approx(loss, rel=1e-3, abs=6e-5)
     opened.press("Escape")
     assert opened.run("document.querySelector('.readout').hidden")
 
