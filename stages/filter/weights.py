@@ -3,7 +3,7 @@
     confidence       x / (1 + x), x = max(confidence, 0) / scale; scale: median of those above 0
     similarity       1 - similarity
     length-ratio     1 / ratio
-    reference-gap    1 / (1 + |gap| / scale); scale: median of |gap|
+    reference-gap    1 / (1 + |gap| / scale); scale: median of those above 0
 
 Each is between 0 and 1, rises or falls throughout, and keeps the rows' order by the measure. Over
 the rows that have the measure it is divided by its mean, and a row without it gets 1: it counts as
@@ -69,11 +69,12 @@ def weighted(
     factors, scale, there = np.ones(len(before)), None, np.isfinite(values)
     if by is not None and there.any():
         scale = _scale(by, values[there])
-        factors[there] = _over_mean(_formula(by, values[there], scale))
+        counted = _formula(by, values[there], scale)
+        factors[there] = counted / (counted.mean() or 1.0)
     found = _over_mean(before * factors)
     summary = Weights(
         by=[*(earlier.by if earlier else []), *([by] if by else [])],
-        scale=scale,
+        scale=scale if by or earlier is None else earlier.scale,
         without=int((~there).sum()) if by else 0,
         zero=int((found == 0).sum()),
         least=float(found.min()),

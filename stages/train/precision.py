@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from data_schemas.manifest import Dtype
 from stages.processes import processes
@@ -38,34 +39,41 @@ def autocast_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
     return "float32" if config.lora_r or weights_dtype(config, dtype) == dtype else dtype
 
 
-def needs_masters(weights: Iterable[Tensor]) -> bool:
-    """Whether any of the weights that are trained has too few bits to be updated by itself."""
+def keeps_masters(arguments: TrainingArguments, weights: Iterable[Tensor]) -> bool:
+    """Whether a run's optimizer is a MasterAdamW: all weights are trained, in bfloat16.
+
+    Args:
+        arguments: of the run.
+        weights: of the policy, in this process.
+    """
+    if processes() > 1 or not _GRADIENTS_MAY_DIFFER:
+        return bool(arguments.bf16 and not arguments.fsdp)
     return any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in weights)
 
 
 class MasterAdamW(torch.optim.AdamW):
     """AdamW over float32 copies of the weights, rounded into the weights after each step.
 
-    Gradients, too, are summed in float32 over the passes of a step.
+    Gradients, too, are summed in float32 over the passes of a step. A float32 weight is its own
+    copy, so that a run may go on from one process to several, or back, and lose nothing.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], **options: Any) -> None:
         groups = [{**group, "params": list(group["params"])} for group in params]
         self._weights: list[Any] = [weight for group in groups for weight in group["params"]]
-        for weight in self._weights:
-            weight.grad_dtype = torch.float32
         for group in groups:
-            group["params"] = [nn.Parameter(weight.detach().float()) for weight in group["params"]]
+            group["params"] = [_master(weight) for weight in group["params"]]
         super().__init__(groups, **options)
         self._masters: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update the copies by the weights' gradients, then the weights."""
-        for weight, master in zip(self._weights, self._masters, strict=True):
+        rounded = [(w, m) for w, m in zip(self._weights, self._masters, strict=True) if w is not m]
+        for weight, master in rounded:
             master.grad = weight.grad
         result = super().step(closure)
-        for weight, master in zip(self._weights, self._masters, strict=True):
+        for weight, master in rounded:
             weight.copy_(master)
             master.grad = None
         return result
@@ -81,12 +89,20 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`; without copies, which several processes have not, from these."""
+        """Go on from `state_dict`, whatever the weights are."""
         super().load_state_dict({n: v for n, v in state_dict.items() if n != "masters"})
-        masters = state_dict.get("masters", self._weights)
-        for weight, master, saved in zip(self._weights, self._masters, masters, strict=True):
+        found = zip(self._weights, self._masters, state_dict["masters"], strict=True)
+        for weight, master, saved in found:
             master.copy_(saved)
             weight.copy_(master)
+
+
+def _master(weight: Any) -> nn.Parameter:
+    """A float32 copy of a weight; the weight itself if it is float32."""
+    if weight.dtype == torch.float32:
+        return weight  # type: ignore[no-any-return]
+    weight.grad_dtype = torch.float32
+    return nn.Parameter(weight.detach().float())
 
 
 _GRADIENTS_MAY_DIFFER = hasattr(Tensor, "grad_dtype")  # in dtype, from their weights; torch 2.10

@@ -110,7 +110,7 @@ def _trainer(
         callbacks=callbacks,
         loss=loss,
         squares=config.weighting == "wpo",
-        even=uses(config.losses, "batch"),
+        even=uses(config.losses, "batch") or bool(config.loss_args.get("batch_shift")),
     )
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file, the steps on the bar
     return trainer

@@ -22,7 +22,7 @@ from stages.train.losses.unpaired import kl_estimate
 from stages.train.means import Means
 from stages.train.metrics import completed, metrics
 from stages.train.pair_logps import pair_logps
-from stages.train.precision import MasterAdamW, needs_masters
+from stages.train.precision import MasterAdamW, keeps_masters
 from stages.train.steps import EpochLoader, Share, ShuffledBatches, shares
 from stages.train.unpaired_logps import unpaired_logps
 
@@ -75,7 +75,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, Any]:
         """Trainer's choice; with float32 copies of the weights where they are needed."""
         chosen, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        return MasterAdamW if needs_masters(model.parameters()) else chosen, options
+        return MasterAdamW if keeps_masters(args, model.parameters()) else chosen, options
 
     def get_train_dataloader(self) -> EpochLoader:
         """All processes read the same pairs; get_batch_samples shares them out."""

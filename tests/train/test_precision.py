@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from data_schemas import manifest as manifests
 from data_schemas.manifest import Dtype
@@ -17,7 +17,7 @@ from stages.precompute.config import PrecomputeConfig
 from stages.response_logps import response_logps
 from stages.train.config import TrainConfig
 from stages.train.policy import load_policy
-from stages.train.precision import MasterAdamW, autocast_dtype, needs_masters, weights_dtype
+from stages.train.precision import MasterAdamW, autocast_dtype, keeps_masters, weights_dtype
 from tests.checkpoints import make_checkpoint
 from tests.conftest import Silent
 from tests.train.test_resume import killed_at, metrics, settings
@@ -120,17 +120,36 @@ def test_a_state_that_was_saved_goes_on_as_if_nothing_had_been():
     steps(other, resumed, 9)
     assert torch.equal(other, weight)
     assert torch.equal(resumed.state_dict()["masters"][0], optimizer.state_dict()["masters"][0])
-    # of several processes' checkpoint, in which the weights themselves are float32
-    del state["masters"]
-    later = MasterAdamW([{"params": [other]}], lr=1.0)
-    later.load_state_dict(state)
-    assert torch.equal(later.state_dict()["masters"][0], other.float())
 
 
-def test_only_what_is_trained_in_few_bits_needs_copies():
+def test_a_run_goes_on_from_rounded_weights_to_float32_ones_and_back_and_loses_nothing():
+    small, wide, back = weights(0.1), weights(0.7, dtype=torch.float32), weights(0.7)
+    optimizers = [MasterAdamW([{"params": [w]}], lr=5e-6) for w in (small, wide, back)]
+    always = weights(weights(0.1).item(), dtype=torch.float32)
+    plain = torch.optim.AdamW([always], lr=5e-6)
+    state = None
+    for weight, optimizer in zip((small, wide, back), optimizers, strict=True):
+        if state is not None:
+            optimizer.load_state_dict(copy.deepcopy(state))
+        for _ in range(7):
+            for one, its in ((weight, optimizer), (always, plain)):
+                one.grad = torch.ones(1)
+                its.step()
+        state = optimizer.state_dict()
+        assert torch.equal(state["masters"][0], always)
+        assert torch.equal(weight, always.to(weight.dtype))
+
+
+def test_who_keeps_copies(monkeypatch, tmp_path):
+    plain = TrainingArguments(str(tmp_path), use_cpu=True)
+    mixed = TrainingArguments(str(tmp_path), use_cpu=True, bf16=True)
     frozen = nn.Parameter(torch.ones(1, dtype=torch.bfloat16), requires_grad=False)
-    assert not needs_masters([frozen, weights(1.0, dtype=torch.float32)])
-    assert needs_masters([weights(1.0, dtype=torch.float32), weights(1.0)])
+    wide = weights(1.0, dtype=torch.float32)
+    assert not keeps_masters(plain, [frozen, wide])  # an adapter
+    assert keeps_masters(plain, [wide, weights(1.0)])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not keeps_masters(plain, [frozen, weights(1.0)])  # DDP would sum in bfloat16
+    assert keeps_masters(mixed, [wide])
 
 
 @pytest.mark.parametrize("tied", [False, True])
