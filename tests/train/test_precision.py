@@ -20,6 +20,7 @@ from stages.train.policy import load_policy
 from stages.train.precision import MasterAdamW, autocast_dtype, keeps_masters, weights_dtype
 from tests.checkpoints import make_checkpoint
 from tests.conftest import Silent
+from tests.train import test_processes as processes
 from tests.train.test_resume import killed_at, metrics, settings
 
 
@@ -49,8 +50,8 @@ def test_who_holds_which_weights(monkeypatch, tmp_path):
         "bfloat16", "float32",
     )  # fmt: skip
     found = []
-    for processes in ("1", "2"):
-        monkeypatch.setenv("WORLD_SIZE", processes)
+    for number in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", number)
         kinds: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
         found.append([(weights_dtype(full, k), autocast_dtype(full, k)) for k in kinds])
     alone, together = found
@@ -206,3 +207,23 @@ def test_the_policy_starts_as_the_reference_was_scored(half, half_cache, tmp_pat
     policy = load_policy(half, TrainConfig(cache=half_cache, output=tmp_path, lora_r=0), "bfloat16")
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
     assert all(p.requires_grad for p in policy.parameters())
+
+
+def test_two_processes_go_on_with_the_float32_weights_of_one(half_cache, console, tmp_path):
+    options = processes.OPTIONS | {"learning_rate": 5e-6, "eval_fraction": 0.0}
+    alone = TrainConfig(cache=half_cache, output=tmp_path / "alone", **options)
+    run_train(alone, console)
+    begun = TrainConfig(cache=half_cache, output=tmp_path / "begun", **options)
+    killed_at(3, begun)
+    more = ("--learning-rate=5e-6", "--eval-fraction=0")
+    assert "resumed from" in processes.torchrun(half_cache, begun.output, *more)
+    weights, others = (
+        torch.load(next(c.output.glob("checkpoint-*")) / "optimizer.pt", weights_only=True)[
+            "masters"
+        ]
+        for c in (alone, begun)
+    )
+    for ours, theirs in zip(weights, others, strict=True):
+        # no more than each step's rate; what rounding would have lost is up to ten times that
+        torch.testing.assert_close(ours, theirs, atol=3e-5, rtol=0)
+        assert not torch.equal(ours, ours.bfloat16().float())
