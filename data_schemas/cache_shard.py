@@ -77,7 +77,7 @@ _METADATA = {"reflogp.schema": "cache_shard", "reflogp.schema_version": str(SCHE
 
 PLAN_SCHEMA = pa.schema(TOKEN_FIELDS)
 """A planned shard: the rows of a cache shard before they have scores. Lives only while stage one
-runs, so it carries no version."""
+runs; its version stands in plan.json."""
 
 SHARD_SCHEMA = pa.schema(TOKEN_FIELDS + SCORE_FIELDS + WEIGHT_FIELDS, metadata=_METADATA)
 """A finished shard."""

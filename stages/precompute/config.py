@@ -124,7 +124,7 @@ class PrecomputeConfig(DataConfig):
         gt=0,
         description="After so many minutes a Ray actor that has not finished its shard is killed, "
         "and the shard tried by another (default: an hour, or 20 times what the slowest shard so "
-        "far took a token if that is more).",
+        "far took a token if that is more; a second a token until one is done).",
     )
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of a GPU's memory that vLLM may take."

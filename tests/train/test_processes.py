@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from data_schemas.errors import InputError
-from pipeline.curate import run_filter
 from pipeline.run import run_train
-from stages.filter.config import FilterRules
 from stages.train.config import TrainConfig
+from tests.conftest import Silent
 from tests.train.test_resume import killed_at
 
 OPTIONS = {
@@ -46,20 +45,8 @@ def metrics(output):
 
 
 @pytest.fixture(scope="module")
-def weighted(cache, tmp_path_factory) -> Path:
-    """The cache with weights, which are shared out with the pairs that they are of."""
-    from tests.conftest import Silent
-
-    folder = tmp_path_factory.mktemp("weighted")
-    run_filter(cache, folder, FilterRules(weight_by="length-ratio"), Silent())
-    return folder
-
-
-@pytest.fixture(scope="module")
 def alone(weighted, tmp_path_factory):
     """The same run in one process."""
-    from tests.conftest import Silent
-
     output = tmp_path_factory.mktemp("alone")
     run_train(TrainConfig(cache=weighted, output=output, **OPTIONS), Silent())
     return output

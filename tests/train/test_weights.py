@@ -20,17 +20,8 @@ from stages.train.batches import separate, shared, unpaired
 from stages.train.cached_pairs import CachedPairs
 from stages.train.config import TrainConfig
 from stages.train.policy import load_policy
-from tests.conftest import Silent
 from tests.planted import plant, row
 from tests.train.test_train import our_trainer
-
-
-@pytest.fixture(scope="module")
-def weighted(cache, tmp_path_factory) -> Path:
-    """The cache, weighted by length ratio."""
-    folder = tmp_path_factory.mktemp("weighted")
-    run_filter(cache, folder, FilterRules(weight_by="length-ratio"), Silent())
-    return folder
 
 
 @pytest.fixture(scope="module")
