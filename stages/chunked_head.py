@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows that go through the head at one time. On a CPU each chunk reads the weights once, which 256
-# rows hide (with 64 the head takes 12% longer, measured in vLLM at 576 x 49k); on a GPU 1,024 rows
-# fill it, and are 0.6 GB of float32 logits at 150k words.
-_HEAD_ROWS = {"cpu": 256}
+# The most rows that go through the head at one time. On a CPU each chunk reads the weights once,
+# which 256 rows hide (with 64 the head takes 12% longer, measured in vLLM at 576 x 49k), and where
+# they are trained their gradient is made once a chunk, which is larger than the logits of 512 rows
+# are. On a GPU 1,024 rows fill it, and are 0.6 GB of float32 logits at 150k words.
+_HEAD_ROWS = {"cpu": 512}
 _HEAD_ROWS_ELSEWHERE = 1024
 
 # Of those, rows that are in float32 at one time. On a CPU 16 x 49k x 4 bytes stay in its cache: 21
@@ -33,7 +34,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 def rows_at_once(device: str) -> int:
-    """Rows that go through the head at one time on this kind of device."""
+    """The most rows that go through the head at one time on this kind of device."""
     return _HEAD_ROWS.get(device, _HEAD_ROWS_ELSEWHERE)
 
 
@@ -103,7 +104,7 @@ class _ChunkedLogps(torch.autograd.Function):
         hidden, targets, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
         trained = [p for p, needs in zip(parameters, needed, strict=True) if needs]
-        sums = [torch.zeros_like(p, dtype=_wide(p)) for p in trained]
+        sums: list[Tensor] = []
         parts, start = [], 0
         for rows, wanted in _chunks(hidden, targets):
             with ctx.autocast():
@@ -112,9 +113,9 @@ class _ChunkedLogps(torch.autograd.Function):
             start += len(rows)
             of_rows, *of_parameters = torch.autograd.grad(logits, [rows, *trained], slope)
             parts.append(of_rows)
-            for total, part in zip(sums, of_parameters, strict=True):
-                total += part
-        found = iter(sums)
+            sums = _added(sums, of_parameters)
+            del logits, slope, of_parameters  # else they would lie beside those of the next chunk
+        found = iter(sums or map(torch.zeros_like, trained))
         by_parameter = [next(found) if needs else None for needs in needed]
         return None, None, None, torch.cat(parts) if parts else None, *by_parameter
 
@@ -180,9 +181,18 @@ def _with_slope(head: Head, rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tenso
     return logits, *logps_and_slopes(logits, wanted)
 
 
+def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
+    """The sums, at least in float32, with one more part each; the first parts begin them."""
+    if not sums:
+        return [part.to(_wide(part)) for part in parts]
+    return [total.add_(part) for total, part in zip(sums, parts, strict=True)]
+
+
 def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    step = rows_at_once(hidden.device.type)
-    for start in range(0, len(targets), step):
+    """All rows in as few chunks as may be, of like size."""
+    chunks = -(-len(targets) // rows_at_once(hidden.device.type))
+    step = -(-len(targets) // max(chunks, 1))
+    for start in range(0, len(targets), max(step, 1)):
         yield hidden[start : start + step].detach(), targets[start : start + step]
 
 
