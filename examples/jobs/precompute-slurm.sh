@@ -11,9 +11,12 @@
 #SBATCH --requeue
 set -euo pipefail
 
-# REFERENCE, DATA and CACHE must be where all nodes see them.
-srun reflogp precompute \
+# REFERENCE, DATA and CACHE must be where all nodes see them. Since Slurm 22.05 srun does not take the
+# job's --cpus-per-task by itself. What stands after the file's name goes to reflogp, such as
+# sbatch --array=1-4 precompute-slurm.sh --max-length 2048.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" reflogp precompute \
     --reference "$REFERENCE" \
     --data "$DATA" \
     --cache "$CACHE" \
-    --shard slurm
+    --shard slurm \
+    "$@"

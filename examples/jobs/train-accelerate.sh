@@ -11,4 +11,5 @@ accelerate launch --multi_gpu --num_machines 1 --num_processes 8 --mixed_precisi
     --lora-r 0 \
     --fsdp \
     --batch-size 2 \
-    --accumulation 8
+    --accumulation 8 \
+    "$@"

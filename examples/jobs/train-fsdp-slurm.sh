@@ -1,6 +1,7 @@
 #!/bin/bash
 # Stage two with all weights trained, over 2 nodes of 8 GPUs: FSDP2 shards weights, gradients and
-# optimizer. After a requeue it goes on from the last checkpoint.
+# optimizer. After a requeue it goes on from the last checkpoint. Other nodes or GPUs: change the
+# lines below, or sbatch --nodes=1 --gpus-per-node=4 train-fsdp-slurm.sh; the steps stay the same.
 #SBATCH --job-name=reflogp-train
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -10,9 +11,13 @@
 #SBATCH --requeue
 set -euo pipefail
 
+# CACHE and OUTPUT must be where all nodes see them. Since Slurm 22.05 srun does not take the job's
+# --cpus-per-task by itself. What stands after the file's name goes to reflogp.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \
-    --rdzv-endpoint "$head:29500" --no-python \
+port=$((29500 + SLURM_JOB_ID % 1000)) # jobs that share a node must not share it
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
+    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:$port" --no-python \
     reflogp train \
     --cache "$CACHE" \
     --output "$OUTPUT" \
@@ -20,4 +25,5 @@ srun torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id "$SLUR
     --fsdp \
     --gradient-checkpointing \
     --batch-size 2 \
-    --accumulation 16
+    --accumulation 16 \
+    "$@"

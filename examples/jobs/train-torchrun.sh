@@ -9,4 +9,5 @@ torchrun --standalone --nproc-per-node 8 --no-python \
     --output "$OUTPUT" \
     --lora-r 16 \
     --batch-size 4 \
-    --accumulation 8
+    --accumulation 8 \
+    "$@"

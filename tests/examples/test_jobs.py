@@ -1,10 +1,12 @@
 """The job files are files of their kind, and every command in them is one that reflogp takes."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ from pipeline.cli import app
 from pipeline.config import build
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
+from tests.caches import rows
 from tests.checkpoints import EXAMPLES
 
 JOBS = sorted((EXAMPLES / "jobs").iterdir())
 SCRIPTS = [path for path in JOBS if path.suffix == ".sh"]
 MODELS: dict[str, type[BaseModel]] = {"precompute": PrecomputeConfig, "train": TrainConfig}
 # what the launcher's own environment would put there
-_VALUES = {"$((JOB_COMPLETION_INDEX + 1))": "16", "--shard slurm": "--shard 16/16"}
+_VALUES = {"$((JOB_COMPLETION_INDEX + 1))": "16", "--shard slurm": "--shard 16/16", ' "$@"': ""}
 
 
 def texts(content: Any) -> Iterator[str]:
@@ -94,6 +97,27 @@ def test_an_indexed_job_has_as_many_indices_as_shares():
     assert job["spec"]["completions"] == int(of)
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]}
+
+
+def test_the_pods_of_an_indexed_job_make_one_cache(
+    cache: Path, checkpoint: Path, few_preferences: Path, tmp_path: Path
+):
+    job = yaml.safe_load((EXAMPLES / "jobs" / "precompute-kubernetes.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    *shell, line = container["command"]
+    for theirs, ours in {
+        "/models/sft": checkpoint, "/data/preferences.jsonl": few_preferences,
+        "s3://bucket/cache": tmp_path, "+ 1))/16": "+ 1))/2",
+    }.items():  # fmt: skip
+        assert theirs in line
+        line = line.replace(theirs, str(ours))
+    line += " --engine transformers --max-length 192 --truncate response --shard-tokens 4000"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for index in ("1", "0"):
+        assert not (tmp_path / "manifest.json").exists()
+        pod = os.environ | {"JOB_COMPLETION_INDEX": index, "PATH": path}
+        subprocess.run([*shell, line], env=pod, check=True)
+    assert rows(tmp_path) == rows(cache)
 
 
 def test_a_ray_job_can_have_as_many_nodes_as_actors():
