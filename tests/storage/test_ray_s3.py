@@ -1,0 +1,38 @@
+"""Actors of a Ray cluster put their shards into a bucket themselves."""
+
+import secrets
+
+import pytest
+
+from pipeline.run import run_integrity, run_precompute
+from stages.precompute.config import PrecomputeConfig
+from tests.caches import rows_by_id
+from tests.storage.conftest import keys
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture
+def two_cores(s3, monkeypatch):
+    """A Ray cluster of this machine, whose nodes know the server."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def test_actors_make_the_cache_of_a_single_process_in_a_bucket(
+    s3, two_cores, settings, local_rows, console, monkeypatch
+):
+    def never(*_):
+        raise AssertionError("the driver wrote a shard")
+
+    monkeypatch.setattr("stages.precompute.worker.write_shard", never)  # in this process alone
+    on_ray = settings.model_dump() | {"backend": "ray", "actors": "1-2"}
+    manifest = run_precompute(PrecomputeConfig.model_validate(on_ray), console)
+    # ids with all that is told of them, in the same order
+    assert list(rows_by_id(settings.cache).items()) == list(local_rows.items())
+    names = [shard.file for shard in manifest.shards]
+    assert keys(s3) == ["manifest.json", manifest.quarantine.file, *names]
+    assert run_integrity(settings.cache, console) == []
