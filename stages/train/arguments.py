@@ -1,5 +1,6 @@
 """What the user set, in the terms of transformers' Trainer."""
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,8 +27,8 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
         InputError: the processes cannot share a step evenly, or a tracker is not installed.
     """
     _require_trackers(config.trackers)
-    if config.fsdp and processes() == 1:
-        raise InputError("--fsdp shards over several processes: start them with torchrun.")
+    if config.fsdp and "LOCAL_RANK" not in os.environ:
+        raise InputError("--fsdp shards over the processes of a launcher: start it with torchrun.")
     autocast = autocast_dtype(config, dtype)
     cuda = torch.cuda.is_available()
     saved: dict[str, Any] = {"save_strategy": "steps" if config.checkpoint_steps else "no"}

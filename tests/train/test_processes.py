@@ -1,11 +1,13 @@
-"""Two processes under torchrun, with copies of the weights and with shards of them."""
+"""Processes under torchrun, with copies of the weights and with shards of them."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,20 +24,34 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def torchrun(cache: Path, output: Path, *more: str) -> str:
-    """`reflogp train` in two processes, on gloo."""
+def torchrun(cache: Path, output: Path, *more: str, number: int = 2) -> subprocess.Popen[str]:
+    """`reflogp train` in so many processes, on gloo."""
     given = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     folder = Path(sys.executable).parent
     command = [
-        str(folder / "torchrun"), "--nproc-per-node=2", "--no-python", "--standalone",
+        str(folder / "torchrun"), f"--nproc-per-node={number}", "--no-python", "--standalone",
         str(folder / "reflogp"), "train", f"--cache={cache}", f"--output={output}", *given, *more,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def trained(started: subprocess.Popen[str]) -> str:
+    """What a run that ends well said."""
+    said = started.communicate(timeout=200)[1]
+    assert started.returncode == 0, said[-3000:]
+    return said
+
+
+def killed_after(step: int, started: subprocess.Popen[str], output: Path) -> None:
+    """Kill a process of a run, with SIGKILL, when the checkpoint of a step is whole."""
+    while not (output / f"checkpoint-{step}" / "reflogp_checkpoint.json").exists():
+        assert started.poll() is None
+        time.sleep(0.01)
+    psutil.Process(started.pid).children()[-1].kill()
+    started.communicate(timeout=200)
+    assert started.returncode
+    assert not (output / "reflogp_run.json").exists()
 
 
 def metrics(output):
@@ -62,7 +78,7 @@ def same_curve(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
 def test_two_processes_give_the_curve_and_the_weights_of_one(weighted, alone, tmp_path, more):
-    said = torchrun(weighted, tmp_path, *more)
+    said = trained(torchrun(weighted, tmp_path, *more))
     assert said.count("parameters on") == 1  # the first process speaks for both
     same_curve(alone, tmp_path)
     assert json.loads((tmp_path / "reflogp_run.json").read_text())["processes"] == 2
@@ -70,8 +86,19 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(weighted, alone, tm
 
 def test_a_run_of_one_process_is_gone_on_with_by_two(weighted, alone, tmp_path):
     killed_at(3, TrainConfig(cache=weighted, output=tmp_path, **OPTIONS))
-    said = torchrun(weighted, tmp_path)
+    said = trained(torchrun(weighted, tmp_path))
     assert f"resumed from {tmp_path / 'checkpoint-2'}" in said
+    same_curve(alone, tmp_path)
+
+
+@pytest.mark.parametrize("numbers", [(2, 2), (2, 1, 2)])
+def test_runs_with_shards_that_are_killed_go_on_in_any_number_of_processes(
+    weighted, alone, tmp_path, numbers
+):
+    for step, number in enumerate(numbers[:-1], 1):
+        killed_after(step, torchrun(weighted, tmp_path, "--fsdp", number=number), tmp_path)
+    said = trained(torchrun(weighted, tmp_path, "--fsdp", number=numbers[-1]))
+    assert f"resumed from {tmp_path / 'checkpoint-'}" in said
     same_curve(alone, tmp_path)
 
 
@@ -81,6 +108,6 @@ def test_a_step_that_the_processes_cannot_share_is_refused(cache, console, tmp_p
         run_train(TrainConfig(cache=cache, output=tmp_path, **OPTIONS), console)
 
 
-def test_shards_need_several_processes(cache, console, tmp_path):
+def test_shards_need_a_launcher(cache, console, tmp_path):
     with pytest.raises(InputError, match=r"--fsdp .*torchrun"):
         run_train(TrainConfig(cache=cache, output=tmp_path, fsdp=True, **OPTIONS), console)
