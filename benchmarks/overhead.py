@@ -37,7 +37,7 @@ from stages.precompute.plan import write_plan
 from stages.precompute.planning import Plan
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.reuse import KnownRows
-from stages.precompute.row_ids import RowIds
+from stages.precompute.row_ids import RowIds, packed
 from stages.precompute.scorers.choose import Choice
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.precompute.scoring import score
@@ -98,9 +98,9 @@ def rows(count: int) -> Iterator[TokenizedRow]:
     vocabulary = list(range(50_000))
     ids = RowIds()
     for number in range(count):
-        prompt = source.choices(vocabulary, k=PROMPT)
-        chosen = source.choices(vocabulary, k=RESPONSE)
-        rejected = source.choices(vocabulary, k=RESPONSE)
+        prompt, chosen, rejected = (
+            packed(source.choices(vocabulary, k=k)) for k in (PROMPT, RESPONSE, RESPONSE)
+        )
         row_id = ids.assign(prompt, chosen, rejected)
         confidence = source.gauss(1, 1)
         kept: list[dict[str, str | None]] = [

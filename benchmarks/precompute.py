@@ -47,7 +47,8 @@ def read_pairs(model: Path, data: str, count: int) -> Pairs:
         except RowFault:
             continue
         texts = {name: getattr(preference, name) for name in ("prompt", "chosen", "rejected")}
-        ids = {name: getattr(row, name) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+        names = ("prompt_ids", "chosen_ids", "rejected_ids")
+        ids = {name: getattr(row, name).tolist() for name in names}
         pairs.append(texts | ids)
         if len(pairs) == count:
             break

@@ -37,7 +37,7 @@ from stages.precompute import planning, reuse, worker
 from stages.precompute.finished import survey
 from stages.precompute.plan import scored_tokens
 from stages.precompute.reuse import KnownRows
-from stages.precompute.row_ids import KeySet, RowIds
+from stages.precompute.row_ids import KeySet, RowIds, packed
 from stages.precompute.scoring import score
 from stages.precompute.seal import seal
 from stages.precompute.tokenize import TokenizedRow
@@ -54,10 +54,12 @@ _POINTS = 8
 def rows(count: int, tokens: int) -> Iterator[TokenizedRow]:
     """Rows of random ids."""
     random, ids = np.random.default_rng(0), RowIds()
-    for number in range(count):
-        prompt, chosen, rejected = random.integers(0, 50_000, (3, tokens)).tolist()
-        row_id = ids.assign(prompt, chosen, rejected)
-        yield TokenizedRow(row_id, number, prompt, chosen, rejected, False, False, False, None)
+    for start in range(0, count, _AT_ONCE):
+        some = min(_AT_ONCE, count - start)
+        drawn = packed(random.integers(0, 50_000, some * 3 * tokens, np.int32))
+        lists = (drawn[i : i + tokens] for i in range(0, len(drawn), tokens))
+        for number, row in enumerate(zip(lists, lists, lists, strict=True), start):
+            yield TokenizedRow(ids.assign(*row), number, *row, False, False, False, None)
 
 
 def plan(cache: Path, count: int, tokens: int, shard_rows: int) -> None:

@@ -12,7 +12,7 @@ from data_schemas import manifest as manifests
 from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
 from data_schemas.manifest import Counts, Manifest
 from stages.precompute.quarantine import Quarantine
-from stages.precompute.row_ids import RowIds
+from stages.precompute.row_ids import RowIds, packed
 from stages.precompute.shards import describe, write_shard
 
 Row = dict[str, Any]
@@ -52,7 +52,10 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
     whole = [
         one | {
             "source_row": number,
-            "row_id": ids.assign(*(one[name] for name in _IDS if one[name] or name != "kl_ids")),
+            "row_id": ids.assign(*(
+                None if one[name] is None else packed(one[name])
+                for name in _IDS if one[name] or name != "kl_ids"
+            )),
         }
         for number, one in enumerate(rows)
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from data_schemas.errors import InputError
 from data_schemas.location import location
 from data_schemas.manifest import Manifest, Shard, require_intact
 from stages.precompute.columns import View, views
-from stages.precompute.row_ids import CONTENT_DIGITS, content_hash
+from stages.precompute.row_ids import CONTENT_DIGITS, content_hash, packed
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _SIDES = ("chosen", "rejected")
@@ -92,7 +92,7 @@ def row_keys(table: pa.Table, max_length: int | None) -> Keys:
         max_length: most tokens of prompt and response; what is over is cut from the response.
     """
     rows = zip(*(views(table.column(name)) for name in IDS), strict=True)
-    return np.array([content_hash(*cut(row, max_length)) for row in rows], _KEY)
+    return np.array([content_hash(*map(packed, cut(row, max_length))) for row in rows], _KEY)
 
 
 def cut(

@@ -98,7 +98,7 @@ def _measured(rows: Iterator[TokenizedRow], *, shared: bool) -> Iterator[tuple[i
         rows: to measure.
         shared: whether all rows are here, so that prompts of several rows can be told.
     """
-    known: set[tuple[int, ...]] = set()
+    known: set[bytes] = set()
     for row in rows:
         prompt = len(row.prompt_ids)
         responses = [
@@ -108,7 +108,7 @@ def _measured(rows: Iterator[TokenizedRow], *, shared: bool) -> Iterator[tuple[i
         alike = 0
         if len(responses) > 1:
             alike = common_length(*(np.array(ids, np.int32) for ids in responses))
-        key = tuple(row.prompt_ids)
+        key = bytes(row.prompt_ids)
         again = prompt if shared and key in known else 0
         known.add(key)
         ends = [prompt + len(ids) for ids in responses]

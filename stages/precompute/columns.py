@@ -24,12 +24,22 @@ def views(column: pa.ChunkedArray) -> list[View | None]:
     return found
 
 
-def list_column(parts: Sequence[View | None], type_: pa.DataType) -> pa.Array:
-    """The inverse: one list a part, null where the part is None."""
+def list_column(parts: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    """The inverse: one list a part, null where the part is None.
+
+    Args:
+        parts: arrays of NumPy or of Python, of the very values of the lists.
+        type_: of the column.
+
+    Raises:
+        TypeError: the values are others.
+    """
     lengths = np.array([0 if part is None else len(part) for part in parts])
     ends = np.concatenate([[0], np.cumsum(lengths)])
     present = [part for part in parts if part is not None]
-    values = np.concatenate(present) if present else np.zeros(0)
+    values = np.frombuffer(b"".join(present), type_.value_type.to_pandas_dtype())
+    if len(values) != ends[-1]:
+        raise TypeError(f"{ends[-1]} values that are no {type_.value_type}")
     return pa.ListArray.from_arrays(
         pa.array(ends, pa.int32()),
         pa.array(values, type_.value_type),

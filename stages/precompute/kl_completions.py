@@ -8,6 +8,7 @@ can be one to the same prompt, and binds the cache to the batch size and order.
 """
 
 import itertools
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -55,7 +56,7 @@ def _runs(rows: Iterable[TokenizedRow]) -> Iterator[Run]:
 def _crossed(run: Run, following: Run, max_length: int, ids: RowIds) -> Iterator[TokenizedRow]:
     for place, row in enumerate(run, start=1):
         other = following[place % len(following)]
-        response = other.chosen_ids or other.rejected_ids or []
+        response = other.chosen_ids or other.rejected_ids or array("i")
         kl_ids = response[: max_length - len(row.prompt_ids)]
         row_id = ids.assign(row.prompt_ids, row.chosen_ids, row.rejected_ids, kl_ids)
         yield replace(row, row_id=row_id, kl_ids=kl_ids)

@@ -5,14 +5,15 @@ an ETA; memory stays flat; a run that was killed goes on without reading the dat
 jobs can share the work. A plan lives only until its cache is sealed.
 """
 
+import gc
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from data_schemas.atomic import atomic_path
@@ -20,22 +21,11 @@ from data_schemas.cache_shard import PLAN_SCHEMA
 from data_schemas.errors import ReflogpError
 from data_schemas.storage import read_bytes
 from stages.precompute.columns import list_column
-from stages.precompute.row_ids import int32_bytes
 from stages.precompute.tokenize import TokenizedRow
 
 _LARGEST = 4  # times the wanted size, where all rows have one prompt
 
-_Packed = tuple[Any, ...]
-"""A row's fields in the order of PLAN_SCHEMA, ids as int32: 4 bytes a token, not 36 as a list."""
-
-
-def _are_ids(field: pa.Field) -> bool:
-    return bool(pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type))
-
-
 _FIELDS = attrgetter(*PLAN_SCHEMA.names)
-_IS_IDS = tuple(map(_are_ids, PLAN_SCHEMA))
-_PROMPT_AND_SOURCE = itemgetter(*map(PLAN_SCHEMA.names.index, ("prompt_ids", "source_row")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +39,41 @@ class PlannedShard:
     sha256: str
 
 
+@contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Python looks for garbage among what comes from here on, and not in all that is loaded.
+
+    With so many rows that come and go it would look every few shards, which takes as long as all
+    else that is done here.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_only_new_garbage()
 def write_plan(rows: Iterable[TokenizedRow], folder: Path, shard_tokens: int) -> list[PlannedShard]:
     """Write `rows` into shards of about `shard_tokens` tokens to score each."""
     planned = []
     for number, (shard, tokens) in enumerate(_split(rows, shard_tokens)):
-        path = folder / f"plan-{number:05d}.arrow"
         # Rows of one prompt side by side: an engine that keeps prompts reads the second from cache.
-        shard.sort(key=_PROMPT_AND_SOURCE)
-        columns = map(_column, zip(*shard, strict=True), PLAN_SCHEMA)
-        content = _serialized(pa.table(list(columns), schema=PLAN_SCHEMA))
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        planned.append(PlannedShard(number, path, len(shard), tokens, digest))
+        shard.sort(key=lambda row: (bytes(row.prompt_ids), row.source_row))
+        columns = map(_column, zip(*map(_FIELDS, shard), strict=True), PLAN_SCHEMA)
+        table = pa.table(list(columns), schema=PLAN_SCHEMA)
+        planned.append(write_planned_shard(table, folder, number, tokens))
     return planned
+
+
+def write_planned_shard(table: pa.Table, folder: Path, number: int, tokens: int) -> PlannedShard:
+    """Write rows of PLAN_SCHEMA as a planned shard with so many tokens to score."""
+    path = folder / f"plan-{number:05d}.arrow"
+    content = _serialized(table)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    return PlannedShard(number, path, table.num_rows, tokens, digest)
 
 
 def read_plan(shard: PlannedShard) -> pa.Table:
@@ -91,16 +102,9 @@ def damaged(path: Path) -> ReflogpError:
     )
 
 
-def _packed(row: TokenizedRow) -> _Packed:
-    fields = zip(_FIELDS(row), _IS_IDS, strict=True)
-    return tuple(int32_bytes(v) if is_ids and v is not None else v for v, is_ids in fields)
-
-
 def _column(values: Sequence[Any], field: pa.Field) -> pa.Array:
-    if not _are_ids(field):
-        return pa.array(values, field.type)
-    ids = [None if value is None else np.frombuffer(value, np.int32) for value in values]
-    return list_column(ids, field.type)
+    are_ids = pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)
+    return list_column(values, field.type) if are_ids else pa.array(values, field.type)
 
 
 def _serialized(table: pa.Table) -> pa.Buffer:
@@ -116,9 +120,11 @@ def scored_tokens(row: TokenizedRow) -> int:
     return len(responses) * len(row.prompt_ids) + sum(map(len, responses))
 
 
-def _split(rows: Iterable[TokenizedRow], shard_tokens: int) -> Iterator[tuple[list[_Packed], int]]:
+def _split(
+    rows: Iterable[TokenizedRow], shard_tokens: int
+) -> Iterator[tuple[list[TokenizedRow], int]]:
     """The rows of each shard, and its tokens to score."""
-    shard: list[_Packed] = []
+    shard: list[TokenizedRow] = []
     tokens, prompt = 0, None
     for row in rows:
         # Rows of one prompt stay together, unless there are so many that memory would tell.
@@ -126,7 +132,7 @@ def _split(rows: Iterable[TokenizedRow], shard_tokens: int) -> Iterator[tuple[li
         if full or tokens >= _LARGEST * shard_tokens:
             yield shard, tokens
             shard, tokens = [], 0
-        shard.append(_packed(row))
+        shard.append(row)
         prompt = row.prompt_ids
         tokens += scored_tokens(row)
     if shard:

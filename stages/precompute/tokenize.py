@@ -19,6 +19,8 @@ Rules, with TRL 1.16 as the yardstick:
 A change here that can give other ids for the same input raises RULES_VERSION in config.py.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from stages.precompute.config import Truncate
 from stages.precompute.faults import RowFault
 from stages.precompute.fields import Content
 from stages.precompute.preferences import Preference
-from stages.precompute.row_ids import RowIds
+from stages.precompute.row_ids import RowIds, TokenIds, packed
 
 Result = TypeVar("Result")
 
@@ -45,14 +47,14 @@ class TokenizedRow:
 
     row_id: str
     source_row: int
-    prompt_ids: list[int]
-    chosen_ids: list[int] | None
-    rejected_ids: list[int] | None
+    prompt_ids: TokenIds
+    chosen_ids: TokenIds | None
+    rejected_ids: TokenIds | None
     prompt_truncated: bool
     chosen_truncated: bool
     rejected_truncated: bool
     confidence: float | None
-    kl_ids: list[int] | None = None
+    kl_ids: TokenIds | None = None
     kept: list[dict[str, str | None]] | None = None
 
 
@@ -117,12 +119,13 @@ class Tokenizer:
                 f"chosen and rejected have the same tokens{within}",
             )
         cut = iter([len(short) < len(long) for short, long in zip(kept, tails, strict=True)])
-        left = iter(kept)
+        left = map(packed, kept)
+        prompt_ids = packed(kept_prompt)
         chosen, rejected = (None if r is None else next(left) for r in responses)
         return TokenizedRow(
-            row_id=self._row_ids.assign(kept_prompt, chosen, rejected),
+            row_id=self._row_ids.assign(prompt_ids, chosen, rejected),
             source_row=preference.source_row,
-            prompt_ids=kept_prompt,
+            prompt_ids=prompt_ids,
             chosen_ids=chosen,
             rejected_ids=rejected,
             prompt_truncated=len(kept_prompt) < len(prompt),

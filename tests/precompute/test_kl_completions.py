@@ -17,6 +17,7 @@ from pipeline.run import run_integrity, run_precompute, run_share, run_verify
 from stages.precompute import kl_completions, worker
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.kl_completions import with_kl_completions
+from stages.precompute.row_ids import packed
 from stages.precompute.scorers.protocol import Request
 from stages.precompute.scorers.transformers import TransformersScorer
 from stages.precompute.tokenize import TokenizedRow
@@ -29,9 +30,9 @@ LIMIT = 20
 
 
 def row(number: int, prompt: list[int], *, good: bool = True) -> TokenizedRow:
-    response = [100 + number, 1]
+    response = packed([100 + number, 1])
     chosen, rejected = (response, None) if good else (None, response)
-    return TokenizedRow("", number, prompt, chosen, rejected, False, False, False, None)
+    return TokenizedRow("", number, packed(prompt), chosen, rejected, False, False, False, None)
 
 
 def taken(*prompts: int, limit: int = LIMIT) -> list[int]:
@@ -68,7 +69,7 @@ def test_a_long_run_of_one_prompt_is_cut_so_that_memory_stays_flat(monkeypatch):
 
 def test_the_response_is_cut_to_the_room_that_the_prompt_leaves():
     long = [row(0, [1] * 9), row(1, [2] * 8)]
-    assert [r.kl_ids for r in with_kl_completions(long, 10)] == [[101], [100, 1]]
+    assert [r.kl_ids for r in with_kl_completions(long, 10)] == [packed([101]), packed([100, 1])]
 
 
 @given(st.lists(st.integers(0, 3), max_size=12))

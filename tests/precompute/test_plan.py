@@ -4,22 +4,26 @@ from pathlib import Path
 
 from data_schemas.cache_shard import PLAN_SCHEMA
 from stages.precompute.plan import PlannedShard, read_plan, write_plan
+from stages.precompute.row_ids import packed
 from stages.precompute.tokenize import TokenizedRow
 
 
 def plan(folder: Path, prompts: list[int]) -> tuple[list[PlannedShard], list[list[int]]]:
     """Rows of 10 tokens to score, in shards of 50; and the prompt of each row in each shard."""
     rows = [
-        TokenizedRow(f"{i:032x}", i, [prompt] * 2, [1, 2, i], [3, 4, i], False, False, False, None)
+        TokenizedRow(
+            f"{i:032x}", i, packed([prompt] * 2), packed([1, 2, i]), packed([3, 4, i]),
+            False, False, False, None,
+        )
         for i, prompt in enumerate(prompts)
-    ]
+    ]  # fmt: skip
     shards = write_plan(rows, folder, 50)
     tables = [read_plan(shard) for shard in shards]
     assert all(table.schema == PLAN_SCHEMA for table in tables)
     by_source = {row["source_row"]: row for table in tables for row in table.to_pylist()}
-    assert [by_source[row.source_row]["rejected_ids"] for row in rows] == [
-        row.rejected_ids for row in rows
-    ]
+    assert all(
+        packed(by_source[row.source_row]["rejected_ids"]) == row.rejected_ids for row in rows
+    )
     return shards, [[ids[0] for ids in table["prompt_ids"].to_pylist()] for table in tables]
 
 

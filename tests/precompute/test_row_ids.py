@@ -2,19 +2,23 @@
 
 import numpy as np
 
-from stages.precompute.row_ids import KeySet, RowIds
+from stages.precompute.row_ids import KeySet, RowIds, packed
+
+
+def assign(ids: RowIds, *parts: list[int] | None) -> str:
+    return ids.assign(*(None if part is None else packed(part) for part in parts))
 
 
 def test_the_same_tokens_have_the_same_id_whatever_stands_before():
     ids, others = RowIds(), RowIds()
-    others.assign([9], [9], [9])
-    assert ids.assign([1], [2, 3], [4]) == others.assign([1], [2, 3], [4])
+    assign(others, [9], [9], [9])
+    assert assign(ids, [1], [2, 3], [4]) == assign(others, [1], [2, 3], [4])
 
 
 def test_where_a_part_ends_counts():
     ids = RowIds()
     names = {
-        ids.assign(*parts)
+        assign(ids, *parts)
         for parts in [
             ([1], [2, 3], [4]), ([1, 2], [3], [4]), ([1], [2, 3, 4], []), ([1], [2, 3, 4], None),
             ([1], None, [2, 3, 4]), ([], [1, 2, 3, 4], None),
@@ -27,7 +31,7 @@ def test_where_a_part_ends_counts():
 def test_copies_are_numbered():
     ids = RowIds()
     first, second, third = (
-        [ids.assign([number], [1], [2]) for number in range(500)] for _ in range(3)
+        [assign(ids, [number], [1], [2]) for number in range(500)] for _ in range(3)
     )
     assert second == [f"{name}-1" for name in first]
     assert third == [f"{name}-2" for name in first]
