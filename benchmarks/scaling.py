@@ -4,8 +4,9 @@
         [--rows 100000] [--output OUTPUT.json]
 
 First the driver: DATA, repeated up to `--rows`, goes through the real planner with MODEL's
-tokenizer, then to one actor whose engine takes no time, and is sealed. Prints CPU time of this
-process in microseconds a row.
+tokenizer, then to one actor whose engine takes no time, and is sealed. So do 1,000 rows, twice
+before: the first time shows what a run's start takes, the second what is not to be counted as a
+row's. Prints CPU time of this process: seconds at the start, and microseconds for each row more.
 
 Then efficiency: on a Ray cluster of one raylet an actor on this machine, shards each of which takes
 its engine `--seconds`, asleep. So it shows what hand-out and commit cost, and not how cores are
@@ -17,15 +18,18 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
 from benchmarks.overhead import StubScorer, Watch, make_plan, rows
@@ -35,7 +39,7 @@ from stages.precompute import planning, worker
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.finished import survey
 from stages.precompute.job import Job
-from stages.precompute.planning import Plan
+from stages.precompute.planning import load_tokenizer
 from stages.precompute.ray import roster
 from stages.precompute.ray.actor import ShardActor
 from stages.precompute.reuse import KnownRows
@@ -47,7 +51,10 @@ from stages.precompute.seal import seal
 from stages.precompute.sources import read_source
 from stages.precompute.tokenize import TokenizedRow
 
+Result = TypeVar("Result")
+
 GPU_SHARD_TOKENS = 4_000_000  # the default where there is a GPU
+FEW = 1_000  # rows
 ROWS, TOKENS = 100, 400  # of a shard; of a row: few enough for one call of the engine
 
 
@@ -132,64 +139,75 @@ def scaling(workers: int, shards: int, seconds: float) -> dict[str, float]:
         }
 
 
-class TimedRows(Rows):
-    """Rows that note what they take: CPU and wall time in seconds."""
+Times = NDArray[np.float64]
+"""CPU and wall time of this process in seconds."""
 
-    spent = (0.0, 0.0)
+
+def now() -> Times:
+    """Since some time."""
+    return np.array([time.process_time(), time.perf_counter()])
+
+
+class TimedRows(Rows):
+    """Rows that note what they take, a hundred at a time: a look at the clock takes as long too."""
+
+    spent: Times
 
     def tokenized(self, *arguments: Any, **options: Any) -> Iterator[TokenizedRow]:
         """The same rows."""
         rows = super().tokenized(*arguments, **options)
-        while True:
-            begin = time.process_time(), time.perf_counter()
-            row = next(rows, None)
-            ended = time.process_time(), time.perf_counter()
-            spent = zip(TimedRows.spent, begin, ended, strict=True)
-            busy, wall = (before + end - start for before, start, end in spent)
-            TimedRows.spent = busy, wall
-            if row is None:
-                return
-            yield row
+        TimedRows.spent = np.zeros(2)
+        some: list[TokenizedRow] | None = None
+        while some != []:
+            begin = now()
+            some = list(islice(rows, 100))
+            TimedRows.spent += now() - begin
+            yield from some
 
 
-def cpu(work: Callable[[], Any], rows: int) -> tuple[float, float, Any]:
-    """CPU and wall time of this process in microseconds a row, and what `work` returns."""
-    cpu_begin, begin = time.process_time(), time.perf_counter()
+def timed(work: Callable[[], Result]) -> tuple[Times, Result]:
+    """What `work` takes, and what it returns."""
+    begin = now()
     result = work()
-    ended, cpu_ended = time.perf_counter(), time.process_time()
-    return 1e6 * (cpu_ended - cpu_begin) / rows, 1e6 * (ended - begin) / rows, result
+    return now() - begin, result
 
 
-def driver(model: Path, data: str, count: int) -> dict[str, tuple[float, float]]:
-    """CPU and wall time of each thing that the driver does, in microseconds a row."""
+def parts(job: Job, rows: Iterable[str]) -> dict[str, Times]:
+    """What each thing takes that the driver does for a cache of `rows`, lines of JSON."""
+    cache, console = job.config.cache, Watch()
+    Path(job.config.data).write_text("".join(rows))
+    loading, loaded = timed(lambda: load_tokenizer(job.reference, job.config))
+    planning.load_tokenizer = lambda *_: loaded
+    both, plan = timed(lambda: planning.make_plan(job, console))
+    found = {
+        "load the tokenizer": loading,
+        "read, normalize, tokenize, row id": TimedRows.spent,
+        "plan: sort, write, hash": both - TimedRows.spent,
+        "hand out, account (wall: until the actor is done)": timed(
+            lambda: score(job, plan.shards, KnownRows(cache, ""), console)
+        )[0],
+        "find what is finished": timed(lambda: survey(job, plan.shards))[0],
+        "seal: read, hash and check all": timed(lambda: seal(job, plan, console))[0],
+    }
+    shutil.rmtree(cache)
+    return found
+
+
+def driver(model: Path, data: str, count: int) -> dict[str, tuple[Times, Times]]:
+    """What each thing takes that the driver does: at the start, and for each row more."""
+    planning.Rows = TimedRows  # type: ignore[attr-defined]
+    lines = [json.dumps(row.data) + "\n" for row in read_source(data) if row.data is not None]
     with tempfile.TemporaryDirectory() as folder, nodes(1) as address:
-        cache, console, source = Path(folder) / "cache", Watch(), Path(folder) / "data.jsonl"
-        some = [row.data for row in read_source(data) if row.data is not None]
-        with source.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in islice(cycle(some), count))
         job = make_job(
-            cache, model, str(source), address=address, actors=1, engine_args={"seconds": 0},
-            shard_tokens=GPU_SHARD_TOKENS,
+            Path(folder) / "cache", model, f"{folder}/data.jsonl", address=address, actors=1,
+            engine_args={"seconds": 0}, shard_tokens=GPU_SHARD_TOKENS,
         )  # fmt: skip
-        planning.load_tokenizer(model, job.config)  # what is imported for it is counted nowhere
-        loading = cpu(lambda: planning.load_tokenizer(model, job.config), count)
-        planning.Rows = TimedRows  # type: ignore[attr-defined]
-        both = cpu(lambda: planning.make_plan(job, console), count)
-        tokenizing = [1e6 * seconds / count for seconds in TimedRows.spent]
-        plan: Plan = both[2]
-        handing = cpu(lambda: score(job, plan.shards, KnownRows(cache, ""), console), count)
-        finding = cpu(lambda: survey(job, plan.shards), count)
-        sealing = cpu(lambda: seal(job, plan, console), count)
-        return {
-            "read, normalize, tokenize, row id": (tokenizing[0], tokenizing[1]),
-            "plan: sort, write, hash": (
-                both[0] - tokenizing[0] - loading[0],
-                both[1] - tokenizing[1] - loading[1],
-            ),
-            "hand out, account (wall: until the actor is done)": handing[:2],
-            "find what is finished": finding[:2],
-            "seal: read, hash and check all": sealing[:2],
-        }
+        first, few, many = (parts(job, islice(cycle(lines), n)) for n in (FEW, FEW, count))
+    found = {}
+    for name in many:
+        row = (many[name] - few[name]) / (count - FEW)
+        found[name] = first[name] - FEW * row, row
+    return found
 
 
 def main() -> None:
@@ -207,8 +225,11 @@ def main() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     roster.ShardActor = StubActor  # type: ignore[attr-defined]
     costs = driver(options.model, options.data, options.rows)
-    for what, (busy, wall) in costs.items():
-        print(f"{what:50} {busy:7.1f} us CPU a row, {wall:7.1f} us wall")
+    for what, (start, row) in costs.items():
+        print(
+            f"{what:50} {start[0]:6.2f} s CPU at the start, {start[1]:6.2f} s wall; "
+            f"{1e6 * row[0]:6.2f} us CPU a row, {1e6 * row[1]:6.2f} us wall"
+        )
     runs: list[dict[str, float]] = []
     for workers in map(int, filter(None, options.workers.split(","))):
         run = scaling(workers, options.shards, options.seconds)
@@ -218,7 +239,8 @@ def main() -> None:
         runs.append(run)
         print({name: round(value, 3) for name, value in run.items()}, flush=True)
     if options.output:
-        options.output.write_text(json.dumps({"driver": costs, "scaling": runs}, indent=2) + "\n")
+        driven = {what: np.stack(times).tolist() for what, times in costs.items()}
+        options.output.write_text(json.dumps({"driver": driven, "scaling": runs}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
