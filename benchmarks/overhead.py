@@ -33,7 +33,7 @@ from stages.precompute import planning, worker
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.finished import survey
 from stages.precompute.job import Job
-from stages.precompute.plan import write_plan
+from stages.precompute.plan import PlannedShard, write_plan
 from stages.precompute.planning import Plan
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.reuse import KnownRows
@@ -130,9 +130,14 @@ def make_plan(
     job: Job, rows: Iterable[TokenizedRow], count: int, shard_tokens: int = SHARD_TOKENS
 ) -> Plan:
     """A plan of `count` rows, written as planning.py does it."""
+    return finish_plan(job, write_plan(rows, job.path("plan"), shard_tokens), count)
+
+
+def finish_plan(job: Job, shards: list[PlannedShard], count: int) -> Plan:
+    """The record of a plan of `count` rows, none of which was set aside."""
     folder = job.path("plan")
     with Quarantine(folder / planning.QUARANTINE_NAME):
-        shards = write_plan(rows, folder, shard_tokens)
+        pass
     entries = [planning.entry(shard, shard.path.stat().st_size) for shard in shards]
     record = PlanRecord(
         schema_version=plan_record.SCHEMA_VERSION,

@@ -1,12 +1,15 @@
 """What grows with the rows and the shards of a cache: seconds, bytes, and memory of every process.
 
     python -m benchmarks.scale [--rows 1000000] [--shard-rows 10000] [--tokens 10] [--memory 0]
-        [--only NAME,...] [--output OUTPUT.json]
+        [--bulk] [--only NAME,...] [--output OUTPUT.json]
 
 Rows of three short lists of `--tokens` go through the real stage with a stub for the engine: plan,
 score, find what is finished, seal, verify, index for reuse, open for training. Each is a process of
 its own, so that its memory is its own. 15,000 shards of four rows (`--rows 60000 --shard-rows 4`)
 are the files of a cache of 150 million rows without their content; `TMPDIR` says where.
+
+With `--bulk` nothing is done for single rows before the seal, so that 100 million can be sealed
+(`--rows 100000000 --shard-rows 6667 --tokens 3`): plan and score then measure neither.
 
 With `--memory 100000000` also what is kept in memory for each row, at that many rows, without
 files: the code is the real one, only what it would read from files is drawn at random.
@@ -28,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.overhead import StubScorer, Watch, make_job, make_plan
+from benchmarks import bulk
+from benchmarks.overhead import StubScorer, Watch, finish_plan, make_job, make_plan
 from data_schemas import manifest as manifests
 from data_schemas.manifest import Shard
 from data_schemas.storage import entries
@@ -62,10 +66,15 @@ def rows(count: int, tokens: int) -> Iterator[TokenizedRow]:
             yield TokenizedRow(ids.assign(*row), number, *row, False, False, False, None)
 
 
-def plan(cache: Path, count: int, tokens: int, shard_rows: int) -> None:
+def plan(cache: Path, count: int, tokens: int, shard_rows: int, in_bulk: bool) -> None:
     """Plan all rows."""
-    size = shard_rows * scored_tokens(next(rows(1, tokens)))
-    make_plan(make_job(cache), rows(count, tokens), count, size)
+    job = make_job(cache)
+    if in_bulk:
+        shards = bulk.write_plan(job.path("plan"), count, tokens, shard_rows)
+        finish_plan(job, shards, count)
+    else:
+        size = shard_rows * scored_tokens(next(rows(1, tokens)))
+        make_plan(job, rows(count, tokens), count, size)
 
 
 def find(cache: Path) -> tuple[Any, Any]:
@@ -76,9 +85,11 @@ def find(cache: Path) -> tuple[Any, Any]:
     return found, survey(job, found.shards)
 
 
-def score_all(cache: Path) -> None:
+def score_all(cache: Path, in_bulk: bool) -> None:
     """Score what is missing, and account for it."""
     worker.start = lambda *_: StubScorer()  # type: ignore[attr-defined]
+    if in_bulk:
+        worker.score_table = bulk.score_table  # type: ignore[attr-defined, assignment]
     job, (_, found) = make_job(cache), find(cache)
     score(job, found.missing, KnownRows(cache, job.inputs.scoring_digest()), Watch())
 
@@ -198,17 +209,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--shard-rows", type=int, default=10_000)
     parser.add_argument("--tokens", type=int, default=10)
+    parser.add_argument("--bulk", action="store_true", help="no work for single rows before seal")
     parser.add_argument("--memory", type=int, default=0)
     parser.add_argument("--only", default="", help="names of functions of this file")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     wanted = set(filter(None, options.only.split(",")))
     figures: dict[str, Any] = {"options": vars(options) | {"output": None}}
+    arguments: dict[Callable[..., Any], tuple[Any, ...]] = {
+        plan: (options.rows, options.tokens, options.shard_rows, options.bulk),
+        score_all: (options.bulk,),
+    }
     cache = Path(tempfile.mkdtemp())
     try:
         for phase in PHASES if options.rows else ():
-            arguments = (options.rows, options.tokens, options.shard_rows) if phase is plan else ()
-            figures[phase.__name__] = alone(phase, cache, *arguments)
+            figures[phase.__name__] = alone(phase, cache, *arguments.get(phase, ()))
         if options.rows:
             sizes = [size for size in entries(cache).values() if size]
             figures["files"], figures["bytes"] = len(sizes), sum(sizes)
