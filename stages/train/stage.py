@@ -22,6 +22,7 @@ from stages.train.card import model_card
 from stages.train.checkpoints import SealCheckpoints, remove_checkpoints, whole_checkpoints
 from stages.train.guards import DivergedError, Guard
 from stages.train.held_out import held_out
+from stages.train.host_memory import keep_few_kernels
 from stages.train.job import Job
 from stages.train.layout import choose_layout
 from stages.train.losses.objective import objective, uses
@@ -47,6 +48,7 @@ def train(job: Job, console: Console) -> RunRecord:
     """
     started_at, config, dtype = datetime.now(UTC), job.config, job.manifest.engine.dtype
     _require_fitting(job)
+    keep_few_kernels()
     arguments = training_arguments(config, dtype)
     resumed = _prepare_output(job, arguments)
     pairs, evaluated = _pairs(job)

@@ -16,6 +16,7 @@ from stages.train.cached_pairs import Pair
 from stages.train.cached_rows import Row
 from stages.train.cached_unpaired import Unpaired
 from stages.train.fsdp_on_cpu import enable_fsdp_on_cpu
+from stages.train.host_memory import give_back
 from stages.train.losses.inputs import Logps
 from stages.train.losses.objective import Objective
 from stages.train.losses.unpaired import kl_estimate
@@ -66,6 +67,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._loss = loss
         self._squares = squares  # whether the loss needs them
         self._even = even  # whether it compares the pairs of a forward pass
+        trained = all(weight.requires_grad for weight in self.model.parameters())
+        self._crowded = self.args.device.type == "cpu" and trained  # when gradients are made
         self.pairs_seen = 0
         self._metrics, self._diverged = Means(), False
         # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
@@ -110,6 +113,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._metrics.add(metrics(result, logps, counted=inputs["weight"] > 0))
         self._diverged |= not bool(result.loss.detach().isfinite().all())
         loss = (result.loss * inputs["batch"]["weights"]).mean() * inputs["weight"]
+        if self._crowded:  # the backward pass comes now
+            give_back()
         return (loss, result._asdict()) if return_outputs else loss
 
     @torch.no_grad()

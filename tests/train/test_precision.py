@@ -216,7 +216,7 @@ def test_two_processes_go_on_with_the_float32_weights_of_one(half_cache, console
     begun = TrainConfig(cache=half_cache, output=tmp_path / "begun", **options)
     killed_at(3, begun)
     more = ("--learning-rate=5e-6", "--eval-fraction=0")
-    assert "resumed from" in processes.torchrun(half_cache, begun.output, *more)
+    assert "resumed from" in processes.trained(processes.torchrun(half_cache, begun.output, *more))
     weights, others = (
         torch.load(next(c.output.glob("checkpoint-*")) / "optimizer.pt", weights_only=True)[
             "masters"

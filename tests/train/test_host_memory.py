@@ -1,0 +1,59 @@
+"""What a run on a CPU leaves behind is given back."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+from stages.train import host_memory
+
+_KERNELS = """
+import sys, torch
+from stages.train.host_memory import keep_few_kernels
+if sys.argv[1] == "few":
+    keep_few_kernels()
+torch.set_num_threads(1)
+layer = torch.nn.Linear(256, 256, dtype=torch.bfloat16)
+with torch.no_grad():
+    for length in range(1, 400):
+        layer(torch.ones(length, 256, dtype=torch.bfloat16))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+
+
+def resident_kib(*arguments: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", _KERNELS, *arguments], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kernels_of_many_lengths_do_not_add_up():
+    assert resident_kib("all") - resident_kib("few") > 20 * 1024
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_free_memory_goes_back_to_the_system():
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1])
+
+    # as numbers of Python are too small for it: blocks of C's own heap, the last of which stays
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    blocks = [libc.malloc(ctypes.c_size_t(100_000)) for _ in range(1000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 100_000)
+    for block in blocks[:-1]:
+        libc.free(ctypes.c_void_p(block))
+    held = resident()
+    host_memory.give_back()
+    assert held - resident() > 80_000_000 // 4096
+    libc.free(ctypes.c_void_p(blocks[-1]))
+
+
+def test_where_the_c_library_cannot_nothing_happens(monkeypatch):
+    monkeypatch.setattr(host_memory, "_malloc_trim", lambda: None)
+    host_memory.give_back()
