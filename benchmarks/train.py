@@ -22,15 +22,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.precompute import read_pairs
+from benchmarks.train_contenders import Settings
 
 CONTENDERS = ("trl", "trl-precompute", "reflogp")
 Figures = dict[str, float]
 
 
-def run(name: str, model: Path, folder: Path, batch: int, full: bool) -> Figures:
+def run(name: str, model: Path, folder: Path, settings: Settings) -> Figures:
     """One run of one contender in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train_contenders", name, str(model), str(folder)]
-    command += [str(batch), "full" if full else "lora"]
+    command.append(json.dumps(settings))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: the contender {name} ended with {done.returncode}")
@@ -92,7 +93,8 @@ def main(
         results: dict[str, list[Figures]] = {name: [] for name in names}
         for number in range(rounds):
             for contender in names:
-                results[contender].append(run(contender, model, folder, batch, full))
+                settings = Settings(full=full, batch=batch)
+                results[contender].append(run(contender, model, folder, settings))
                 print(f"round {number + 1}: {contender} {results[contender][-1]}", flush=True)
     figures = report(results)
     if json_file is not None:

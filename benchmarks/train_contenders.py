@@ -1,6 +1,7 @@
-"""One training run of one trainer, in a process of its own: a worker of benchmarks/train.py.
+"""One training run of one trainer, in a process of its own: a worker of benchmarks/train.py and
+benchmarks/noise.py.
 
-python -m benchmarks.train_contenders NAME MODEL FOLDER BATCH lora|full
+python -m benchmarks.train_contenders NAME MODEL FOLDER SETTINGS
 """
 
 import json
@@ -8,15 +9,27 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-ACCUMULATION = 4
 MAX_LENGTH = 1024
-RATE = {"lora": 5e-5, "full": 5e-6}
-SEED = 42
 
 
-def trl(model: Path, folder: Path, batch: int, mode: str, *, precompute: bool) -> dict[str, float]:
+class Settings(NamedTuple):
+    """What all trainers are told alike."""
+
+    full: bool = False
+    batch: int = 4
+    accumulation: int = 4
+    epochs: int = 1
+    seed: int = 42
+
+    @property
+    def rate(self) -> float:
+        """Of learning."""
+        return 5e-6 if self.full else 5e-5
+
+
+def trl(model: Path, folder: Path, settings: Settings, *, precompute: bool) -> dict[str, float]:
     """TRL's DPOTrainer."""
     import datasets
     import torch
@@ -30,14 +43,14 @@ def trl(model: Path, folder: Path, batch: int, mode: str, *, precompute: bool) -
         output_dir=str(folder / "trl"),
         max_length=MAX_LENGTH,
         beta=0.1,
-        learning_rate=RATE[mode],
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=ACCUMULATION,
-        num_train_epochs=1,
+        learning_rate=settings.rate,
+        per_device_train_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=settings.epochs,
         lr_scheduler_type="linear",
         warmup_steps=0,
         gradient_checkpointing=False,
-        bf16=mode == "full",
+        bf16=settings.full,
         use_cpu=not torch.cuda.is_available(),
         precompute_ref_log_probs=precompute,
         precompute_ref_batch_size=2,
@@ -45,10 +58,10 @@ def trl(model: Path, folder: Path, batch: int, mode: str, *, precompute: bool) -
         report_to="none",
         logging_steps=1,
         disable_tqdm=True,
-        seed=SEED,
-        data_seed=SEED,
+        seed=settings.seed,
+        data_seed=settings.seed,
     )
-    dtype = torch.float32 if mode == "full" else torch.bfloat16
+    dtype = torch.float32 if settings.full else torch.bfloat16
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     trainer = DPOTrainer(
@@ -56,16 +69,16 @@ def trl(model: Path, folder: Path, batch: int, mode: str, *, precompute: bool) -
         args=config,
         train_dataset=datasets.Dataset.from_list([json.loads(line) for line in lines]),
         processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=lora if mode == "lora" else None,
+        peft_config=None if settings.full else lora,
     )
     begin = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begin
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return _figures(len(lines) / seconds, losses)
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return _figures(settings.epochs * len(lines) / seconds, steps)
 
 
-def reflogp(folder: Path, batch: int, mode: str) -> dict[str, float]:
+def reflogp(folder: Path, settings: Settings) -> dict[str, float]:
     """reflogp, as its command runs it."""
     from pipeline.console import TerminalConsole
     from pipeline.run import run_train
@@ -74,37 +87,39 @@ def reflogp(folder: Path, batch: int, mode: str) -> dict[str, float]:
     config = TrainConfig(
         cache=folder / "cache",
         output=folder / "reflogp",
-        lora_r=8 if mode == "lora" else 0,
-        learning_rate=RATE[mode],
-        batch_size=batch,
-        accumulation=ACCUMULATION,
+        lora_r=0 if settings.full else 8,
+        learning_rate=settings.rate,
+        batch_size=settings.batch,
+        accumulation=settings.accumulation,
+        epochs=settings.epochs,
         warmup=0,
         checkpoint_steps=0,  # as TRL here: no run writes one
-        seed=SEED,
+        seed=settings.seed,
     )
     (folder / "reflogp" / "reflogp_run.json").unlink(missing_ok=True)
     record = run_train(config, TerminalConsole())
     steps = (folder / "reflogp" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return _figures(record.pairs_per_second, [json.loads(step)["loss"] for step in steps])
+    return _figures(record.pairs_per_second, [json.loads(step) for step in steps])
 
 
-def _figures(pairs_per_second: float, losses: list[float]) -> dict[str, float]:
+def _figures(pairs_per_second: float, steps: list[dict[str, float]]) -> dict[str, float]:
     return {
         "pairs_per_second": pairs_per_second,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "last_margin": steps[-1]["rewards/margins"],
     }
 
 
 def main() -> None:
     """Run once and print the figures as the last line."""
-    name, model, folder, batch, mode = sys.argv[1:]
-    arguments: tuple[Any, ...] = (Path(folder), int(batch), mode)
+    name, model, folder, given = sys.argv[1:]
+    settings = Settings(*json.loads(given))
     if name == "reflogp":
-        figures = reflogp(*arguments)
+        figures = reflogp(Path(folder), settings)
     else:
-        figures = trl(Path(model), *arguments, precompute=name == "trl-precompute")
+        figures = trl(Path(model), Path(folder), settings, precompute=name == "trl-precompute")
     print(json.dumps(figures))
 
 
