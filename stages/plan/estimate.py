@@ -15,7 +15,7 @@ _PROMPT_BYTES, _RESPONSE_BYTES, _ROW_BYTES = 1.2, 5.3, 32.0
 _HIDDEN_BYTES, _INTERMEDIATE_BYTES = 38, 6
 # A row of logits in the usual trainer: bfloat16, float32 log-softmax, and the gradient of each.
 _LOGIT_BYTES = 12
-_CHUNK_ROWS = {"cpu": 256}
+_CHUNK_ROWS = {"cpu": 512}
 _CHUNK_ROWS_ELSEWHERE = 1024
 _PROCESS_BYTES = 0.6e9  # libraries, or a CUDA context
 

@@ -28,7 +28,8 @@ def weights_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
         config: of the run.
         dtype: of the cache, which training computes in.
     """
-    if config.lora_r or (dtype == "bfloat16" and processes() == 1 and _GRADIENTS_MAY_DIFFER):
+    alone = processes() == 1 and not config.fsdp
+    if config.lora_r or (dtype == "bfloat16" and alone and _GRADIENTS_MAY_DIFFER):
         return dtype
     return "float32"
 
@@ -46,7 +47,7 @@ def keeps_masters(arguments: TrainingArguments, weights: Iterable[Tensor]) -> bo
         arguments: of the run.
         weights: of the policy, in this process.
     """
-    if processes() > 1 or not _GRADIENTS_MAY_DIFFER:
+    if processes() > 1 or arguments.fsdp or not _GRADIENTS_MAY_DIFFER:
         return bool(arguments.bf16 and not arguments.fsdp)
     return any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in weights)
 

@@ -46,6 +46,10 @@ def half_cache(half, few_preferences, tmp_path_factory):
 def test_who_holds_which_weights(monkeypatch, tmp_path):
     adapter = TrainConfig(cache=tmp_path, output=tmp_path)
     full = TrainConfig(cache=tmp_path, output=tmp_path, lora_r=0)
+    sharded = TrainConfig(cache=tmp_path, output=tmp_path, lora_r=0, fsdp=True)
+    # of one process, too, which may go on with what several began
+    assert weights_dtype(sharded, "bfloat16") == "float32"
+    assert autocast_dtype(sharded, "bfloat16") == "bfloat16"
     assert (weights_dtype(adapter, "bfloat16"), autocast_dtype(adapter, "bfloat16")) == (
         "bfloat16", "float32",
     )  # fmt: skip
