@@ -39,14 +39,19 @@ def run(name: str, model: Path, folder: Path, settings: Settings) -> Figures:
 
 
 def prepare(model: Path, data: str, pairs: int, folder: Path) -> None:
-    """The pairs as JSONL, and a cache of them."""
+    """The pairs as JSONL, and a cache of them in the checkpoint's dtype."""
     chosen = read_pairs(model, data, pairs)
     names = ("prompt", "chosen", "rejected")
     lines = [json.dumps({name: pair[name] for name in names}) for pair in chosen]
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("reflogp")), "precompute"]
+    precompute(model, folder, "cache")
+
+
+def precompute(model: Path, folder: Path, cache: str, *options: str) -> None:
+    """Score the pairs in `folder`."""
+    command = [str(Path(sys.executable).with_name("reflogp")), "precompute", *options]
     command += ["--reference", str(model), "--data", str(folder / "pairs.jsonl")]
-    subprocess.run([*command, "--cache", str(folder / "cache")], check=True)
+    subprocess.run([*command, "--cache", str(folder / cache)], check=True)
 
 
 def report(results: dict[str, list[Figures]]) -> dict[str, Figures]:

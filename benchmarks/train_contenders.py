@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MAX_LENGTH = 1024
+FLOAT32_CACHE = "cache-float32"
+_CACHES = {"reflogp": "cache", "reflogp-float32": FLOAT32_CACHE}
 
 
 class Settings(NamedTuple):
@@ -78,14 +80,14 @@ def trl(model: Path, folder: Path, settings: Settings, *, precompute: bool) -> d
     return _figures(settings.epochs * len(lines) / seconds, steps)
 
 
-def reflogp(folder: Path, settings: Settings) -> dict[str, float]:
-    """reflogp, as its command runs it."""
+def reflogp(folder: Path, settings: Settings, cache: str = "cache") -> dict[str, float]:
+    """reflogp, as its command runs it, in the dtype of a cache."""
     from pipeline.console import TerminalConsole
     from pipeline.run import run_train
     from stages.train.config import TrainConfig
 
     config = TrainConfig(
-        cache=folder / "cache",
+        cache=folder / cache,
         output=folder / "reflogp",
         lora_r=0 if settings.full else 8,
         learning_rate=settings.rate,
@@ -116,8 +118,8 @@ def main() -> None:
     """Run once and print the figures as the last line."""
     name, model, folder, given = sys.argv[1:]
     settings = Settings(*json.loads(given))
-    if name == "reflogp":
-        figures = reflogp(Path(folder), settings)
+    if name in _CACHES:
+        figures = reflogp(Path(folder), settings, _CACHES[name])
     else:
         figures = trl(Path(model), Path(folder), settings, precompute=name == "trl-precompute")
     print(json.dumps(figures))
