@@ -15,7 +15,7 @@ from data_schemas.manifest import Dtype
 from stages.adapter import load_adapter
 from stages.loading import loading
 from stages.train.config import TrainConfig
-from stages.train.precision import weights_dtype
+from stages.train.precision import autocast_dtype, spread_weights, weights_dtype
 
 
 def load_policy(
@@ -51,8 +51,10 @@ def load_policy(
         if config.lora_r:
             return model  # type: ignore[no-any-return]
         # PEFT froze what is now to be trained.
-        return model.merge_and_unload().requires_grad_(True)  # type: ignore[no-any-return]
+        model = model.merge_and_unload().requires_grad_(True)
     if not config.lora_r:
+        if autocast_dtype(config, dtype) == "bfloat16":
+            spread_weights(model, sharded=config.fsdp)
         return model  # type: ignore[no-any-return]
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
