@@ -67,8 +67,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._loss = loss
         self._squares = squares  # whether the loss needs them
         self._even = even  # whether it compares the pairs of a forward pass
-        trained = all(weight.requires_grad for weight in self.model.parameters())
-        self._crowded = self.args.device.type == "cpu" and trained  # when gradients are made
+        all_trained = all(weight.requires_grad for weight in self.model.parameters())
+        self._gives_back = all_trained and self.args.device.type == "cpu"
         self.pairs_seen = 0
         self._metrics, self._diverged = Means(), False
         # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
@@ -113,8 +113,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._metrics.add(metrics(result, logps, counted=inputs["weight"] > 0))
         self._diverged |= not bool(result.loss.detach().isfinite().all())
         loss = (result.loss * inputs["batch"]["weights"]).mean() * inputs["weight"]
-        if self._crowded:  # the backward pass comes now
-            give_back()
+        if self._gives_back and next(self.model.parameters()).grad is not None:
+            give_back()  # memory peaks in the passes that a step's gradients lie beside
         return (loss, result._asdict()) if return_outputs else loss
 
     @torch.no_grad()
