@@ -54,7 +54,7 @@ def load_policy(
         model = model.merge_and_unload().requires_grad_(True)
     if not config.lora_r:
         if autocast_dtype(config, dtype) == "bfloat16":
-            spread_weights(model, sharded=config.fsdp)
+            spread_weights(model, every=config.fsdp)
         return model  # type: ignore[no-any-return]
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,

@@ -130,11 +130,13 @@ def spread(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def spread_weights(model: nn.Module, *, sharded: bool) -> None:
-    """Spread those float32 weights, if they are of bfloat16, that each forward pass rounds to it.
+def spread_weights(model: nn.Module, *, every: bool) -> None:
+    """Spread those float32 weights, if they are of bfloat16, that will be rounded to it.
 
-    Autocast leaves embeddings and norms as they are, so that their updates are felt at once. FSDP
-    (`sharded`) rounds all.
+    Args:
+        model: whose weights they are.
+        every: all are rounded, as by FSDP or to be written. Else those that autocast rounds in each
+            forward pass: it leaves embeddings and norms, whose updates are felt at once.
     """
     generator = torch.Generator().manual_seed(0)  # in each process the same
     embeddings = {
@@ -144,7 +146,7 @@ def spread_weights(model: nn.Module, *, sharded: bool) -> None:
         for weight in module.parameters()
     }
     for weight in model.parameters():
-        is_rounded = sharded or (weight.ndim > 1 and weight not in embeddings)
+        is_rounded = every or (weight.ndim > 1 and weight not in embeddings)
         if is_rounded and torch.equal(weight, weight.bfloat16().float()):
             weight.copy_(spread(weight, generator))
 

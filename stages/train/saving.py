@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_schemas.manifest import Dtype
 from stages.adapter import tokenizer_folder
+from stages.train.precision import spread_weights
 from stages.train.trainer import PreferenceTrainer
 
 
@@ -37,10 +38,16 @@ def save_policy(
 
 
 def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
-    """Write `start` with the adapter in `folder` merged into it, in place of the adapter."""
-    base: Any = AutoModelForCausalLM.from_pretrained(start, dtype=getattr(torch, dtype))
+    """Write `start` with the adapter in `folder` merged into it, in place of the adapter.
+
+    It is merged in float32. What it changes by less than half of a weight's spacing in bfloat16
+    would be lost in rounding, so weights are spread before.
+    """
+    base: Any = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    if dtype == "bfloat16":
+        spread_weights(base, every=True)
     merged: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    merged.save_pretrained(folder)
+    merged.to(getattr(torch, dtype)).save_pretrained(folder)
     for path in folder.glob("adapter_*"):
         path.unlink()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -25,6 +26,7 @@ from stages.train.precision import (
     spread_weights,
     weights_dtype,
 )
+from stages.train.saving import merge_adapter
 from tests.checkpoints import make_checkpoint
 from tests.conftest import Silent
 from tests.train import test_processes as processes
@@ -111,15 +113,33 @@ def test_under_autocast_what_it_rounds_is_spread(half):
     with torch.no_grad():
         own += 1e-5  # not of bfloat16
     before["model.layers.0.mlp.up_proj.weight"] = own.clone()
-    spread_weights(model, sharded=False)
+    spread_weights(model, every=False)
     moved = {n for n, weight in model.named_parameters() if not torch.equal(weight, before[n])}
     assert moved == {
         name for name in before if "_proj" in name and "layers.0.mlp.up" not in name
     } | ({"lm_head.weight"} & before.keys())
-    spread_weights(model, sharded=True)
+    spread_weights(model, every=True)
     for name, weight in model.named_parameters():
         assert torch.equal(weight.bfloat16(), before[name].bfloat16())
         assert not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_a_merged_adapter_changes_weights_by_less_than_their_spacing(half, tmp_path):
+    def load():
+        return AutoModelForCausalLM.from_pretrained(half, dtype=torch.bfloat16)
+
+    adapted = get_peft_model(load(), LoraConfig(r=1, lora_alpha=1, target_modules=["q_proj"]))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:  # each weight of q_proj gets 1e-5 more
+                weight.fill_(1.0 if "lora_A" in name else 1e-5)
+    adapted.save_pretrained(tmp_path)
+    merge_adapter(tmp_path, half, "bfloat16")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    for (name, before), after in zip(load().named_parameters(), merged.parameters(), strict=True):
+        change = (after.double() - before.double()).mean().item()
+        assert change == pytest.approx(1e-5 if "q_proj" in name else 0.0, rel=0.2)
 
 
 def test_weights_follow_their_copies_on_average_from_the_first_step_on():
