@@ -1,5 +1,6 @@
 """Real parts, made tiny: a checkpoint on disk, the project's own preferences, a silent console."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,15 @@ def few_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "few.jsonl"
     path.write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def ray_alone() -> dict[str, str]:
+    """Variables by which Ray sends nothing and leaves no token in the home folder.
+
+    One token for all clusters of this process, as Ray reads it once.
+    """
+    return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 class Silent:

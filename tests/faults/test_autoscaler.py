@@ -6,7 +6,6 @@ waits for; all else is what a cloud would run. The head has no core, so all work
 
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -48,14 +47,15 @@ def scaling(address: str) -> dict[str, object]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, psutil.Process]]:
+def cluster(
+    ray_alone: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, psutil.Process]]:
     """The address of a head node with an autoscaler, and its process."""
-    for name, value in {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0", "RAY_FAKE_CLUSTER": "1",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    scaled = {
+        "RAY_AUTH_MODE": "token", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]),
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, value in (ray_alone | scaled).items():
         monkeypatch.setenv(name, value)
     with closing(socket.socket()) as free:
         free.bind(("", 0))

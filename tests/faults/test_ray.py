@@ -1,7 +1,6 @@
 """A cache made on a Ray cluster is the one that a single process makes, whatever dies meanwhile."""
 
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -49,11 +48,11 @@ def single(small: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_itself() -> Iterator[None]:
-    """Ray sends nothing, and leaves no token in the home folder."""
+def by_itself(ray_alone: dict[str, str]) -> Iterator[None]:
+    """Ray touches nothing outside, and ends with the module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        for name, value in ray_alone.items():
+            patch.setenv(name, value)
         yield
         ray.shutdown()
 

@@ -1,7 +1,5 @@
 """Actors of a Ray cluster put their shards into a bucket themselves."""
 
-import secrets
-
 import pytest
 
 from pipeline.run import run_integrity, run_precompute
@@ -13,10 +11,10 @@ ray = pytest.importorskip("ray")
 
 
 @pytest.fixture
-def two_cores(s3, monkeypatch):
+def two_cores(s3, ray_alone, monkeypatch):
     """A Ray cluster of this machine, whose nodes know the server."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    for name, value in ray_alone.items():
+        monkeypatch.setenv(name, value)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
