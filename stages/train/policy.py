@@ -15,7 +15,7 @@ from data_schemas.manifest import Dtype
 from stages.adapter import load_adapter
 from stages.loading import loading
 from stages.train.config import TrainConfig
-from stages.train.precision import autocast_dtype, spread_weights, weights_dtype
+from stages.train.precision import round_weights, spread_weights, weights_dtype
 
 
 def load_policy(
@@ -25,37 +25,18 @@ def load_policy(
 
     With LoRA the frozen weights keep the cache's dtype, or are rounded to 4 bits (Dettmers et al.
     2023, 2305.14314), and the adapter is float32. In full fine-tuning they have what
-    stages/train/precision.py says, and an adapter is merged into them.
+    stages/train/precision.py says, and an adapter is merged into them, in float32.
 
     Dropout is off, as everywhere in DPO: with it policy and reference would differ at the start.
 
     Raises:
         InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
     """
-    weights = getattr(torch, weights_dtype(config, dtype))
-    more = {} if config.quantize == "none" else _four_bits(weights)
-    with loading("policy", folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights, **more)
-    model.config.use_cache = False
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # On some CPUs bitsandbytes repacks weights in evaluation mode, for a kernel that passes no
-        # gradient on; training after an evaluation would silently leave out the layers below.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    if adapter is not None:
-        model = load_adapter(
-            model, adapter, trainable=bool(config.lora_r), dropout=config.lora_dropout
-        )
-        if config.lora_r:
-            return model  # type: ignore[no-any-return]
-        # PEFT froze what is now to be trained.
-        model = model.merge_and_unload().requires_grad_(True)
     if not config.lora_r:
-        if autocast_dtype(config, dtype) == "bfloat16":
-            spread_weights(model, every=config.fsdp)
-        return model  # type: ignore[no-any-return]
+        return _whole(folder, config, dtype, adapter)
+    model = _loaded(folder, getattr(torch, weights_dtype(config, dtype)), config)
+    if adapter is not None:
+        return load_adapter(model, adapter, trainable=True, dropout=config.lora_dropout)  # type: ignore[no-any-return]
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.lora_r,
@@ -67,6 +48,36 @@ def load_policy(
         return get_peft_model(model, lora)  # type: ignore[no-any-return]
     except ValueError as error:
         raise InputError(f"--lora-targets: {error}") from error
+
+
+def _whole(folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None) -> nn.Module:
+    """The policy of full fine-tuning."""
+    weights = getattr(torch, weights_dtype(config, dtype))
+    loaded = weights if adapter is None else torch.float32
+    model = _loaded(folder, loaded, config)
+    if dtype == "bfloat16" and loaded == torch.float32:
+        spread_weights(model)
+    if adapter is not None:
+        # PEFT froze what is now to be trained.
+        model = load_adapter(model, adapter).merge_and_unload().requires_grad_(True)
+        round_weights(model, weights)
+    return model  # type: ignore[no-any-return]
+
+
+def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
+    """The checkpoint, without dropout."""
+    more = {} if config.quantize == "none" else _four_bits(weights)
+    with loading("policy", folder):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights, **more)
+    model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # On some CPUs bitsandbytes repacks weights in evaluation mode, for a kernel that passes no
+        # gradient on; training after an evaluation would silently leave out the layers below.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _four_bits(compute: torch.dtype) -> dict[str, Any]:

@@ -11,12 +11,13 @@ own: several processes take the second way.
 That is not enough. A weight of a bfloat16 checkpoint stands in the very middle between what rounds
 up and what rounds down, so that at this rate most stay as they are for the first fifty steps, where
 the forward pass sees them rounded: in both ways. Six steps of SmolLM2 on 16 pairs bring the margin
-to 0.71 in float32, to 0.03 with copies, to 0.07 under autocast. So weights are spread at random at
+to 0.71 in float32, to 0.03 with copies, to -0.01 under autocast. So weights are spread at random at
 the start, each within what rounds to it. They are the same to bfloat16, and from then on as many
 round to a neighbour as their updates are worth: the margin comes to 0.70 with copies.
 """
 
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ class MasterAdamW(torch.optim.AdamW):
 
 
 def spread(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Values of bfloat16, each moved at random within what rounds to it; 0 stays.
+    """Values of bfloat16, each moved at random within what rounds to it; 0 and infinity stay.
 
     Args:
         values: float32, any shape, whose numbers are of bfloat16.
@@ -126,29 +127,39 @@ def spread(values: Tensor, generator: torch.Generator) -> Tensor:
     # bfloat16 is the upper half of a float32's bits; in the lower one, 2^15 up or down is a tie
     within.clamp_(min=1 - 2**15)
     moved = (values.view(torch.int32) + within).view(torch.float32)
-    return torch.where(values == 0, values, moved)
+    return torch.where((values == 0) | values.isinf(), values, moved)
 
 
 @torch.no_grad()
-def spread_weights(model: nn.Module, *, every: bool) -> None:
-    """Spread those float32 weights, if they are of bfloat16, that will be rounded to it.
+def spread_weights(model: nn.Module) -> None:
+    """Spread a model's float32 weights that are of bfloat16, and will be rounded to it.
 
-    Args:
-        model: whose weights they are.
-        every: all are rounded, as by FSDP or to be written. Else those that autocast rounds in each
-            forward pass: it leaves embeddings and norms, whose updates are felt at once.
+    By autocast in each forward pass, by FSDP, or when they are written: what stays as it is until
+    then (under autocast embeddings and norms) would else lose its small changes there. Each process
+    draws the same.
     """
-    generator = torch.Generator().manual_seed(0)  # in each process the same
-    embeddings = {
-        weight
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for weight in module.parameters()
-    }
-    for weight in model.parameters():
-        is_rounded = every or (weight.ndim > 1 and weight not in embeddings)
-        if is_rounded and torch.equal(weight, weight.bfloat16().float()):
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        rounded = rounded_dtype(model, name, torch.bfloat16) == torch.bfloat16
+        if rounded and torch.equal(weight, weight.bfloat16().float()):
             weight.copy_(spread(weight, generator))
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round a float32 model's weights to `dtype`, in place."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(rounded_dtype(model, name, dtype))
+
+
+def rounded_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """`dtype`; or float32 of the few weights that transformers holds in it beside `dtype`.
+
+    As the bias by which DeepSeek-V3 chooses experts.
+    """
+    kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    return torch.float32 if any(fnmatch(name, f"*{part}*") for part in kept) else dtype
 
 
 def _master(weight: Any, generator: torch.Generator) -> nn.Parameter:

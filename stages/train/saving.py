@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_schemas.manifest import Dtype
 from stages.adapter import tokenizer_folder
-from stages.train.precision import spread_weights
+from stages.train.precision import round_weights, rounded_dtype, spread_weights
 from stages.train.trainer import PreferenceTrainer
 
 
@@ -45,9 +45,10 @@ def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
     """
     base: Any = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     if dtype == "bfloat16":
-        spread_weights(base, every=True)
+        spread_weights(base)
     merged: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    merged.to(getattr(torch, dtype)).save_pretrained(folder)
+    round_weights(merged, getattr(torch, dtype))
+    merged.save_pretrained(folder)
     for path in folder.glob("adapter_*"):
         path.unlink()
 
@@ -57,5 +58,8 @@ def _save_whole(policy: Any, state: dict[str, Any], folder: Path, dtype: torch.d
     with torch.device("meta"):  # the state is enough; a second model would be too much
         rounded = type(policy)(policy.config).to(dtype)
     rounded.generation_config = policy.generation_config
-    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+    state = {
+        name: t.to(rounded_dtype(policy, name, dtype)) if t.is_floating_point() else t
+        for name, t in state.items()
+    }
     rounded.save_pretrained(folder, state_dict=state)

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    TrainingArguments,
+)
 
 from data_schemas import manifest as manifests
 from data_schemas.manifest import Dtype
@@ -101,45 +108,95 @@ def test_values_are_spread_over_all_that_rounds_to_them(value):
     torch.testing.assert_close(quarters, torch.full((4,), 0.25), atol=0.01, rtol=0)
 
 
-def test_zero_stays_zero():
-    values = torch.tensor([0.0, -0.0])
+def test_zero_and_infinity_stay():
+    values = torch.tensor([0.0, -0.0, torch.inf, -torch.inf])
     assert torch.equal(spread(values, torch.Generator().manual_seed(0)), values)
 
 
-def test_under_autocast_what_it_rounds_is_spread(half):
+def test_all_weights_of_bfloat16_are_spread_and_no_others(half):
     model = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    own = dict(model.named_parameters())["model.layers.0.mlp.up_proj.weight"]
+    own = "model.layers.0.mlp.up_proj.weight"
     with torch.no_grad():
-        own += 1e-5  # not of bfloat16
-    before["model.layers.0.mlp.up_proj.weight"] = own.clone()
-    spread_weights(model, every=False)
-    moved = {n for n, weight in model.named_parameters() if not torch.equal(weight, before[n])}
-    assert moved == {
-        name for name in before if "_proj" in name and "layers.0.mlp.up" not in name
-    } | ({"lm_head.weight"} & before.keys())
-    spread_weights(model, every=True)
+        model.get_parameter(own).add_(1e-5)  # not of bfloat16
+    before[own] = model.get_parameter(own).clone()
+    spread_weights(model)
     for name, weight in model.named_parameters():
         assert torch.equal(weight.bfloat16(), before[name].bfloat16())
-        assert not torch.equal(weight, weight.bfloat16().float())
+        assert torch.equal(weight, before[name]) == (name == own)
 
 
-def test_a_merged_adapter_changes_weights_by_less_than_their_spacing(half, tmp_path):
-    def load():
-        return AutoModelForCausalLM.from_pretrained(half, dtype=torch.bfloat16)
+@pytest.mark.parametrize(("number", "fsdp"), [("2", False), ("1", True)], ids=["ddp", "fsdp"])
+def test_float32_weights_of_several_processes_start_spread(
+    half, half_cache, tmp_path, monkeypatch, number, fsdp
+):
+    monkeypatch.setenv("WORLD_SIZE", number)
+    config = TrainConfig(cache=half_cache, output=tmp_path, lora_r=0, fsdp=fsdp)
+    policy = load_policy(half, config, "bfloat16")
+    start = AutoModelForCausalLM.from_pretrained(half, dtype=torch.bfloat16)
+    for weight, before in zip(policy.parameters(), start.parameters(), strict=True):
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight.bfloat16(), before)
+        assert not torch.equal(weight, before.float())
 
-    adapted = get_peft_model(load(), LoraConfig(r=1, lora_alpha=1, target_modules=["q_proj"]))
+
+@pytest.fixture(scope="module")
+def small_change(half, tmp_path_factory):
+    """An adapter that gives each weight of q_proj 1e-5 more."""
+    start = AutoModelForCausalLM.from_pretrained(half, dtype=torch.bfloat16)
+    adapted = get_peft_model(start, LoraConfig(r=1, lora_alpha=1, target_modules=["q_proj"]))
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
-            if "lora_" in name:  # each weight of q_proj gets 1e-5 more
+            if "lora_" in name:
                 weight.fill_(1.0 if "lora_A" in name else 1e-5)
-    adapted.save_pretrained(tmp_path)
-    merge_adapter(tmp_path, half, "bfloat16")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
-    assert merged.dtype == torch.bfloat16
-    for (name, before), after in zip(load().named_parameters(), merged.parameters(), strict=True):
+    folder = tmp_path_factory.mktemp("small-change")
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def require_small_change(half: Path, merged: nn.Module) -> None:
+    start = AutoModelForCausalLM.from_pretrained(half, dtype=torch.bfloat16)
+    for (name, before), after in zip(start.named_parameters(), merged.parameters(), strict=True):
+        assert after.dtype == torch.bfloat16
         change = (after.double() - before.double()).mean().item()
         assert change == pytest.approx(1e-5 if "q_proj" in name else 0.0, rel=0.2)
+
+
+def test_a_merged_adapter_changes_weights_by_less_than_their_spacing(half, small_change, tmp_path):
+    shutil.copytree(small_change, tmp_path, dirs_exist_ok=True)
+    merge_adapter(tmp_path, half, "bfloat16")
+    require_small_change(half, AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto"))
+
+
+def test_all_weights_are_trained_from_an_adapter_whose_changes_are_kept(
+    half, half_cache, small_change, tmp_path
+):
+    config = TrainConfig(cache=half_cache, output=tmp_path, lora_r=0)
+    policy = load_policy(half, config, "bfloat16", small_change)
+    assert all(weight.requires_grad for weight in policy.parameters())
+    require_small_change(half, policy)
+
+
+def test_what_a_checkpoint_has_in_float32_beside_bfloat16_stays_so(tmp_path):
+    config = DeepseekV3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=32, moe_intermediate_size=16,
+        num_hidden_layers=1, first_k_dense_replace=0, num_attention_heads=2, num_key_value_heads=2,
+        n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, q_lora_rank=16,
+        kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=16,
+    )  # fmt: skip
+    model: Any = DeepseekV3ForCausalLM(config).to(torch.bfloat16)
+    gate = model.model.layers[0].mlp.gate
+    gate.e_score_correction_bias = torch.tensor([0.1, 0.2, 0.3, 0.5])  # the last is of bfloat16
+    model.save_pretrained(tmp_path / "start")
+    start = AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=torch.bfloat16)
+    adapted = get_peft_model(start, LoraConfig(r=1, target_modules=["o_proj"]))
+    adapted.save_pretrained(tmp_path / "merged")
+    merge_adapter(tmp_path / "merged", tmp_path / "start", "bfloat16")
+    saved = [load_file(tmp_path / name / "model.safetensors") for name in ("start", "merged")]
+    assert sum(tensor.dtype == torch.float32 for tensor in saved[0].values()) == 1
+    for name, before in saved[0].items():
+        assert saved[1][name].dtype == before.dtype
+        assert torch.equal(saved[1][name], before)
 
 
 def test_weights_follow_their_copies_on_average_from_the_first_step_on():
