@@ -107,7 +107,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
-    data: Annotated[str, typer.Argument(help="Preferences, in any form that reflogp reads.")],
+    data: Annotated[str, typer.Argument(help="Preferences whose prompts are text.")],
     folder: Annotated[Path, typer.Argument(help="For caches, runs and figures; kept.")],
     most_tokens: Annotated[int, typer.Option(help="Prompt and both responses together.")] = 200,
     held_out: Annotated[float, typer.Option(help="Part of the questions to evaluate on.")] = 0.4,

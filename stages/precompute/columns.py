@@ -32,7 +32,7 @@ def list_column(parts: Sequence[Any], type_: pa.DataType) -> pa.Array:
         type_: of the column.
 
     Raises:
-        TypeError: the values are others.
+        TypeError: the values are of another size.
     """
     lengths = np.array([0 if part is None else len(part) for part in parts])
     ends = np.concatenate([[0], np.cumsum(lengths)])

@@ -104,10 +104,13 @@ def test_all_work_is_done_on_nodes_that_come_and_go(
         f"--address={address}", "--actors=1-2",
     ])  # fmt: skip
     seen = [nodes(head)]
-    while run.poll() is None or len(seen[-1]) > 1:
-        assert len(seen) < 1200, "idle nodes did not go"
-        time.sleep(0.2)
-        seen.append(nodes(head))
-    assert run.returncode == 0
+    try:
+        while run.poll() is None or len(seen[-1]) > 1:
+            assert len(seen) < 1200, "idle nodes did not go"
+            time.sleep(0.2)
+            seen.append(nodes(head))
+    finally:
+        run.kill()
+    assert run.wait() == 0
     assert max(map(len, seen)) > 1
     require_equal(tmp_path / "cache", single.cache)

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from pipeline.run import run_train
 from stages.train import host_memory
+from stages.train.config import TrainConfig
 
 _KERNELS = """
 import sys, torch
@@ -59,3 +61,23 @@ def test_free_memory_goes_back_to_the_system():
 def test_where_the_c_library_cannot_nothing_happens(monkeypatch):
     monkeypatch.setattr(host_memory, "_malloc_trim", lambda: None)
     host_memory.give_back()
+
+
+@pytest.mark.parametrize(("lora_r", "times"), [(0, 6), (4, 0)])
+def test_runs_of_all_weights_give_back_in_the_passes_beside_gradients(
+    cache, console, tmp_path, monkeypatch, lora_r, times
+):
+    given_back = []
+    monkeypatch.setattr("stages.train.trainer.give_back", lambda: given_back.append(True))
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")  # as it was when the test ends
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    run_train(
+        TrainConfig(
+            cache=cache, output=tmp_path, lora_r=lora_r, batch_size=3, accumulation=4, epochs=1,
+            checkpoint_steps=0,
+        ),
+        console,
+    )  # fmt: skip
+    # of 24 pairs: two steps of four passes, the first of which has none beside it
+    assert len(given_back) == times
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"

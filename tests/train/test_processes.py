@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -36,20 +38,37 @@ def torchrun(cache: Path, output: Path, *more: str, number: int = 2) -> subproce
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@contextmanager
+def ended(started: subprocess.Popen[str]) -> Iterator[None]:
+    """However the block ends, none of the run's processes is left."""
+    try:
+        yield
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(started.pid)
+            for process in [*launcher.children(recursive=True), launcher]:
+                process.kill()
+        started.wait()
+
+
 def trained(started: subprocess.Popen[str]) -> str:
     """What a run that ends well said."""
-    said = started.communicate(timeout=200)[1]
+    with ended(started):
+        said = started.communicate(timeout=200)[1]
     assert started.returncode == 0, said[-3000:]
     return said
 
 
 def killed_after(step: int, started: subprocess.Popen[str], output: Path) -> None:
     """Kill a process of a run, with SIGKILL, when the checkpoint of a step is whole."""
-    while not (output / f"checkpoint-{step}" / "reflogp_checkpoint.json").exists():
-        assert started.poll() is None
-        time.sleep(0.01)
-    psutil.Process(started.pid).children()[-1].kill()
-    started.communicate(timeout=200)
+    last = time.monotonic() + 200
+    with ended(started):
+        while not (output / f"checkpoint-{step}" / "reflogp_checkpoint.json").exists():
+            assert started.poll() is None
+            assert time.monotonic() < last
+            time.sleep(0.01)
+        psutil.Process(started.pid).children()[-1].kill()
+        started.communicate(timeout=200)
     assert started.returncode
     assert not (output / "reflogp_run.json").exists()
 
