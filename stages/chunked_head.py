@@ -7,10 +7,11 @@ body's output, so any causal language model will do.
 
 d logp_t / d h_t needs row t alone. So where the head is frozen (LoRA) the forward pass finds it on
 the way, and the backward pass is one product a row; the head costs two matrix products, not three
-as in autograd. Where the head is trained, the backward pass computes the logits again.
+as in autograd. Where the head is trained, the backward pass computes the logits again, but for the
+last chunk's, with which it begins: those are kept. So passes of one chunk compute none twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,23 +72,28 @@ class _ChunkedLogps(torch.autograd.Function):
     ) -> Any:
         ctx.head, ctx.autocast = head, _autocast(hidden.device.type)
         trains_head = any(ctx.needs_input_grad[4:])
-        find_slopes = ctx.needs_input_grad[3] and not trains_head
-        kind = _wide(hidden)
-        nothing = hidden.new_zeros(0, dtype=kind)
+        follows = ctx.needs_input_grad[3]
+        nothing = hidden.new_zeros(0, dtype=_wide(hidden))
         logps, slopes, spreads = [nothing], [], [nothing]
-        for rows, wanted in _chunks(hidden, targets):
-            if find_slopes:
-                logits, value, slope = _with_slope(head, rows, wanted)
-                slopes.append(torch.autograd.grad(logits, rows, slope)[0])
+        chunks = _chunks(hidden)
+        for chunk in chunks:
+            rows, wanted = hidden[chunk].detach(), targets[chunk]
+            if follows and (not trains_head or chunk is chunks[-1]):
+                with ctx.autocast():
+                    logits, value, slope = _with_slope(head, rows, wanted)
+                if trains_head:
+                    ctx.last = rows, logits, slope
+                else:
+                    slopes.append(torch.autograd.grad(logits, rows, slope)[0])
             else:
                 logits = head(rows)
                 value, _ = logps_and_slopes(logits, wanted, slopes=False)
             logps.append(value)
             if squares:
                 spreads.append(log_squares(logits))
-        ctx.find_slopes = find_slopes
-        if find_slopes:
-            ctx.save_for_backward(torch.cat(slopes) if slopes else hidden)
+        ctx.has_slopes = bool(slopes)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
         else:
             ctx.save_for_backward(hidden, targets, *parameters)
         found = torch.cat(spreads)
@@ -97,27 +103,30 @@ class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         upstream = gradients[0]
-        if ctx.find_slopes:
+        if ctx.has_slopes:
             (slopes,) = ctx.saved_tensors
             by_row = slopes * upstream[:, None].to(slopes.dtype)
             return None, None, None, by_row, *[None] * (len(ctx.needs_input_grad) - 4)
         hidden, targets, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
         trained = [p for p, needs in zip(parameters, needed, strict=True) if needs]
+        by_hidden = torch.empty_like(hidden)
         sums: list[Tensor] = []
-        parts, start = [], 0
-        for rows, wanted in _chunks(hidden, targets):
-            with ctx.autocast():
-                logits, _, slope = _with_slope(ctx.head, rows, wanted)
-            slope *= upstream[start : start + len(rows), None].to(slope.dtype)
-            start += len(rows)
-            of_rows, *of_parameters = torch.autograd.grad(logits, [rows, *trained], slope)
-            parts.append(of_rows)
+        last, ctx.last = getattr(ctx, "last", None), None
+        for chunk in reversed(_chunks(hidden)):
+            if last is not None:
+                (rows, logits, slope), last = last, None
+            else:
+                rows = hidden[chunk].detach()
+                with ctx.autocast():
+                    logits, _, slope = _with_slope(ctx.head, rows, targets[chunk])
+            slope *= upstream[chunk, None].to(slope.dtype)
+            by_hidden[chunk], *of_parameters = torch.autograd.grad(logits, [rows, *trained], slope)
             sums = _added(sums, of_parameters)
             del logits, slope, of_parameters  # else they would lie beside those of the next chunk
         found = iter(sums or map(torch.zeros_like, trained))
         by_parameter = [next(found) if needs else None for needs in needed]
-        return None, None, None, torch.cat(parts) if parts else None, *by_parameter
+        return None, None, None, by_hidden, *by_parameter
 
 
 def logps_and_slopes(
@@ -188,12 +197,11 @@ def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
     return [total.add_(part) for total, part in zip(sums, parts, strict=True)]
 
 
-def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(rows: Tensor) -> list[slice]:
     """All rows in as few chunks as may be, of like size."""
-    chunks = -(-len(targets) // rows_at_once(hidden.device.type))
-    step = -(-len(targets) // max(chunks, 1))
-    for start in range(0, len(targets), max(step, 1)):
-        yield hidden[start : start + step].detach(), targets[start : start + step]
+    chunks = -(-len(rows) // rows_at_once(rows.device.type))
+    step = -(-len(rows) // max(chunks, 1))
+    return [slice(start, start + step) for start in range(0, len(rows), max(step, 1))]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -202,6 +210,9 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _autocast(device: str) -> Callable[[], Any]:
-    """The autocast that is on now, for the backward pass, which runs outside of it."""
+    """The autocast that is on now: for the backward pass, which runs outside of it, and for graphs.
+
+    Without its cache, which may have weights that were cast where no gradients were wanted.
+    """
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
+    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)

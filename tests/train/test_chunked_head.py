@@ -145,6 +145,33 @@ def test_only_a_chunk_of_logits_is_there_at_a_time(checkpoint):
         assert sum(shapes) == 1 + 50  # the frozen head runs once a row, and for the whole model
 
 
+@pytest.mark.parametrize(("rows", "again"), [(7, 0), (10, 5), (50, 49)])
+def test_a_trained_head_runs_again_for_all_chunks_but_the_last(checkpoint, rows, again):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    shapes = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda _, __, output: shapes.append(output.shape[-2])
+    )
+    ids = torch.randint(5, 100, (2, 30))
+    logps = response_logps(model, {"input_ids": ids}, torch.arange(rows), ids.flatten()[:rows])
+    logps.sum().backward()
+    assert max(shapes) <= 7
+    assert sum(shapes) == 1 + rows + again
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradients_again():
+    torch.manual_seed(0)
+    hidden = torch.randn(20, 5, requires_grad=True)
+    weight = torch.randn(11, 5, requires_grad=True)
+    logps, _ = head_logps(lambda x: x @ weight.T, hidden, torch.arange(20) % 11, [weight])
+    first, again = (
+        torch.autograd.grad(logps.square().sum(), (hidden, weight), retain_graph=True)
+        for _ in range(2)
+    )
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(other, one)
+
+
 def test_under_autocast_the_backward_pass_rounds_as_the_forward_pass_did(checkpoint):
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     kinds = []
