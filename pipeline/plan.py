@@ -40,7 +40,7 @@ def plan_rows(config: PlanConfig, counts: "Counts", found: "Estimate") -> Rows:
          f"({counts.distinct / counts.sequence:.0%}) to compute once prompts are shared"),
         ("cache", human_size(found.cache_bytes)),
         ("stage one", f"{_time(found.seconds)} on {config.gpus} x {config.gpu}, and the start of "
-         f"the engine; {hours * config.gpus:,.3g} {_unit(config)}-hours"),
+         f"the engine; {_hours(hours * config.gpus)} {_unit(config)}-hours"),
         ("", _speed(config, found)),
     ]  # fmt: skip
     if found.cost is not None:
@@ -100,7 +100,15 @@ def _memory(found: "Memory") -> str:
     return f"{human_size(found.total)} ({named})"
 
 
+def _hours(hours: float) -> str:
+    if hours < 0.01:
+        return "under 0.01"
+    return f"{hours:,.2f}" if hours < 10 else f"{hours:,.0f}"
+
+
 def _time(seconds: float) -> str:
+    if seconds < 1:
+        return "under a second"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"

@@ -13,7 +13,7 @@ def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> st
         method = "LoRA" if config.lora_r else "full fine-tuning"
         start += f" with the LoRA adapter `{manifest.reference.adapter or record.adapter}`"
     counts, first, last = manifest.counts, record.first, record.last
-    rows = f"{counts.rows} {manifest.unit} ({counts.quarantined} rows set aside)"
+    rows = f"{counts.rows} {manifest.unit} ({counts.quarantined} set aside)"
     losses = " + ".join(
         name.upper() if weight == 1 else f"{weight:g} {name.upper()}"
         for name, weight in config.losses.items()

@@ -1,6 +1,7 @@
 """A plan counts what stage one will count, and its model of a model is the model."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -110,7 +111,17 @@ def test_the_command_takes_a_run_file_and_needs_no_weights(
     options = ["--config", str(file), "--gpu", "h100", "--gpus", "8", "--price", "2"]
     done = CliRunner().invoke(app, ["plan", *options])
     assert done.exit_code == 0, done.output
-    for expected in ("22 of 24", "8 x h100", "a guess", "at 2 a GPU-hour", "batches of 3 of the"):
+    said = (
+        "22 of 24", "under a second on 8 x h100", "under 0.01 GPU-hours", "a guess",
+        "at 2 a GPU-hour", "batches of 3 of the",
+    )  # fmt: skip
+    for expected in said:
         assert expected in " ".join(done.stdout.split())
+    slow = ["--config", str(file), "--gpus", "8", "--gpu", "h100", "--tokens-per-second", "0.001"]
+    done = CliRunner().invoke(app, ["plan", *slow])
+    hours = re.search(r" ([\d,.]+) hours on 8 x h100.*?; ([\d,]+) GPU-hours", done.stdout, re.S)
+    assert hours is not None
+    each, all_together = (float(found.replace(",", "")) for found in hours.groups())
+    assert all_together == pytest.approx(8 * each, abs=1)
     done = CliRunner().invoke(app, ["plan", *options, "--json"])
     assert json.loads(done.stdout)["counts"]["rows"] == 22

@@ -194,7 +194,7 @@ class _Run:
         speed = self._tokens / seconds
         minutes = self._left_tokens / speed / 60
         return (
-            f"{self._rows:,} rows, {self._roster.working} actors, {speed:,.0f} tokens/s, "
+            f"{self._rows:,} rows, actors {self._roster.working}, {speed:,.0f} tokens/s, "
             f"{minutes:,.1f} min left, {self._failures.total()} failures"
         )
 
