@@ -8,7 +8,8 @@ body's output, so any causal language model will do.
 d logp_t / d h_t needs row t alone. So where the head is frozen (LoRA) the forward pass finds it on
 the way, and the backward pass is one product a row; the head costs two matrix products, not three
 as in autograd. Where the head is trained, the backward pass computes the logits again, but for the
-last chunk's, with which it begins: those are kept. So passes of one chunk compute none twice.
+last chunk, with which it begins: its graph and slopes are kept. So passes of one chunk compute none
+twice.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 # The most rows that go through the head at one time. On a CPU each chunk reads the weights once,
 # which 256 rows hide (with 64 the head takes 12% longer, measured in vLLM at 576 x 49k), and where
@@ -80,17 +82,21 @@ class _ChunkedLogps(torch.autograd.Function):
             rows, wanted = hidden[chunk].detach(), targets[chunk]
             if follows and (not trains_head or chunk is chunks[-1]):
                 with ctx.autocast():
-                    logits, value, slope = _with_slope(head, rows, wanted)
+                    logits = _with_graph(head, rows)
+                value, slope = logps_and_slopes(logits, wanted)
+                edge = get_gradient_edge(logits)
                 if trains_head:
-                    ctx.last = rows, logits, slope
+                    ctx.last = rows, edge, slope
                 else:
-                    slopes.append(torch.autograd.grad(logits, rows, slope)[0])
+                    slopes.append(torch.autograd.grad(edge, rows, slope)[0])
+                del slope
             else:
                 logits = head(rows)
                 value, _ = logps_and_slopes(logits, wanted, slopes=False)
             logps.append(value)
             if squares:
                 spreads.append(log_squares(logits))
+            del logits  # else they would lie beside those of the next chunk
         ctx.has_slopes = bool(slopes)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
@@ -115,15 +121,18 @@ class _ChunkedLogps(torch.autograd.Function):
         last, ctx.last = getattr(ctx, "last", None), None
         for chunk in reversed(_chunks(hidden)):
             if last is not None:
-                (rows, logits, slope), last = last, None
+                (rows, edge, slope), last = last, None
             else:
                 rows = hidden[chunk].detach()
                 with ctx.autocast():
-                    logits, _, slope = _with_slope(ctx.head, rows, targets[chunk])
+                    logits = _with_graph(ctx.head, rows)
+                _, slope = logps_and_slopes(logits, targets[chunk])
+                edge = get_gradient_edge(logits)
+                del logits  # of the chunk, only what its graph needs lies beside its gradients
             slope *= upstream[chunk, None].to(slope.dtype)
-            by_hidden[chunk], *of_parameters = torch.autograd.grad(logits, [rows, *trained], slope)
+            by_hidden[chunk], *of_parameters = torch.autograd.grad(edge, [rows, *trained], slope)
             sums = _added(sums, of_parameters)
-            del logits, slope, of_parameters  # else they would lie beside those of the next chunk
+            del edge, slope, of_parameters
         found = iter(sums or map(torch.zeros_like, trained))
         by_parameter = [next(found) if needs else None for needs in needed]
         return None, None, None, by_hidden, *by_parameter
@@ -182,12 +191,11 @@ def log_squares(logits: Tensor) -> Tensor:
     return found
 
 
-def _with_slope(head: Head, rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits with a graph that reaches `rows` and the head's parameters; logps; slopes."""
+def _with_graph(head: Head, rows: Tensor) -> Tensor:
+    """Logits with a graph that reaches `rows` and the head's parameters."""
     rows.requires_grad_()
     with torch.enable_grad():
-        logits = head(rows)
-    return logits, *logps_and_slopes(logits, wanted)
+        return head(rows)
 
 
 def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
@@ -210,9 +218,9 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _autocast(device: str) -> Callable[[], Any]:
-    """The autocast that is on now: for the backward pass, which runs outside of it, and for graphs.
+    """The autocast that is on now, for the backward pass, which runs outside of it, and for graphs.
 
-    Without its cache, which may have weights that were cast where no gradients were wanted.
+    Without its cache, so that a graph which is kept has casts of its own.
     """
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)

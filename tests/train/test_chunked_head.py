@@ -182,7 +182,7 @@ def test_under_autocast_the_backward_pass_rounds_as_the_forward_pass_did(checkpo
     logps.sum().backward()
     assert logps.dtype == torch.float32
     assert set(kinds) == {torch.bfloat16}
-    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 def test_the_model_is_left_as_it_was(checkpoint):
