@@ -28,6 +28,7 @@ def load_policy(
     stages/train/precision.py says, and an adapter is merged into them, in float32.
 
     Dropout is off, as everywhere in DPO: with it policy and reference would differ at the start.
+    That of LoRA, which is asked for, is on, except in a head.
 
     Raises:
         InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
@@ -36,7 +37,16 @@ def load_policy(
         return _whole(folder, config, dtype, adapter)
     model = _loaded(folder, getattr(torch, weights_dtype(config, dtype)), config)
     if adapter is not None:
-        return load_adapter(model, adapter, trainable=True, dropout=config.lora_dropout)  # type: ignore[no-any-return]
+        policy = load_adapter(model, adapter, trainable=True, dropout=config.lora_dropout)
+    else:
+        policy = _adapted(model, config)
+    # where the head is trained, parts of it run again in the backward pass
+    _drop_nothing(policy.get_output_embeddings())
+    return policy  # type: ignore[no-any-return]
+
+
+def _adapted(model: nn.Module, config: TrainConfig) -> Any:
+    """The model with a fresh adapter."""
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.lora_r,
@@ -45,7 +55,7 @@ def load_policy(
         target_modules=lora_targets(model, config.lora_targets),
     )
     try:
-        return get_peft_model(model, lora)  # type: ignore[no-any-return]
+        return get_peft_model(model, lora)
     except ValueError as error:
         raise InputError(f"--lora-targets: {error}") from error
 
@@ -70,14 +80,20 @@ def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
     with loading("policy", folder):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights, **more)
     model.config.use_cache = False
+    _drop_nothing(model)
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
         # On some CPUs bitsandbytes repacks weights in evaluation mode, for a kernel that passes no
         # gradient on; training after an evaluation would silently leave out the layers below.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _drop_nothing(model: nn.Module | None) -> None:
+    """Switch dropout off."""
+    for module in () if model is None else model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 def _four_bits(compute: torch.dtype) -> dict[str, Any]:

@@ -134,9 +134,9 @@ def spread(values: Tensor, generator: torch.Generator) -> Tensor:
 def spread_weights(model: nn.Module) -> None:
     """Spread a model's float32 weights that are of bfloat16, and will be rounded to it.
 
-    By autocast in each forward pass, by FSDP, or when they are written: what stays as it is until
-    then (under autocast embeddings and norms) would else lose its small changes there. Each process
-    draws the same.
+    Autocast and FSDP round in each forward pass. What stays as it is until it is written (under
+    autocast embeddings and norms) would else lose its small changes there. Each process draws the
+    same.
     """
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
@@ -158,7 +158,9 @@ def rounded_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtyp
 
     As the bias by which DeepSeek-V3 chooses experts.
     """
-    kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
     return torch.float32 if any(fnmatch(name, f"*{part}*") for part in kept) else dtype
 
 

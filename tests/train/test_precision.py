@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    Ernie4_5_MoeConfig,
+    Ernie4_5_MoeForCausalLM,
     TrainingArguments,
 )
 
@@ -33,7 +35,7 @@ from stages.train.precision import (
     spread_weights,
     weights_dtype,
 )
-from stages.train.saving import merge_adapter
+from stages.train.saving import _save_whole, merge_adapter
 from tests.checkpoints import make_checkpoint
 from tests.conftest import Silent
 from tests.train import test_processes as processes
@@ -177,26 +179,68 @@ def test_all_weights_are_trained_from_an_adapter_whose_changes_are_kept(
     require_small_change(half, policy)
 
 
-def test_what_a_checkpoint_has_in_float32_beside_bfloat16_stays_so(tmp_path):
+def deepseek_v3():
+    """Experts are chosen by a buffer in float32."""
     config = DeepseekV3Config(
         vocab_size=64, hidden_size=32, intermediate_size=32, moe_intermediate_size=16,
         num_hidden_layers=1, first_k_dense_replace=0, num_attention_heads=2, num_key_value_heads=2,
         n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, q_lora_rank=16,
         kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=16,
     )  # fmt: skip
-    model: Any = DeepseekV3ForCausalLM(config).to(torch.bfloat16)
-    gate = model.model.layers[0].mlp.gate
-    gate.e_score_correction_bias = torch.tensor([0.1, 0.2, 0.3, 0.5])  # the last is of bfloat16
-    model.save_pretrained(tmp_path / "start")
-    start = AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=torch.bfloat16)
+    return DeepseekV3ForCausalLM(config)
+
+
+def ernie_moe():
+    """By a weight in float32, too."""
+    config = Ernie4_5_MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, moe_intermediate_size=16,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, moe_num_experts=4,
+        moe_k=2, moe_layer_start_index=0, moe_layer_end_index=0, moe_layer_interval=1,
+    )  # fmt: skip
+    return Ernie4_5_MoeForCausalLM(config)
+
+
+@pytest.mark.parametrize("build", [deepseek_v3, ernie_moe])
+def test_what_a_checkpoint_has_in_float32_beside_bfloat16_stays_so(build, tmp_path):
+    model = build()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if "gate.weight" in name or "e_score_correction_bias" in name:
+            tensor.data.copy_(torch.linspace(0, 1, tensor.numel()).reshape(tensor.shape))
+    model.save_pretrained(tmp_path / "float32")
+    start = AutoModelForCausalLM.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16)
+    start.save_pretrained(tmp_path / "start")
+    before = load_file(tmp_path / "start" / "model.safetensors")
+    # names are the model's, which are not all those of the file
+    kept = {name for name, tensor in start.state_dict().items() if tensor.dtype == torch.float32}
+    assert 0 < len(kept) < 3
+
     adapted = get_peft_model(start, LoraConfig(r=1, target_modules=["o_proj"]))
     adapted.save_pretrained(tmp_path / "merged")
     merge_adapter(tmp_path / "merged", tmp_path / "start", "bfloat16")
-    saved = [load_file(tmp_path / name / "model.safetensors") for name in ("start", "merged")]
-    assert sum(tensor.dtype == torch.float32 for tensor in saved[0].values()) == 1
-    for name, before in saved[0].items():
-        assert saved[1][name].dtype == before.dtype
-        assert torch.equal(saved[1][name], before)
+    wide = AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=torch.float32)
+    _save_whole(wide, wide.state_dict(), tmp_path / "whole", torch.bfloat16)
+    for written in ("merged", "whole"):
+        after = load_file(tmp_path / written / "model.safetensors")
+        for name, tensor in before.items():
+            assert after[name].dtype == tensor.dtype
+            assert torch.equal(after[name], tensor)
+
+    held = {name: weight.clone() for name, weight in wide.named_parameters()}
+    spread_weights(wide)
+    moved = {n for n, weight in wide.named_parameters() if not torch.equal(weight, held[n])}
+    assert moved == held.keys() - kept
+
+
+def test_a_head_that_is_trained_drops_nothing(half, half_cache, tmp_path):
+    config = TrainConfig(
+        cache=half_cache, output=tmp_path, lora_dropout=0.2, lora_targets="q_proj,lm_head"
+    )
+    policy = load_policy(half, config, "bfloat16")
+    shares = {n: m.p for n, m in policy.named_modules() if isinstance(m, nn.Dropout)}
+    assert shares
+    for name, share in shares.items():
+        assert share == (0.0 if "lm_head" in name else 0.2)
+    assert any("lm_head" in name for name in shares)
 
 
 def test_weights_follow_their_copies_on_average_from_the_first_step_on():

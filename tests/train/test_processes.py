@@ -44,11 +44,12 @@ def ended(started: subprocess.Popen[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(psutil.NoSuchProcess):
+        if started.poll() is None:
             launcher = psutil.Process(started.pid)
             for process in [*launcher.children(recursive=True), launcher]:
-                process.kill()
-        started.wait()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            started.wait()
 
 
 def trained(started: subprocess.Popen[str]) -> str:
