@@ -4,10 +4,10 @@
 
 The same pairs, batch and rate, and bfloat16 to compute in: with LoRA bfloat16 weights and a float32
 adapter; with --full float32 weights under autocast in TRL, and in reflogp bfloat16 weights with
-float32 copies. Contenders: TRL with the reference in memory, TRL
-with its own precompute, and reflogp against a cache, which is made first. Each run is a process of
-its own, so that its peak memory is its own; pairs/s are of the training loop alone, without loading
-and without TRL's precompute.
+float32 copies. Contenders: TRL with the reference in memory, TRL with its own precompute, and
+reflogp against a cache, which is made first. Each run is a process of its own, so that its peak
+memory is its own; pairs/s are of the training loop alone, without loading and without TRL's
+precompute.
 """
 
 import json

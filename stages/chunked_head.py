@@ -72,7 +72,7 @@ class _ChunkedLogps(torch.autograd.Function):
     def forward(
         ctx: Any, head: Head, squares: bool, targets: Tensor, hidden: Tensor, *parameters: Tensor
     ) -> Any:
-        ctx.head, ctx.autocast = head, _autocast(hidden.device.type)
+        ctx.head, ctx.autocast, ctx.last = head, _autocast(hidden.device.type), None
         trains_head = any(ctx.needs_input_grad[4:])
         follows = ctx.needs_input_grad[3]
         nothing = hidden.new_zeros(0, dtype=_wide(hidden))
@@ -82,8 +82,7 @@ class _ChunkedLogps(torch.autograd.Function):
             rows, wanted = hidden[chunk].detach(), targets[chunk]
             if follows and (not trains_head or chunk is chunks[-1]):
                 with ctx.autocast():
-                    logits = _with_graph(head, rows)
-                value, slope = logps_and_slopes(logits, wanted)
+                    logits, value, slope = _with_slope(head, rows, wanted)
                 edge = get_gradient_edge(logits)
                 if trains_head:
                     ctx.last = rows, edge, slope
@@ -118,15 +117,14 @@ class _ChunkedLogps(torch.autograd.Function):
         trained = [p for p, needs in zip(parameters, needed, strict=True) if needs]
         by_hidden = torch.empty_like(hidden)
         sums: list[Tensor] = []
-        last, ctx.last = getattr(ctx, "last", None), None
+        last, ctx.last = ctx.last, None
         for chunk in reversed(_chunks(hidden)):
             if last is not None:
                 (rows, edge, slope), last = last, None
             else:
                 rows = hidden[chunk].detach()
                 with ctx.autocast():
-                    logits = _with_graph(ctx.head, rows)
-                _, slope = logps_and_slopes(logits, targets[chunk])
+                    logits, _, slope = _with_slope(ctx.head, rows, targets[chunk])
                 edge = get_gradient_edge(logits)
                 del logits  # of the chunk, only what its graph needs lies beside its gradients
             slope *= upstream[chunk, None].to(slope.dtype)
@@ -191,11 +189,12 @@ def log_squares(logits: Tensor) -> Tensor:
     return found
 
 
-def _with_graph(head: Head, rows: Tensor) -> Tensor:
-    """Logits with a graph that reaches `rows` and the head's parameters."""
+def _with_slope(head: Head, rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits with a graph that reaches `rows` and the head's parameters; logps; slopes."""
     rows.requires_grad_()
     with torch.enable_grad():
-        return head(rows)
+        logits = head(rows)
+    return logits, *logps_and_slopes(logits, wanted)
 
 
 def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:

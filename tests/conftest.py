@@ -39,12 +39,15 @@ def few_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_alone() -> dict[str, str]:
-    """Variables by which Ray sends nothing and leaves no token in the home folder.
+def ray_alone() -> Iterator[None]:
+    """Ray sends nothing, and leaves no token in the home folder.
 
     One token for all clusters of this process, as Ray reads it once.
     """
-    return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
 
 
 class Silent:

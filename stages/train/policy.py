@@ -40,8 +40,9 @@ def load_policy(
         policy = load_adapter(model, adapter, trainable=True, dropout=config.lora_dropout)
     else:
         policy = _adapted(model, config)
-    # where the head is trained, parts of it run again in the backward pass
-    _drop_nothing(policy.get_output_embeddings())
+    head = policy.get_output_embeddings()
+    if head is not None:
+        _drop_nothing(head)  # parts of one that is trained run again in the backward pass
     return policy  # type: ignore[no-any-return]
 
 
@@ -89,9 +90,9 @@ def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
     return model
 
 
-def _drop_nothing(model: nn.Module | None) -> None:
+def _drop_nothing(model: nn.Module) -> None:
     """Switch dropout off."""
-    for module in () if model is None else model.modules():
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
 

@@ -82,11 +82,11 @@ class MasterAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update the copies by the weights' gradients, then the weights."""
-        rounded = [(w, m) for w, m in zip(self._weights, self._masters, strict=True) if w is not m]
-        for weight, master in rounded:
+        copied = [(w, m) for w, m in zip(self._weights, self._masters, strict=True) if w is not m]
+        for weight, master in copied:
             master.grad = weight.grad
         result = super().step(closure)
-        for weight, master in rounded:
+        for weight, master in copied:
             weight.copy_(master)
             master.grad = None
         return result
@@ -140,8 +140,8 @@ def spread_weights(model: nn.Module) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
-        rounded = rounded_dtype(model, name, torch.bfloat16) == torch.bfloat16
-        if rounded and torch.equal(weight, weight.bfloat16().float()):
+        near = rounded(model, name, weight, torch.bfloat16)
+        if near.dtype == torch.bfloat16 and torch.equal(weight, near.float()):
             weight.copy_(spread(weight, generator))
 
 
@@ -149,19 +149,19 @@ def spread_weights(model: nn.Module) -> None:
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Round a float32 model's weights to `dtype`, in place."""
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(rounded_dtype(model, name, dtype))
+        tensor.data = rounded(model, name, tensor.data, dtype)
 
 
-def rounded_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """`dtype`; or float32 of the few weights that transformers holds in it beside `dtype`.
+def rounded(model: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float32 weight in `dtype`; as it is if transformers holds it in float32 beside `dtype`.
 
-    As the bias by which DeepSeek-V3 chooses experts.
+    So it does few, as the bias by which DeepSeek-V3 chooses experts. Integers stay, too.
     """
     kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == torch.float16:
         kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    return torch.float32 if any(fnmatch(name, f"*{part}*") for part in kept) else dtype
+    stays = any(fnmatch(name, f"*{part}*") for part in kept) or not weight.is_floating_point()
+    return weight if stays else weight.to(dtype)
 
 
 def _master(weight: Any, generator: torch.Generator) -> nn.Parameter:

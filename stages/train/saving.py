@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_schemas.manifest import Dtype
 from stages.adapter import tokenizer_folder
-from stages.train.precision import round_weights, rounded_dtype, spread_weights
+from stages.train.precision import round_weights, rounded, spread_weights
 from stages.train.trainer import PreferenceTrainer
 
 
@@ -56,10 +56,7 @@ def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
 def _save_whole(policy: Any, state: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
     """Write float32 weights rounded to `dtype`, which the checkpoint had."""
     with torch.device("meta"):  # the state is enough; a second model would be too much
-        rounded = type(policy)(policy.config).to(dtype)
-    rounded.generation_config = policy.generation_config
-    state = {
-        name: t.to(rounded_dtype(policy, name, dtype)) if t.is_floating_point() else t
-        for name, t in state.items()
-    }
-    rounded.save_pretrained(folder, state_dict=state)
+        empty = type(policy)(policy.config).to(dtype)
+    empty.generation_config = policy.generation_config
+    state = {name: rounded(policy, name, tensor, dtype) for name, tensor in state.items()}
+    empty.save_pretrained(folder, state_dict=state)

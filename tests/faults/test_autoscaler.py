@@ -48,14 +48,13 @@ def scaling(address: str) -> dict[str, object]:
 
 @pytest.fixture
 def cluster(
-    ray_alone: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ray_alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, psutil.Process]]:
     """The address of a head node with an autoscaler, and its process."""
-    scaled = {
+    for name, value in {
         "RAY_AUTH_MODE": "token", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]),
-    }  # fmt: skip
-    for name, value in (ray_alone | scaled).items():
+    }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     with closing(socket.socket()) as free:
         free.bind(("", 0))

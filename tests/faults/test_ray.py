@@ -48,13 +48,10 @@ def single(small: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_itself(ray_alone: dict[str, str]) -> Iterator[None]:
+def by_itself(ray_alone: None) -> Iterator[None]:
     """Ray touches nothing outside, and ends with the module."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ray_alone.items():
-            patch.setenv(name, value)
-        yield
-        ray.shutdown()
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

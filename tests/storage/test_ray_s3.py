@@ -11,10 +11,8 @@ ray = pytest.importorskip("ray")
 
 
 @pytest.fixture
-def two_cores(s3, ray_alone, monkeypatch):
+def two_cores(s3, ray_alone):
     """A Ray cluster of this machine, whose nodes know the server."""
-    for name, value in ray_alone.items():
-        monkeypatch.setenv(name, value)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
