@@ -5,7 +5,6 @@ atomic: the object appears when its last byte is there.
 """
 
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 
 from data_schemas.location import is_local
 from data_schemas.storage import put
+
+_LONGEST = 200  # bytes of a name; disks take 255
 
 
 @contextmanager
@@ -40,15 +41,14 @@ def atomic_path(
             if keep is None or not keep():
                 put(temporary, path, alias)
         return
-    # Two hosts may share the folder, and a process id: so the name is unique by itself.
-    temporary = path.with_name(f".{alias or path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(hidden(alias or path.name, "tmp"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         _publish(temporary, path, keep)
         # The rename itself lives in the folder: without this a power cut could undo it.
-        _fsync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         if error.errno is None or str(error.filename) not in {"None", str(temporary)}:
             raise
@@ -58,30 +58,17 @@ def atomic_path(
             temporary.unlink()
 
 
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder on disk to fill; on success it becomes `folder`, whole and durable.
+def hidden(name: str, ending: str) -> str:
+    """A name for what is not whole yet: `.name.0123456789ab.ending`, cut to what a disk takes.
 
-    After an exception it is removed. What a killed run left is cleared by the next one.
-
-    Args:
-        folder: it does not exist, or is empty.
-
-    Raises:
-        OSError: the disk is full, fails or refuses; or `folder` is not empty.
+    Two hosts may share the folder, and a process id: so the name is unique by itself.
     """
-    folder = folder.resolve()
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in partial.rglob("*"):
-            _fsync(path)
-        partial.replace(folder)
-        _fsync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return f".{cut(name)}.{uuid.uuid4().hex[:12]}.{ending}"
+
+
+def cut(name: str) -> str:
+    """A file's name, with room for what `hidden` adds to it."""
+    return os.fsencode(name)[:_LONGEST].decode(errors="ignore")
 
 
 def write_text(path: Path, text: str, alias: str | None = None) -> None:
@@ -102,7 +89,8 @@ def _publish(temporary: Path, path: Path, keep: Callable[[], bool] | None) -> No
             temporary.replace(path)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk for good."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -37,11 +37,16 @@ def location(where: str | Path) -> Path:
     one and stands as Path in signatures; data_schemas/storage.py reads and writes both.
 
     Raises:
-        InputError: it is a URL that names no folder, or what reads such URLs is not installed.
+        InputError: it is empty, no text, a URL that names no folder, or what reads such URLs is
+            not installed.
     """
     if hasattr(where, "fs"):
         return where  # type: ignore[return-value]
     text = str(where)
+    if not text.strip():
+        raise InputError("an empty path was given. Give a folder or a file; '.' is this folder.")
+    if "\0" in text or not _is_utf8(text):
+        raise InputError(f"{text!r}: a path must be UTF-8 without a null character. Rename it.")
     found = _URL.fullmatch(text)
     if found is None:
         # pathlib makes s3:/bucket of s3://bucket, and a folder of that name would be no surprise
@@ -69,9 +74,29 @@ def location(where: str | Path) -> Path:
     return path  # type: ignore[no-any-return]
 
 
+def on_disk(where: str | Path) -> Path:
+    """The file or folder `where`, which must be on disk.
+
+    Raises:
+        InputError: it is a URL of something else, or as in `location`.
+    """
+    path = location(where)
+    if not is_local(path):
+        raise InputError(f"{where}: this must be on disk. Give a path.")
+    return path
+
+
 def is_local(path: Path) -> bool:
     """Whether `path` is on disk, where writing is followed by fsync and rename."""
     return isinstance(path, Path)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _home(path: Path) -> Path:

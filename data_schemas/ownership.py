@@ -27,6 +27,10 @@ GENERATOR = '<meta name="generator" content="reflogp">'
 """Stands at the beginning of every page that reflogp writes."""
 
 Kind = Literal["cache", "run", "sweep", "export", "charts"]
+_A: dict[Kind, str] = {
+    "cache": "a cache", "run": "a training run", "sweep": "a sweep", "export": "an export",
+    "charts": "charts",
+}  # fmt: skip
 _NAMED = 5  # files in one message
 _HEAD_BYTES = 4096  # of a page, in which its generator is looked for
 
@@ -84,7 +88,7 @@ def write_mark(folder: Path, mark: Mark) -> None:
 
 
 def require_output(
-    folder: Path, kind: Kind, *, option: str, overwrite: bool = False
+    folder: Path, kind: Kind, *, option: str, overwrite: bool | None = False
 ) -> Mark | None:
     """Refuse an output folder whose content is not reflogp's, before anything is computed.
 
@@ -92,7 +96,8 @@ def require_output(
         folder: where a result of `kind` is to be written.
         kind: of the result.
         option: under which the folder was given, for messages.
-        overwrite: whether reflogp's own results of another kind may be replaced.
+        overwrite: whether reflogp's own results of another kind may be replaced; None: the
+            command cannot do that.
 
     Returns:
         The mark of what is there; None where the folder is empty or does not exist.
@@ -112,15 +117,18 @@ def require_output(
             "write what is in it. Give a new or an empty folder."
         )
     if mark.kind != kind and not overwrite:
+        instead = "" if overwrite is None else f", or --overwrite to put {_A[kind]} in its place"
         raise InputError(
-            f"{option} {folder}: the folder holds a {mark.kind}, not a {kind}. Give another "
-            f"folder, or --overwrite to put a {kind} in its place."
+            f"{option} {folder}: the folder holds {_A[mark.kind]}, not {_A[kind]}. Give another "
+            f"folder{instead}."
         )
     return mark
 
 
 def require_apart(option: str, output: Path, inputs: Mapping[str, Path | None]) -> None:
     """Refuse an output that is an input of the same command, lies inside one, or holds one.
+
+    It may not lie inside any other cache either.
 
     Args:
         option: under which the output was given, for messages.
@@ -143,6 +151,12 @@ def require_apart(option: str, output: Path, inputs: Mapping[str, Path | None]) 
         if place in other.parents:
             raise InputError(
                 f"{option} {output}: the {name}, {given}, lies inside it. Give another place."
+            )
+    for parent in _place(output).parents if is_local(output) else ():
+        mark = read_mark(parent)
+        if mark is not None and mark.kind == "cache":
+            raise InputError(
+                f"{option} {output}: this lies inside a cache, {parent}. Give another place."
             )
 
 

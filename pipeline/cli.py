@@ -10,7 +10,7 @@ import typer
 
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError, ReflogpError
-from data_schemas.location import location
+from data_schemas.location import location, on_disk
 from data_schemas.storage import reach
 from pipeline.config import build, known_to, load_file
 from pipeline.console import TerminalConsole
@@ -38,12 +38,27 @@ from stages.plan.config import PlanConfig
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
 
+
+def _path(text: str) -> Path:
+    """A file or folder on disk, for Typer, which adds the option's name to what is wrong."""
+    try:
+        return on_disk(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
 ListLosses = Annotated[
     bool | None, typer.Option("--list-losses", help="Print a table of the losses, and end.")
 ]
-Png = Annotated[Path | None, typer.Option(help="Write the charts as PNG to this folder.")]
-Svg = Annotated[Path | None, typer.Option(help="Write the charts as SVG to this folder.")]
+Png = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", parser=_path, help="Write the charts as PNG to this folder."),
+]
+Svg = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", parser=_path, help="Write the charts as SVG to this folder."),
+]
 AsJson = Annotated[bool | None, typer.Option("--json", help="Print the figures as JSON.")]
 Output = Annotated[
     str | None, typer.Option("--output", help="Folder or URL of the cache to write.")
@@ -210,7 +225,11 @@ def diagnose(
     cache: Cache,
     html: Annotated[
         Path | None,
-        typer.Option(help="Write a page to this file, with charts and rows to look at."),
+        typer.Option(
+            metavar="PATH",
+            parser=_path,
+            help="Write a page to this file, with charts and rows to look at.",
+        ),
     ] = None,
     png: Png = None,
     svg: Svg = None,
@@ -269,6 +288,9 @@ def export(
         str | None, typer.Option(help="The checkpoint, for its tokenizer, if it is elsewhere now.")
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="The LoRA adapter on top, likewise.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export in the folder.")
+    ] = False,
     public: Annotated[
         bool, typer.Option("--public", help="With --format hub: make a data set that all can see.")
     ] = False,
@@ -279,19 +301,23 @@ def export(
         address = run_push(folder, output, reference, console, adapter, public=public)
         console.table("", [("data set", address)])
     else:
-        files = run_export(folder, format, Path(output), reference, console, adapter)
+        target = on_disk(output)
+        files = run_export(folder, format, target, reference, console, adapter, overwrite=overwrite)
         console.table("", [("data set", output), ("files", f"{len(files)} Parquet, README.md")])
 
 
 @app.command()
 def report(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of finished runs.")
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", parser=_path, help="Folders of finished runs."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="The page. Default: report.html in the run's folder; of several runs, here."
+            metavar="PATH",
+            parser=_path,
+            help="The page. Default: report.html in the run's folder; of several runs, here.",
         ),
     ] = None,
     png: Png = None,

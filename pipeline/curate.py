@@ -7,6 +7,7 @@ from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
 from data_schemas.location import is_local
 from data_schemas.manifest import Manifest, missing_files
+from data_schemas.ownership import require_apart, require_output, require_page
 from data_schemas.storage import reach, require_writable
 from pipeline.checkpoint import described
 from pipeline.run import earlier_manifest
@@ -34,18 +35,27 @@ def run_diagnose(
     """Say what a sealed cache can teach, and write a page and charts where they are wanted.
 
     Raises:
-        InputError: the cache is not sealed or damaged, or what pages need is not installed.
+        InputError: the cache is not sealed or damaged, what pages need is not installed, or an
+            output is an input or holds something that reflogp did not write.
     """
     if html or png or svg:
         require_libraries()
     reach(cache)
+    for option, output in (("--html", html), ("--png", png), ("--svg", svg)):
+        if output is not None:
+            require_apart(option, output, {"cache": cache})
+    if html is not None:
+        require_page("--html", html)
+    for option, folder in (("--png", png), ("--svg", svg)):
+        if folder is not None:
+            require_output(folder, "charts", option=option, overwrite=None)
     manifest = manifests.read(cache)
     found = diagnose(cache, manifest, console, decoder(manifest) if html else None)
+    for path in save([chart(histogram) for histogram in found.histograms], png, svg):
+        console.say(f"written: {path}")
     if html is not None:
         write_text(html, page(found, described(manifest)))
         console.say(f"written: {html}")
-    for path in save([chart(histogram) for histogram in found.histograms], png, svg):
-        console.say(f"written: {path}")
     return found
 
 

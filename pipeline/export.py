@@ -5,6 +5,9 @@ from pathlib import Path
 
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError
+from data_schemas.location import is_local
+from data_schemas.owned_folder import require_owned
+from data_schemas.ownership import require_apart, require_output
 from data_schemas.storage import reach
 from pipeline.checkpoint import described, start_folders
 from pipeline.console import quiet_transformers
@@ -21,16 +24,22 @@ def run_export(
     reference: str | None,
     console: Console,
     adapter: str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write a sealed cache as a plain data set; its files.
 
     Raises:
-        InputError: the cache is damaged or not sealed, `output` is not empty, or `reference` has
-            not the tokenizer that the cache was made with.
+        InputError: the cache is damaged or not sealed, `output` holds something that may not be
+            replaced or is an input, or `reference` has not the tokenizer that the cache was made
+            with.
     """
+    _require_free(output, overwrite=overwrite)
     reach(cache)
+    require_apart("--output", output, {"cache": cache})
     manifest = manifests.read(cache)
     checkpoint, top = start_folders(reference, adapter, manifest, "reference")
+    require_apart("--output", output, {"reference": checkpoint, "adapter": top})
     if tokenizer_input(checkpoint, top) != manifest.inputs.tokenizer:
         raise InputError(
             f"--reference {checkpoint}: its tokenizer is not the one that the cache was made with "
@@ -40,6 +49,25 @@ def run_export(
 
     quiet_transformers()
     return export(cache, manifest, form, tokenizer_folder(checkpoint, top), output, console)
+
+
+def _require_free(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output that is neither new, nor empty, nor an export that may be replaced."""
+    if not is_local(output):
+        raise InputError(f"--output {output}: an export is written to disk. Give a folder.")
+    if output.is_mount():
+        raise InputError(
+            f"--output {output}: another disk begins in this folder, so it cannot be replaced as a "
+            "whole. Give a folder inside it."
+        )
+    mark = require_output(output, "export", option="--output", overwrite=None)
+    if mark is not None and not overwrite:
+        raise InputError(
+            f"--output {output}: the folder holds an export already. Give another folder, or "
+            "--overwrite to replace it."
+        )
+    if mark is not None:
+        require_owned("--output", output, mark)
 
 
 def run_push(

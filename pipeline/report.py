@@ -19,6 +19,10 @@ def run_report(
     """
     from stages.report.stage import report
 
+    if not runs and (png or svg):
+        console.warn("--png and --svg have no effect: the explorer alone has no charts.")
+        png = svg = None
+
     what = ", ".join(map(str, runs)) or "the explorer of the loss"
     console.say(f"report: {what}")
     return report(runs, output, png, svg)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-from data_schemas.atomic import atomic_folder
 from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest, require_intact
+from data_schemas.owned_folder import owned_folder
 from stages.export.card import data_card
 from stages.export.form import Form
 from stages.export.tables import Decode, export_table
@@ -29,14 +29,14 @@ def export(
         manifest: its manifest.
         form: `parquet`, all that the cache has; `trl`, what TRL's own precompute makes.
         tokenizer: folder of the reference's tokenizer.
-        output: a folder on disk that does not exist or is empty.
+        output: a folder on disk that does not exist, is empty, or holds an earlier export alone.
         console: for progress.
 
     Returns:
         The Parquet files, one a shard.
 
     Raises:
-        InputError: the cache is damaged, or does not do for the form; `output` is not empty.
+        InputError: the cache is damaged, or does not do for the form.
     """
     if form == "trl" and manifest.kind != "paired":
         raise InputError(
@@ -48,12 +48,14 @@ def export(
             f"{cache}: its rows have weights ({manifest.weights}), which TRL does not apply. Give "
             "--format parquet, which has them, or filter without --weight-by."
         )
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"--output {output}: there is something already. Give another folder.")
     decode = _decoder(tokenizer)
     count = len(manifest.shards)
     names = [f"train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
-    with atomic_folder(output) as folder, console.track("exporting", count, "shards") as advance:
+    files = ["README.md", *(f"data/{name}" for name in names)]
+    with (
+        owned_folder(output, "export", files) as folder,
+        console.track("exporting", count, "shards") as advance,
+    ):
         (folder / "data").mkdir()
         for shard, name in zip(manifest.shards, names, strict=True):
             require_intact(cache / shard.file, shard)

@@ -6,12 +6,15 @@ code draws the files for papers, and a chart takes some 20 kB where plotly.js ta
 
 import io
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data_schemas.atomic import atomic_path
+from data_schemas.errors import InputError
+from data_schemas.ownership import Mark, require_output, write_mark
 from stages.report.chart import Chart, Ink, Plotted
 from stages.report.gather import Floats
 
@@ -104,21 +107,39 @@ def _inline_svg(chart: Chart) -> tuple[str, Frame]:
 
 
 def save(charts: Sequence[Chart], png: Path | None, svg: Path | None) -> list[Path]:
-    """Write charts for a paper, black on white, 300 dots an inch, to the folders that are given."""
+    """Write charts for a paper, black on white, 300 dots an inch, to the folders that are given.
+
+    Raises:
+        InputError: a file that reflogp did not write has the name of a chart.
+    """
     forms: tuple[tuple[Form, Path | None], ...] = (("png", png), ("svg", svg))
-    return [
-        _save(chart, folder, form)
+    files = [
+        (folder, f"{chart.name}.{form}", chart, form)
         for form, folder in forms
         if folder is not None
         for chart in charts
     ]
+    for option, folder in (("--png", png), ("--svg", svg)):
+        if folder is not None:
+            _mark(option, folder, [name for place, name, *_ in files if place == folder])
+    for folder, name, chart, form in files:
+        with atomic_path(folder / name) as path:
+            _draw(chart, PAPER, _STYLE, path, form, title=True)
+    return [folder / name for folder, name, *_ in files]
 
 
-def _save(chart: Chart, folder: Path, form: Form) -> Path:
-    target = folder / f"{chart.name}.{form}"
-    with atomic_path(target) as path:
-        _draw(chart, PAPER, _STYLE, path, form, title=True)
-    return target
+def _mark(option: str, folder: Path, names: Sequence[str]) -> None:
+    """Name the files that will be written in the mark of a folder, before any of them is there."""
+    mark = require_output(folder, "charts", option=option, overwrite=None) or Mark(kind="charts")
+    for name in names:
+        path = folder / name
+        ours = name in mark.files and path.is_file() and not path.is_symlink()
+        if os.path.lexists(path) and not ours:
+            raise InputError(
+                f"{option} {folder}: reflogp did not write {name} in there, and a chart has that "
+                "name. Give another folder."
+            )
+    write_mark(folder, mark.model_copy(update={"files": sorted({*mark.files, *names})}))
 
 
 def _draw(

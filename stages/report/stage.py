@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_schemas.atomic import write_text
+from data_schemas.ownership import require_apart, require_output, require_page
 from stages.report.drawing import save
 from stages.report.gather import gather
 from stages.report.page import all_charts, page
@@ -29,13 +30,22 @@ def report(
         The page first, then the files of the charts.
 
     Raises:
-        InputError: a folder holds no finished run, or a library is missing.
+        InputError: a folder holds no finished run, a library is missing, or an output holds
+            something that reflogp did not write.
     """
     require_libraries()
-    runs = gather(folders)
     path = output or _default_output(folders)
-    write_text(path, page(runs))
-    return [path, *save(all_charts(runs), png, svg)]
+    require_page("--output", path)
+    require_apart("--output", path, {})
+    for option, folder in (("--png", png), ("--svg", svg)):
+        if folder is not None:
+            require_output(folder, "charts", option=option, overwrite=None)
+            require_apart(option, folder, {})
+    runs = gather(folders)
+    text = page(runs)
+    charts = save(all_charts(runs), png, svg)
+    write_text(path, text)
+    return [path, *charts]
 
 
 def _default_output(folders: Sequence[Path]) -> Path:

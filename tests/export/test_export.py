@@ -1,6 +1,8 @@
 """A sealed cache as a plain data set, read by programs that know nothing of caches."""
 
+import functools
 import http.server
+import random
 import shutil
 import threading
 from pathlib import Path
@@ -23,6 +25,9 @@ from stages.precompute.config import PrecomputeConfig
 from tests import caches
 from tests.checkpoints import EXAMPLES, make_checkpoint
 from tests.conftest import Silent
+from tests.faults import processes
+from tests.faults.conftest import THOROUGH
+from tests.snapshots import contents, snapshot
 
 TEXTS = ("prompt", "chosen", "rejected")
 
@@ -119,19 +124,84 @@ def test_datasets_sees_that_an_export_has_changed(cache, unpaired, console, tmp_
         shutil.rmtree(tmp_path / "export")
 
 
-def test_what_stands_in_the_output_is_never_touched(cache, console, tmp_path):
-    (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(InputError, match=r"--output .*: there is something already"):
-        run_export(cache, "parquet", tmp_path, None, console)
-    assert [*tmp_path.iterdir()] == [tmp_path / "mine.txt"]
+def test_what_reflogp_did_not_write_in_the_output_is_never_touched(cache, console, tmp_path):
+    output = tmp_path / "export"
+    output.mkdir()
+    (output / "mine.txt").write_text("kept")
+    for overwrite in (False, True):
+        before = snapshot(tmp_path)
+        with pytest.raises(InputError, match=r"--output .*not empty \(mine\.txt\)"):
+            run_export(cache, "parquet", output, None, console, overwrite=overwrite)
+        assert snapshot(tmp_path) == before
 
 
-def test_what_a_killed_run_left_is_cleared(cache, console, tmp_path):
-    (tmp_path / ".export.partial" / "data").mkdir(parents=True)
-    (tmp_path / ".export.partial" / "data" / "half.parquet").write_bytes(b"PAR1")
-    run_export(cache, "trl", tmp_path / "export", None, console)
-    assert [*tmp_path.iterdir()] == [tmp_path / "export"]
-    assert not (tmp_path / "export" / "data" / "half.parquet").exists()
+@pytest.mark.parametrize("mine", ["mine.txt", "data/train-00000-of-00001.parquet"])
+def test_an_export_is_replaced_only_when_asked_and_only_if_nothing_else_is_in_it(
+    cache, console, tmp_path, mine
+):
+    output = tmp_path / "export"
+    run_export(cache, "parquet", output, None, console)
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=r"holds an export already.*--overwrite"):
+        run_export(cache, "trl", output, None, console)
+    (output / mine).write_text("mine")
+    with pytest.raises(InputError, match=rf"did not write {mine}"):
+        run_export(cache, "trl", output, None, console, overwrite=True)
+    (output / mine).unlink()
+    assert snapshot(tmp_path) == before
+    run_export(cache, "trl", output, None, console, overwrite=True)
+    assert (
+        datasets.load_dataset(str(output), split="train").column_names[-1] == "ref_rejected_logps"
+    )
+    assert [*tmp_path.iterdir()] == [output]
+
+
+def test_an_output_that_is_an_input_or_lies_in_one_is_refused(cache, checkpoint, console, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(cache)
+    for output in (cache, cache / "export", checkpoint / "export", link / "export", cache.parent):
+        before = snapshot(cache.parent) | snapshot(checkpoint)
+        with pytest.raises(InputError, match="--output"):
+            run_export(cache, "parquet", output, None, console, overwrite=True)
+        assert snapshot(cache.parent) | snapshot(checkpoint) == before
+
+
+def test_a_run_that_fails_leaves_the_earlier_export_as_it_was(cache, manifest, console, tmp_path):
+    copy, output = tmp_path / "cache", tmp_path / "export"
+    shutil.copytree(cache, copy)
+    run_export(copy, "parquet", output, None, console)
+    (copy / manifest.shards[-1].file).write_bytes(b"damaged")
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="damaged"):
+        run_export(copy, "trl", output, None, console, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_killed_at_any_write_the_earlier_export_or_the_new_one_is_whole(cache, console, tmp_path):
+    mine = tmp_path / ".export.0123456789ab.partial"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    output = tmp_path / "export"
+    run_export(cache, "parquet", output, None, console)
+    run_export(cache, "trl", tmp_path / "new", None, console)
+    shutil.copytree(output, tmp_path / "old")
+    wholes = [contents(output), contents(tmp_path / "new")]
+    command = functools.partial(_replace, cache, output)
+    writes = len(processes.writes(command, tmp_path))
+    moments = [(number, moment) for number in range(writes) for moment in ("before", "after")]
+    for number, moment in moments if THOROUGH else random.Random(0).sample(moments, 4):
+        shutil.rmtree(output)
+        shutil.copytree(tmp_path / "old", output)
+        assert processes.kill_at(command, tmp_path, number, moment), (number, moment)
+        assert contents(output) in wholes, (number, moment)
+    processes.run(command)
+    assert contents(output) == wholes[1]
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, "export", "new", "old"}
+    assert (mine / "notes.txt").read_text() == "mine"
+
+
+def _replace(cache: Path, output: Path) -> None:
+    run_export(cache, "trl", output, None, Silent(), overwrite=True)
 
 
 def test_another_tokenizer_is_refused(cache, console, tmp_path):
