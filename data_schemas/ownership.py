@@ -5,6 +5,7 @@ and names the files that reflogp wrote. Everything that the mark does not name b
 else, whatever it is called. A single file, such as a page, carries its mark inside.
 """
 
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +26,9 @@ FILE_NAME = "reflogp.json"
 SCHEMA_VERSION: Literal[1] = 1
 GENERATOR = '<meta name="generator" content="reflogp">'
 """Stands at the beginning of every page that reflogp writes."""
+
+HALF_MARK = re.compile(rf"\.{re.escape(FILE_NAME)}\.[0-9a-f]{{12}}\.tmp")
+"""The name of a mark that a killed command was about to write; nobody else's file is called so."""
 
 Kind = Literal["cache", "run", "sweep", "export", "charts"]
 _A: dict[Kind, str] = {
@@ -107,7 +111,7 @@ def require_output(
     """
     if is_local(folder) and folder.exists() and not folder.is_dir():
         raise InputError(f"{option} {folder}: this is a file. Give a folder.")
-    names = sorted(entries(folder))
+    names = sorted(name for name in entries(folder) if not HALF_MARK.fullmatch(name))
     if not names:
         return None
     mark = read_mark(folder)

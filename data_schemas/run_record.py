@@ -4,18 +4,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
 from data_schemas.atomic import write_text
+from data_schemas.errors import InputError
 from data_schemas.manifest import Weights
-from data_schemas.record import Record
 
 FILE_NAME = "reflogp_run.json"
 SCHEMA_VERSION = 1
 
 
-class StepMetrics(Record):
+class _Tolerant(BaseModel):
+    """A frozen model that leaves out fields of later releases."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class StepMetrics(_Tolerant):
     """Means over the pairs of one or more optimizer steps, before each step's update."""
 
     loss: float
@@ -25,7 +31,7 @@ class StepMetrics(Record):
     accuracy_per_token: float | None = Field(None, description="rewards/accuracies_per_token.")
 
 
-class RunWarning(Record):
+class RunWarning(_Tolerant):
     """Something that went wrong in training, seen in its metrics."""
 
     code: str = Field(description="Its name, for programs.")
@@ -39,7 +45,7 @@ class RunWarning(Record):
         return f"steps {self.first_step} to {self.last_step}: {self.message} {self.remedy}"
 
 
-class RunRecord(Record):
+class RunRecord(_Tolerant):
     """What was trained, from what, and what came out."""
 
     schema_version: int = SCHEMA_VERSION
@@ -87,9 +93,20 @@ def write(output: Path, record: RunRecord) -> None:
 
 
 def read(output: Path) -> RunRecord | None:
-    """The record in `output`, or None where no run of this version has ended."""
+    """The record in `output`; None where no run has ended there.
+
+    Fields that this reflogp does not know, from a later release, are left out.
+
+    Raises:
+        InputError: there is one that cannot be read.
+    """
     path = output / FILE_NAME
     try:
         return RunRecord.model_validate(from_json(path.read_bytes(), allow_inf_nan=False))
-    except (OSError, ValueError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: damaged, or not a record that this reflogp can read: {reason}."
+        ) from error

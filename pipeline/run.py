@@ -1,25 +1,28 @@
 """Which stage is stale, and running it. A stage whose inputs did not change does not run again."""
 
-import hashlib
-import json
+import time
 from pathlib import Path
 
 from data_schemas import manifest as manifests
-from data_schemas import run_record
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest, missing_files
+from data_schemas.ownership import read_mark
 from data_schemas.run_record import RunRecord
 from data_schemas.storage import reach, require_writable
 from data_schemas.verification import Verification
 from pipeline.checkpoint import checkpoint_dtype, described, model_folders, start_folders
 from pipeline.console import quiet_transformers
 from pipeline.fingerprint import model_inputs, precompute_inputs
+from pipeline.standing_run import Fingerprint, require_own_output, standing_run
 from stages.loading import quantization
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.leftovers import remove_leftovers
 from stages.precompute.scorers.choose import choose
+from stages.processes import rank
 from stages.progress import Console
 from stages.train.config import TrainConfig
+from stages.train.switch import finish, ready
+from stages.train.unfinished import files_without_mark, require_free_names, unfinished_folder
 
 
 def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
@@ -88,24 +91,43 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
             "that it was made from as --policy, with --allow-mismatch; better, precompute a cache "
             "for that one, since the reference must be what training starts from."
         )
+    mark, unmarked = require_own_output(config, policy, adapter)
     digests = model_inputs(policy, adapter)
-    if config.output.resolve() in (policy, adapter):
-        raise InputError(
-            f"--output {config.output}: training starts from what is in there. Give another folder."
-        )
     _require_same_start(policy, digests, manifest, config, console)
     evaluation = _eval_manifest(config, manifest)
-    fingerprint = _train_fingerprint(config, digests, manifest, evaluation)
-    earlier = run_record.read(config.output)
-    weights = any(config.output.glob("*.safetensors"))
-    if earlier is not None and weights and earlier.fingerprint == fingerprint:
+    if _finished(config.output, console):
+        mark = read_mark(config.output)
+    fingerprint = Fingerprint(config, digests, manifest, evaluation)
+    folder = unfinished_folder(config.output, fingerprint.of())
+    earlier = standing_run(config, fingerprint, mark, console, unmarked=unmarked)
+    if earlier is not None:
         console.say(f"stage two: up to date: {config.output} has this cache, policy and settings")
         return earlier
+    own = files_without_mark(config.output) if unmarked else mark.files if mark else []
+    require_free_names(config.output, folder, own, kept=config.keep_checkpoints > 0)
     quiet_transformers()  # before what speaks when it is imported
     from stages.train.job import Job
     from stages.train.stage import train
 
-    return train(Job(config, policy, adapter, manifest, fingerprint, evaluation), console)
+    found = own if unmarked else ()
+    job = Job(config, policy, adapter, manifest, fingerprint.of(), evaluation, found)
+    return train(job, console)
+
+
+def _finished(output: Path, console: Console) -> bool:
+    """Whether the result of a run that was killed in its last moment was put in its place.
+
+    The first process does it, and the others wait.
+    """
+    if not ready(output):
+        return False
+    if rank():
+        while ready(output):
+            time.sleep(0.1)
+    else:
+        finish(output)
+        console.say(f"stage two: {output}: a finished run was stopped at its end; it is in place")
+    return True
 
 
 def run_merge(cache: Path, console: Console) -> Manifest:
@@ -228,20 +250,3 @@ def _model_differences(digests: dict[str, str], manifest: Manifest) -> list[str]
     """Which digests of a checkpoint are not those of the cache's reference."""
     scored = manifest.inputs.model_dump()
     return [name for name, digest in digests.items() if digest != scored[name]]
-
-
-def _train_fingerprint(
-    config: TrainConfig, digests: dict[str, str], manifest: Manifest, evaluation: Manifest | None
-) -> str:
-    places = {"cache", "eval_cache", "output", "policy", "adapter"}
-    # they do not change the policy that comes out
-    habits = {"resume", "keep_checkpoints", "report_to", "report_pairs"}
-    settings = config.model_dump(mode="json", exclude=places | habits)
-    caches = [
-        [cache.inputs.digest(), [shard.sha256 for shard in cache.shards]]
-        for cache in (manifest, evaluation)
-        if cache is not None
-    ]
-    return hashlib.sha256(
-        json.dumps([*caches, digests, settings], sort_keys=True).encode()
-    ).hexdigest()

@@ -73,8 +73,8 @@ def _run(folder: Path, name: str) -> Run:
     record = run_record.read(folder)
     if record is None:
         raise InputError(
-            f"{folder}: no finished run: it has no {run_record.FILE_NAME} that this reflogp can "
-            "read. Give the --output of `reflogp train`; of a sweep, its runs' folders. A run "
+            f"{folder}: no finished run: it has no {run_record.FILE_NAME}. "
+            "Give the --output of `reflogp train`; of a sweep, its runs' folders. A run "
             "that still goes on, or was killed, has none yet: train it to its end."
         )
     return Run(

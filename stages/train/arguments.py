@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from stages.train.precision import autocast_dtype
 _NEVER = 10**9  # steps
 
 
-def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
+def training_arguments(config: TrainConfig, dtype: Dtype, folder: Path) -> TrainingArguments:
     """`config` for Trainer, in this process, one of those that torchrun or accelerate started.
 
     Args:
         config: of the run.
         dtype: of the cache.
+        folder: where Trainer writes checkpoints and trackers their logs.
 
     Raises:
         InputError: the processes cannot share a step evenly, or a tracker is not installed.
@@ -35,7 +37,7 @@ def training_arguments(config: TrainConfig, dtype: Dtype) -> TrainingArguments:
     if config.evaluates:
         saved |= {"eval_strategy": "steps", "load_best_model_at_end": bool(config.checkpoint_steps)}
     options: dict[str, Any] = saved | {
-        "output_dir": str(config.output),
+        "output_dir": str(folder),
         "num_train_epochs": config.epochs,
         "max_steps": config.max_steps,
         "per_device_train_batch_size": config.batch_size,

@@ -1,8 +1,5 @@
 """Checkpoints that a killed run goes on from: only those that were written whole, by this run."""
 
-import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from data_schemas.atomic import write_text
 from data_schemas.record import Record
+from stages.train.switch import sync
 
 _SEAL = "reflogp_checkpoint.json"
 _PATTERN = "checkpoint-*"
@@ -42,25 +40,17 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
             _seal(folder, state.global_step, self._fingerprint)
 
 
-def whole_checkpoints(output: Path, fingerprint: str) -> list[Path]:
-    """The whole checkpoints of the run with this fingerprint, the newest one last."""
-    seals = {folder: _whole(folder) for folder in output.glob(_PATTERN)}
-    steps = {f: seal.step for f, seal in seals.items() if seal and seal.fingerprint == fingerprint}
-    return sorted(steps, key=lambda folder: steps[folder])
-
-
-def remove_checkpoints(output: Path, keep: Sequence[Path] = ()) -> None:
-    """Remove checkpoints, whole or not, but for those to `keep`."""
-    for folder in set(output.glob(_PATTERN)).difference(keep):
-        shutil.rmtree(folder)
+def whole_checkpoints(folder: Path, fingerprint: str) -> list[Path]:
+    """The whole checkpoints in the folder of the run with this fingerprint, the newest one last."""
+    seals = {path: _whole(path) for path in folder.glob(_PATTERN)}
+    steps = {p: seal.step for p, seal in seals.items() if seal and seal.fingerprint == fingerprint}
+    return sorted(steps, key=lambda path: steps[path])
 
 
 def _seal(folder: Path, step: int, fingerprint: str) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    sync(folder, sizes)
     seal = CheckpointSeal(fingerprint=fingerprint, step=step, sizes=sizes)
     write_text(folder / _SEAL, seal.model_dump_json(indent=2) + "\n")
 

@@ -12,7 +12,8 @@ from pydantic import (
     model_validator,
 )
 
-from data_schemas.location import Location
+from data_schemas.errors import InputError
+from data_schemas.location import Location, is_local, location
 from stages.assignments import Arguments
 from stages.train.loss_spec import (
     LossSpec,
@@ -32,6 +33,11 @@ class TrainConfig(BaseModel):
 
     cache: Location = Field(description="Folder or URL of a sealed cache.")
     output: Path = Field(description="Folder for the adapter or model, its card and its metrics.")
+    overwrite: bool = Field(
+        False,
+        description="Let --output hold a result of reflogp's of another kind (but no cache) or "
+        "version, which the run replaces when it is whole. What reflogp did not write stays.",
+    )
     policy: str | None = Field(
         None,
         description="Checkpoint that training starts from: a folder or hub id. It must be the "
@@ -170,6 +176,21 @@ class TrainConfig(BaseModel):
     allow_mismatch: bool = Field(
         False, description="Train although the policy is not the checkpoint that was scored."
     )
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _on_disk(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        if not str(value).strip():
+            raise ValueError("must name a folder")
+        try:
+            folder = location(value)
+        except InputError as error:  # pydantic reports ValueErrors together, by option
+            raise ValueError(str(error)) from error
+        if not is_local(folder):
+            raise ValueError("must be a folder on disk, which a URL is not")
+        return folder
 
     @field_validator("loss_args", "weighting")
     @classmethod

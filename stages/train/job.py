@@ -1,10 +1,12 @@
 """One training run, with everything resolved."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_schemas.manifest import Manifest
 from stages.train.config import TrainConfig
+from stages.train.unfinished import unfinished_folder
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Job:
         manifest: of the cache.
         fingerprint: SHA-256 of all that the result depends on.
         eval_manifest: of the cache to evaluate on, where that is another one.
+        unmarked: files in the output of an earlier run that left no mark, which this one replaces.
     """
 
     config: TrainConfig
@@ -26,3 +29,9 @@ class Job:
     manifest: Manifest
     fingerprint: str
     eval_manifest: Manifest | None = None
+    unmarked: Collection[str] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run works until its result is whole."""
+        return unfinished_folder(self.config.output, self.fingerprint)

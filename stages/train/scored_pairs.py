@@ -19,6 +19,7 @@ from stages.response_logps import SUM_DTYPE
 from stages.train.cached_pairs import Pair
 from stages.train.cached_rows import Rows
 from stages.train.config import TrainConfig
+from stages.train.job import Job
 from stages.train.losses.inputs import PairLogps
 from stages.train.losses.objective import rewards, rewards_are_means, uses
 from stages.train.token_texts import token_texts
@@ -34,13 +35,12 @@ _CACHED = [
 
 def score_sample(
     trainer: PreferenceTrainer,
-    config: TrainConfig,
-    manifest: Manifest,
+    job: Job,
+    folder: Path,
     trained: Rows,
     evaluated: Rows | None,
-    eval_manifest: Manifest | None = None,
 ) -> None:
-    """Write pairs.parquet into the run's folder, where the tokenizer stands already.
+    """Write pairs.parquet into the folder of the result, where the tokenizer stands already.
 
     Nothing is written where no pair is asked for, and of an unpaired cache.
 
@@ -49,12 +49,12 @@ def score_sample(
 
     Args:
         trainer: holds the policy that is kept.
-        config: of the run; says how many pairs.
-        manifest: of the cache that was trained on.
+        job: what was to be done; says how many pairs.
+        folder: of the result.
         trained: the pairs that were trained on; sampled where none were held out.
         evaluated: the pairs that were held out, if any were.
-        eval_manifest: of the cache that they are from, where it is another one.
     """
+    config, manifest = job.config, job.manifest
     if manifest.kind != "paired" or not config.report_pairs:
         return
     if not (trainer.is_world_process_zero() or trainer.is_fsdp_enabled):
@@ -66,11 +66,11 @@ def score_sample(
     if not trainer.is_world_process_zero():
         return
     source, cache = manifest, config.cache
-    if eval_manifest is not None and config.eval_cache is not None:
-        source, cache = eval_manifest, config.eval_cache
+    if job.eval_manifest is not None and config.eval_cache is not None:
+        source, cache = job.eval_manifest, config.eval_cache
     positions = [pairs.indices[row] for row in sample] if isinstance(pairs, Subset) else sample
     rows = _cached_rows(cache, source, positions)
-    tokenizer = AutoTokenizer.from_pretrained(config.output)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     for row, scored in zip(rows, logps, strict=True):
         row["split"] = "train" if evaluated is None else "eval"
         for name in ("prompt", *_SIDES):
@@ -79,7 +79,7 @@ def score_sample(
             row[f"policy_{side}_logps"] = found.tolist()
             row[f"policy_{side}_logp_sum"] = float(found.to(SUM_DTYPE).sum())
     _add_rewards(rows, config)
-    scored_pairs.write(config.output, rows)
+    scored_pairs.write(folder, rows)
 
 
 def _token_logps(

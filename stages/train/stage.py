@@ -1,6 +1,7 @@
 """Stage two, joined: a sealed cache -> batches -> policy log-probs -> loss -> a trained policy."""
 
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
-from data_schemas import run_record, scored_pairs
+from data_schemas import run_record
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.run_record import RunRecord
@@ -19,7 +20,7 @@ from stages.train.arguments import training_arguments
 from stages.train.cached_rows import Rows, cached_rows, require_fitting
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
-from stages.train.checkpoints import SealCheckpoints, remove_checkpoints, whole_checkpoints
+from stages.train.checkpoints import SealCheckpoints, whole_checkpoints
 from stages.train.guards import DivergedError, Guard
 from stages.train.held_out import held_out
 from stages.train.host_memory import keep_few_kernels
@@ -30,13 +31,11 @@ from stages.train.outcome import outcome
 from stages.train.policy import load_policy, trainable_parameters
 from stages.train.saving import merge_adapter, save_policy
 from stages.train.scored_pairs import score_sample
+from stages.train.switch import commit, switch
 from stages.train.trainer import PreferenceTrainer
+from stages.train.unfinished import METRICS, new_result, remove_parts, working
 
 _LAST_GOOD = "last_good"
-_REPLACED = (
-    *(run_record.FILE_NAME, scored_pairs.FILE_NAME),
-    *("adapter_*", "model*.safetensors*", "config.json"),
-)
 
 
 def train(job: Job, console: Console) -> RunRecord:
@@ -48,32 +47,35 @@ def train(job: Job, console: Console) -> RunRecord:
     """
     started_at, config, dtype = datetime.now(UTC), job.config, job.manifest.engine.dtype
     _require_fitting(job)
-    keep_few_kernels()
-    arguments = training_arguments(config, dtype)
-    resumed = _prepare_output(job, arguments)
     pairs, evaluated = _pairs(job)
+    keep_few_kernels()
+    arguments = training_arguments(config, dtype, job.folder)
     adviser = Adviser(config, console)
-    trainer = _trainer(
-        job, arguments, pairs, evaluated, [adviser, *_callbacks(job, console)], console
-    )
-    _require_agreement(trainer, pairs, job, console)
-    if resumed is not None:
-        console.say(f"resumed from {resumed}")
-    begin = time.monotonic()
-    _run(trainer, resumed, job)
-    loop_seconds = time.monotonic() - begin
-    save_policy(trainer, config.output, job.policy, job.adapter, dtype)
-    score_sample(trainer, config, job.manifest, pairs, evaluated, job.eval_manifest)
-    record = outcome(
-        job,
-        trainer,
-        warnings=adviser.warnings,
-        resumed=resumed,
-        started_at=started_at,
-        loop_seconds=loop_seconds,
-    )
-    if trainer.is_world_process_zero():
-        _finish(job, record)
+    with ExitStack() as held:
+        resumed = _prepare(job, arguments, held)
+        trainer = _trainer(
+            job, arguments, pairs, evaluated, [adviser, *_callbacks(job, console)], console
+        )
+        _require_agreement(trainer, pairs, job, console)
+        if resumed is not None:
+            console.say(f"resumed from {resumed}")
+        begin = time.monotonic()
+        _run(trainer, resumed, job)
+        loop_seconds = time.monotonic() - begin
+        first = trainer.is_world_process_zero()
+        result = new_result(job.folder) if first else job.folder
+        save_policy(trainer, result, job.policy, job.adapter, dtype)
+        score_sample(trainer, job, result, pairs, evaluated)
+        record = outcome(
+            job,
+            trainer,
+            warnings=adviser.warnings,
+            resumed=resumed,
+            started_at=started_at,
+            loop_seconds=loop_seconds,
+        )
+        if first:
+            _finish(job, result, record)
     return record
 
 
@@ -118,25 +120,20 @@ def _trainer(
     return trainer
 
 
-def _prepare_output(job: Job, arguments: TrainingArguments) -> Path | None:
-    """Clear the output of what is not of this run; the checkpoint to go on from, if there is one.
-
-    An adapter that an earlier run left beside a full model would be loaded on top of it.
-    """
-    output = job.config.output
+def _prepare(job: Job, arguments: TrainingArguments, held: ExitStack) -> Path | None:
+    """Make the folder that the run works in; the checkpoint to go on from, if there is one."""
     with arguments.main_process_first(local=False):  # all of them must find the same
-        # the newest to go on from, and the others because the best so far is one of them
-        found = whole_checkpoints(output, job.fingerprint) if job.config.resume else []
         if arguments.process_index == 0:
-            for pattern in _REPLACED:
-                for path in output.glob(pattern):
-                    path.unlink()
-            remove_checkpoints(output, keep=found)
+            held.enter_context(working(job.config.output, job.folder, job.unmarked))
+        # the newest to go on from, and the others because the best so far is one of them
+        found = whole_checkpoints(job.folder, job.fingerprint) if job.config.resume else []
+        if arguments.process_index == 0:
+            remove_parts(job.folder, keep=[path.name for path in found])
     return found[-1] if found else None
 
 
 def _require_fitting(job: Job) -> None:
-    """Refuse caches that have not what the losses are over, before anything is removed."""
+    """Refuse caches that have not what the losses are over."""
     config = job.config
     require_fitting(config.cache, job.manifest, config.losses)
     if config.eval_cache is not None and job.eval_manifest is not None:
@@ -162,7 +159,7 @@ def _callbacks(job: Job, console: Console) -> list[Any]:
     config = job.config
     callbacks = [
         Guard(config.stop_grad_norm),
-        MetricsFile(config.output / "metrics.jsonl"),
+        MetricsFile(job.folder / METRICS),
         Progress(console),
         SealCheckpoints(job.fingerprint),
     ]
@@ -193,15 +190,14 @@ def _require_agreement(trainer: PreferenceTrainer, pairs: Rows, job: Job, consol
 
 def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
     """Train to the end; where that diverges, keep the last good state and say where it is."""
-    output = job.config.output
     try:
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     except DivergedError as error:
         if not trainer.diverged():
-            folder = output / _LAST_GOOD
+            folder = job.folder / _LAST_GOOD
             save_policy(trainer, folder, job.policy, job.adapter, job.manifest.engine.dtype)
             kept = f"The weights of the last step that was taken are in {folder}."
-        elif checkpoints := whole_checkpoints(output, job.fingerprint):
+        elif checkpoints := whole_checkpoints(job.folder, job.fingerprint):
             kept = f"The last good state is {checkpoints[-1]}."
         else:
             kept = "There was no checkpoint yet; --checkpoint-steps makes them earlier."
@@ -211,12 +207,12 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
         ) from error
 
 
-def _finish(job: Job, record: RunRecord) -> None:
-    """What stands beside the model: merged weights, card, record; and no more checkpoints."""
-    output = job.config.output
+def _finish(job: Job, result: Path, record: RunRecord) -> None:
+    """Complete the result with merged weights, card and record, and put it into the output."""
     if job.config.merge:
-        merge_adapter(output, job.policy, job.manifest.engine.dtype)
-    write_text(output / "README.md", model_card(job.config, job.manifest, record))
-    run_record.write(output, record)
-    newest = whole_checkpoints(output, job.fingerprint)[::-1]
-    remove_checkpoints(output, keep=newest[: job.config.keep_checkpoints])
+        merge_adapter(result, job.policy, job.manifest.engine.dtype)
+    write_text(result / "README.md", model_card(job.config, job.manifest, record))
+    run_record.write(result, record)
+    newest = whole_checkpoints(job.folder, job.fingerprint)[::-1]
+    commit(job.folder, result, [path.name for path in newest[: job.config.keep_checkpoints]])
+    switch(job.config.output, job.folder)

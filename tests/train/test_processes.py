@@ -18,7 +18,7 @@ from data_schemas.errors import InputError
 from pipeline.run import run_train
 from stages.train.config import TrainConfig
 from tests.conftest import Silent
-from tests.train.test_resume import killed_at
+from tests.train.test_resume import killed_at, unfinished
 
 OPTIONS = {
     "batch_size": 2, "accumulation": 4, "epochs": 1, "learning_rate": 1e-3, "warmup": 0,
@@ -64,7 +64,7 @@ def killed_after(step: int, started: subprocess.Popen[str], output: Path) -> Non
     """Kill a process of a run, with SIGKILL, when the checkpoint of a step is whole."""
     last = time.monotonic() + 200
     with ended(started):
-        while not (output / f"checkpoint-{step}" / "reflogp_checkpoint.json").exists():
+        while not list(output.glob(f"unfinished-*/checkpoint-{step}/reflogp_checkpoint.json")):
             assert started.poll() is None
             assert time.monotonic() < last
             time.sleep(0.01)
@@ -106,8 +106,9 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(weighted, alone, tm
 
 def test_a_run_of_one_process_is_gone_on_with_by_two(weighted, alone, tmp_path):
     killed_at(3, TrainConfig(cache=weighted, output=tmp_path, **OPTIONS))
+    working = unfinished(tmp_path)
     said = trained(torchrun(weighted, tmp_path))
-    assert f"resumed from {tmp_path / 'checkpoint-2'}" in said
+    assert f"resumed from {working / 'checkpoint-2'}" in said
     same_curve(alone, tmp_path)
 
 
@@ -117,8 +118,9 @@ def test_runs_with_shards_that_are_killed_go_on_in_any_number_of_processes(
 ):
     for step, number in enumerate(numbers[:-1], 1):
         killed_after(step, torchrun(weighted, tmp_path, "--fsdp", number=number), tmp_path)
+    working = unfinished(tmp_path)
     said = trained(torchrun(weighted, tmp_path, "--fsdp", number=numbers[-1]))
-    assert f"resumed from {tmp_path / 'checkpoint-'}" in said
+    assert f"resumed from {working / 'checkpoint-'}" in said
     same_curve(alone, tmp_path)
 
 

@@ -45,6 +45,12 @@ def killed_at(step, config):
     assert process.exitcode == -signal.SIGKILL
 
 
+def unfinished(output):
+    """The folder in which the run works until its result is whole."""
+    [folder] = output.glob("unfinished-*")
+    return folder
+
+
 def metrics(output):
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "epoch"} for line in lines]
@@ -56,8 +62,11 @@ def test_a_killed_run_ends_with_the_same_curve_and_the_same_weights(cache, conso
     run_train(settings(cache, tmp_path / "whole"), console)
     config = settings(cache, tmp_path / "killed")
     killed_at(6, config)
-    assert sorted(p.name for p in config.output.glob("checkpoint-*")) == [
+    assert sorted(p.name for p in unfinished(config.output).glob("checkpoint-*")) == [
         "checkpoint-3", "checkpoint-6",
+    ]  # fmt: skip
+    assert sorted(p.name for p in config.output.iterdir()) == [
+        "reflogp.json", unfinished(config.output).name,
     ]  # fmt: skip
     record = run_train(config, console)
     torch.set_num_threads(threads)
@@ -65,6 +74,7 @@ def test_a_killed_run_ends_with_the_same_curve_and_the_same_weights(cache, conso
     assert metrics(config.output) == metrics(tmp_path / "whole")
     weights = [load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "killed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not list(config.output.glob("unfinished-*"))
 
 
 def test_a_checkpoint_of_other_settings_or_without_leave_is_not_gone_on_from(
@@ -73,6 +83,8 @@ def test_a_checkpoint_of_other_settings_or_without_leave_is_not_gone_on_from(
     killed_at(6, settings(cache, tmp_path))
     other = run_train(settings(cache, tmp_path, beta=0.2, keep_checkpoints=2), console)
     assert other.resumed_from is None
+    assert len(list(tmp_path.glob("checkpoint-*/reflogp_checkpoint.json"))) == 2
+    assert not list(tmp_path.glob("unfinished-*"))
     (tmp_path / "reflogp_run.json").unlink()
     again = run_train(settings(cache, tmp_path, beta=0.2, resume=False), console)
     assert again.resumed_from is None
@@ -92,6 +104,12 @@ def test_a_checkpoint_with_a_file_cut_short_is_not_whole(tmp_path):
     assert checkpoints.whole_checkpoints(tmp_path, "this") == [tmp_path / "checkpoint-3"]
 
 
+def test_a_run_that_is_not_to_be_gone_on_with_begins_anew(cache, console, tmp_path):
+    config = settings(cache, tmp_path)
+    killed_at(6, config)
+    assert run_train(config.model_copy(update={"resume": False}), console).resumed_from is None
+
+
 def test_a_run_that_diverges_names_the_last_good_state(cache, console, tmp_path):
     with pytest.raises(ReflogpError, match=r"step \d+: the gradient is not finite.*diverged") as at:
         run_train(settings(cache, tmp_path, learning_rate=1e18, lora_r=0, lora_dropout=0), console)
@@ -104,5 +122,6 @@ def test_a_gradient_over_the_limit_stops_the_run_with_its_weights_saved(cache, c
     config = settings(cache, tmp_path, stop_grad_norm=1e-3)
     with pytest.raises(ReflogpError, match=r"norm is .* above --stop-grad-norm 0\.001") as found:
         run_train(config, console)
-    assert str(tmp_path / "last_good") in str(found.value)
-    assert load_file(tmp_path / "last_good" / "adapter_model.safetensors")
+    last_good = unfinished(tmp_path) / "last_good"
+    assert str(last_good) in str(found.value)
+    assert load_file(last_good / "adapter_model.safetensors")

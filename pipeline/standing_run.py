@@ -1,0 +1,160 @@
+"""What stands in the output of a training run: this very run, another one, or what must stay."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_schemas import run_record
+from data_schemas.errors import InputError
+from data_schemas.manifest import Manifest
+from data_schemas.ownership import Mark, read_mark, require_apart
+from data_schemas.run_record import RunRecord
+from stages.progress import Console
+from stages.train.config import TrainConfig
+from stages.train.unfinished import require_run_output
+
+_PLACES = {"cache", "eval_cache", "output", "policy", "adapter"}
+# they do not change the policy that comes out
+_HABITS = {"resume", "keep_checkpoints", "report_to", "report_pairs", "overwrite"}
+
+
+class Fingerprint:
+    """SHA-256 of all that the result of a run depends on."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        digests: Mapping[str, str],
+        manifest: Manifest,
+        evaluation: Manifest | None,
+    ) -> None:
+        left_out = _PLACES | _HABITS
+        self._settings = config.model_dump(mode="json", exclude=left_out)
+        self._chosen = config.model_dump(exclude=left_out, exclude_defaults=True).keys()
+        self._inputs = [
+            *(
+                [cache.inputs.digest(), [shard.sha256 for shard in cache.shards]]
+                for cache in (manifest, evaluation)
+                if cache is not None
+            ),
+            dict(digests),
+        ]
+
+    def of(self, known: Collection[str] | None = None) -> str:
+        """The fingerprint, as a release with these options would have made it.
+
+        A later option at its default does what was done before there was one: so a run of an
+        earlier release stays up to date.
+
+        Args:
+            known: names of the release's options; None: this one's.
+        """
+        settings = {
+            name: value
+            for name, value in self._settings.items()
+            if known is None or name in known or name in self._chosen
+        }
+        text = json.dumps([*self._inputs, settings], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def changed(self, settings: Mapping[str, Any]) -> list[str]:
+        """Names of the settings that are not those of another run."""
+        return [
+            name
+            for name, value in self._settings.items()
+            if (name in settings or name in self._chosen) and settings.get(name) != value
+        ]
+
+
+def require_own_output(
+    config: TrainConfig, policy: Path, adapter: Path | None
+) -> tuple[Mark | None, bool]:
+    """Refuse an output that is an input, or holds what reflogp did not write.
+
+    Returns:
+        The mark of what is there, and whether it is a run that an earlier reflogp left unmarked.
+
+    Raises:
+        InputError: so it is.
+    """
+    inputs = {
+        "policy": policy,
+        "adapter": adapter,
+        "cache": config.cache,
+        "evaluation cache": config.eval_cache,
+    }
+    require_apart("--output", config.output, inputs)
+    if read_mark(config.output) is None and _readable(config.output):
+        return None, True
+    return require_run_output(config.output, overwrite=config.overwrite), False
+
+
+def standing_run(
+    config: TrainConfig,
+    fingerprint: Fingerprint,
+    mark: Mark | None,
+    console: Console,
+    *,
+    unmarked: bool = False,
+) -> RunRecord | None:
+    """The finished run in the output, if it is the one that is asked for.
+
+    Args:
+        config: of the run that is asked for.
+        fingerprint: of the run that is asked for.
+        mark: of the output.
+        console: where to say that another run stands there.
+        unmarked: whether an earlier reflogp left the run, without a mark.
+
+    Raises:
+        InputError: a run stands there that may not be replaced without --overwrite.
+    """
+    output, advice = config.output, "Give another --output, or --overwrite to replace that run."
+    try:
+        record = run_record.read(output)
+    except InputError as error:
+        if not config.overwrite:
+            raise InputError(f"{error} {advice}") from error
+        return None
+    if record is None:
+        return None
+    if record.fingerprint == fingerprint.of(record.settings) and _whole(output, mark):
+        return record
+    unknown = sorted(record.settings.keys() - TrainConfig.model_fields.keys())
+    if config.overwrite:
+        pass
+    elif unmarked:
+        raise InputError(
+            f"--output {output}: an earlier reflogp ({record.reflogp_version}) wrote the run in "
+            f"there and kept no list of its files. {advice}"
+        )
+    elif unknown or record.schema_version > run_record.SCHEMA_VERSION:
+        raise InputError(
+            f"--output {output}: reflogp {record.reflogp_version} wrote the run in there, and this "
+            f"one cannot read all of its record. {advice}"
+        )
+    changed = fingerprint.changed(record.settings)
+    console.say(
+        f"stage two: runs again: changed since {output}: {', '.join(changed) or 'cache or policy'}."
+        " What is there stays until the new result is whole"
+    )
+    return None
+
+
+def _readable(output: Path) -> bool:
+    try:
+        return run_record.read(output) is not None
+    except InputError:
+        return False
+
+
+def _whole(output: Path, mark: Mark | None) -> bool:
+    """Whether the weights are there; of a marked run, whatever it needs to be loaded."""
+    if mark is None:
+        return any(output.glob("*.safetensors"))
+    needed = [name for name in mark.files if name.endswith((".safetensors", "config.json"))]
+    return any(name.endswith(".safetensors") for name in needed) and all(
+        (output / name).is_file() for name in needed
+    )
