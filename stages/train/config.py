@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from data_schemas.errors import InputError
-from data_schemas.location import Location, is_local, location
+from data_schemas.location import Location, on_disk
 from stages.assignments import Arguments
 from stages.train.loss_spec import (
     LossSpec,
@@ -180,17 +180,10 @@ class TrainConfig(BaseModel):
     @field_validator("output", mode="before")
     @classmethod
     def _on_disk(cls, value: Any) -> Any:
-        if not isinstance(value, str | Path):
-            return value
-        if not str(value).strip():
-            raise ValueError("must name a folder")
         try:
-            folder = location(value)
+            return on_disk(value) if isinstance(value, str | Path) else value
         except InputError as error:  # pydantic reports ValueErrors together, by option
             raise ValueError(str(error)) from error
-        if not is_local(folder):
-            raise ValueError("must be a folder on disk, which a URL is not")
-        return folder
 
     @field_validator("loss_args", "weighting")
     @classmethod
