@@ -109,7 +109,7 @@ def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> 
     counts, found = run_plan(settings, console)
     if json:
         figures = {"counts": asdict(counts), "estimate": asdict(found)}
-        console.text(dumps(figures, indent=2))
+        console.json(dumps(figures, indent=2))
     else:
         console.table("", plan_rows(settings, counts, found))
 
@@ -181,7 +181,7 @@ def inspect(
     manifest = manifests.read(folder)
     console = TerminalConsole()
     if json:
-        console.text(manifest.model_dump_json(indent=2))
+        console.json(manifest.model_dump_json(indent=2))
     else:
         console.table("", inspect_rows(folder, manifest))
 
@@ -213,7 +213,7 @@ def verify(
         rescored = run_verify(folder, sample, reference, seed, console, adapter)
     if json:
         found = None if rescored is None else rescored.model_dump()
-        console.text(dumps({"whole": not damage, "damage": damage, "rescored": found}, indent=2))
+        console.json(dumps({"whole": not damage, "damage": damage, "rescored": found}, indent=2))
     else:
         console.table("", verify_rows(damage, rescored))
     if damage or (rescored is not None and not rescored.passed):
@@ -243,7 +243,7 @@ def diagnose(
     console = TerminalConsole()
     found = run_diagnose(location(cache), html, console, png, svg)
     if json:
-        console.text(found.model_dump_json(indent=2))
+        console.json(found.model_dump_json(indent=2))
     else:
         print_diagnosis(found, console)
 
