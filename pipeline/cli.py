@@ -20,7 +20,15 @@ from pipeline.findings import print_diagnosis
 from pipeline.options import options_of
 from pipeline.plan import plan_rows, run_plan
 from pipeline.report import run_report
-from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
+from pipeline.run import (
+    require_output_of_both,
+    run_integrity,
+    run_merge,
+    run_precompute,
+    run_share,
+    run_train,
+    run_verify,
+)
 from pipeline.summary import (
     cache_rows,
     dropped_rows,
@@ -165,6 +173,7 @@ def run(
         start = {}
     second = build(TrainConfig, {"cache": first.cache} | start | sections["train"], {})
     console = TerminalConsole()
+    require_output_of_both(first, second)
     manifest = run_precompute(first, console)
     record = run_train(second, console)
     console.table("", cache_rows(first.cache, manifest) + train_rows(second.output, record))

@@ -6,7 +6,7 @@ from pathlib import Path
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest, missing_files
-from data_schemas.ownership import read_mark
+from data_schemas.ownership import read_mark, require_apart
 from data_schemas.run_record import RunRecord
 from data_schemas.storage import reach, require_writable
 from data_schemas.verification import Verification
@@ -22,7 +22,7 @@ from stages.processes import rank
 from stages.progress import Console
 from stages.train.config import TrainConfig
 from stages.train.switch import finish, ready
-from stages.train.unfinished import files_without_mark, require_free_names, unfinished_folder
+from stages.train.unfinished import discard, require_free_names, unfinished_folder
 
 
 def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
@@ -91,7 +91,7 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
             "that it was made from as --policy, with --allow-mismatch; better, precompute a cache "
             "for that one, since the reference must be what training starts from."
         )
-    mark, unmarked = require_own_output(config, policy, adapter)
+    mark = require_own_output(config, policy, adapter)
     digests = model_inputs(policy, adapter)
     _require_same_start(policy, digests, manifest, config, console)
     evaluation = _eval_manifest(config, manifest)
@@ -99,19 +99,34 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
         mark = read_mark(config.output)
     fingerprint = Fingerprint(config, digests, manifest, evaluation)
     folder = unfinished_folder(config.output, fingerprint.of())
-    earlier = standing_run(config, fingerprint, mark, console, unmarked=unmarked)
+    earlier = standing_run(config, fingerprint, mark, console)
     if earlier is not None:
         console.say(f"stage two: up to date: {config.output} has this cache, policy and settings")
+        if folder.is_dir() and not rank():  # what a kill left after the switch
+            discard(folder)
         return earlier
-    own = files_without_mark(config.output) if unmarked else mark.files if mark else []
+    own = mark.files if mark is not None else []
     require_free_names(config.output, folder, own, kept=config.keep_checkpoints > 0)
     quiet_transformers()  # before what speaks when it is imported
     from stages.train.job import Job
     from stages.train.stage import train
 
-    found = own if unmarked else ()
-    job = Job(config, policy, adapter, manifest, fingerprint.of(), evaluation, found)
+    job = Job(config, policy, adapter, manifest, fingerprint.of(), evaluation, own)
     return train(job, console)
+
+
+def require_output_of_both(first: PrecomputeConfig, second: TrainConfig) -> None:
+    """Refuse an output of stage two before stage one has spent its hours.
+
+    Raises:
+        InputError: it is an input of either stage, or holds what reflogp did not write.
+    """
+    reference, adapter = model_folders(first.reference, first.adapter, "reference")
+    require_own_output(second, reference, adapter)
+    if second.policy is not None and second.policy != first.reference:
+        require_own_output(second, *model_folders(second.policy, second.adapter, "policy"))
+    if Path(first.data).exists():  # else it is the name of a data set, or will be refused
+        require_apart("--output", second.output, {"data": Path(first.data)})
 
 
 def _finished(output: Path, console: Console) -> bool:

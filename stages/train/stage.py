@@ -21,7 +21,7 @@ from stages.train.best import BestStep
 from stages.train.cached_rows import Rows, cached_rows, require_fitting
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
-from stages.train.checkpoints import SealCheckpoints, whole_checkpoints
+from stages.train.checkpoints import SealCheckpoints, require_room, whole_checkpoints
 from stages.train.guards import DivergedError, Guard
 from stages.train.held_out import held_out
 from stages.train.host_memory import keep_few_kernels
@@ -100,6 +100,7 @@ def _trainer(
         f"training {trained:,} of {total:,} parameters on {len(pairs):,} {job.manifest.unit}, "
         f"{config.loss}"
     )
+    require_room(job.folder, config, trained, total, job.manifest.engine.dtype)
     if job.manifest.weights is not None:
         console.say(f"each loss is multiplied by the row's weight, {job.manifest.weights}")
     if job.adapter is not None and config.lora_r:
@@ -140,7 +141,7 @@ def _prepare(job: Job, arguments: TrainingArguments, held: ExitStack) -> Path | 
     """Make the folder that the run works in; the checkpoint to go on from, if there is one."""
     with arguments.main_process_first(local=False):  # all of them must find the same
         if arguments.process_index == 0:
-            held.enter_context(working(job.config.output, job.folder, job.unmarked))
+            held.enter_context(working(job.config.output, job.folder, job.own))
         # the newest to go on from, and the others because the best so far is one of them
         found = whole_checkpoints(job.folder, job.fingerprint) if job.config.resume else []
         if arguments.process_index == 0:
