@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from data_schemas import plan_record
 from data_schemas.errors import InputError
@@ -13,7 +13,7 @@ from data_schemas.manifest import Shard
 from data_schemas.plan_record import PlanRecord
 from data_schemas.storage import entries
 from stages.adapter import tokenizer_folder
-from stages.loading import loading
+from stages.loading import load_config, load_saved_tokenizer
 from stages.precompute.config import DataConfig
 from stages.precompute.job import Job
 from stages.precompute.plan import PlannedShard, write_plan
@@ -97,11 +97,8 @@ def load_tokenizer(
     Raises:
         InputError: they cannot be loaded, or the model was built for less than `max_length`.
     """
-    with loading("tokenizer or config", reference):
-        model_config = AutoConfig.from_pretrained(reference).get_text_config()
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            tokenizer_folder(reference, adapter)
-        )
+    model_config = load_config(reference).get_text_config()
+    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(tokenizer_folder(reference, adapter))
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise InputError(

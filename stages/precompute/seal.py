@@ -234,13 +234,22 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
         console.warn(f"no rows are verified: transformers cannot run this {kind} model: {error}")
         return None
     if not found.passed:
-        raise ReflogpError(
-            f"the cache is not sealed: {job.engine.name} and a forward pass of {job.reference} do "
-            f"not agree: {'; '.join(found.reasons)}. Score with --engine transformers, or "
-            "pass --verify-sample 0 to seal the cache as it is."
-        )
+        raise ReflogpError(_disagreement(job, found))
     console.say(f"verified: {found.summary()}")
     return found
+
+
+def _disagreement(job: Job, found: Verification) -> str:
+    """What was measured, and how to find out who is wrong: that is not known here."""
+    other = "transformers" if job.engine.name == "vllm" else "vllm"
+    return (
+        f"the cache is not sealed: what {job.engine.name} {job.engine.version} scored and a plain "
+        f"float32 forward of {job.reference} do not agree: {'; '.join(found.reasons)} "
+        f"({found.summary()}). Either of them may be wrong. To find out, run the same command with "
+        f"--engine {other} and another --cache, which is compared with the same forward: if that "
+        f"one is sealed, {job.engine.name} is wrong; if not, look at the checkpoint and at the "
+        "versions of transformers and vLLM. The scored shards are kept."
+    )
 
 
 def _replaced(cache: Path) -> list[Manifest]:

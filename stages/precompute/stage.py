@@ -9,6 +9,7 @@ from data_schemas import manifest as manifests
 from data_schemas.errors import InputError, ReflogpError, StorageError
 from data_schemas.manifest import Manifest, missing_files
 from data_schemas.storage import entries
+from stages.causal_lm import require_causal_lm
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.finished import survey
 from stages.precompute.job import Job
@@ -49,6 +50,7 @@ def precompute(job: Job, console: Console) -> Manifest | None:
 
 
 def _precompute(job: Job, console: Console) -> Manifest | None:
+    require_causal_lm(job.reference)
     plan = make_plan(job, console)
     mine = plan.shards if job.config.shard is None else share(job.config.shard).pick(plan.shards)
     found = survey(job, mine)
@@ -113,7 +115,7 @@ def merge(cache: Path, console: Console) -> Manifest:
     if config.verify_sample and gone:
         raise ReflogpError(
             f"{gone[0]}: the reference is not here, so no rows can be verified before the "
-            "seal. Run `reflogp merge` where it is, or precompute with --verify-sample 0."
+            "seal. Run `reflogp merge` where the reference is."
         )
     return seal(job, plans[0], console)
 

@@ -11,13 +11,13 @@ from peft import LoraConfig, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
 from stages.adapter import load_adapter
-from stages.loading import loading
+from stages.causal_lm import load_causal_lm
 from stages.train.config import TrainConfig
 from stages.train.means import Reduce
 from stages.train.precision import round_weights, spread_weights, weights_dtype
@@ -88,8 +88,7 @@ def _whole(folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None
 def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
     """The checkpoint."""
     more = {} if config.quantize == "none" else _four_bits(weights)
-    with loading("policy", folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights, **more)
+    model: Any = load_causal_lm(folder, weights, **more)
     model.config.use_cache = False
     for module in model.modules():
         # On some CPUs bitsandbytes repacks weights in evaluation mode, for a kernel that passes no

@@ -13,6 +13,7 @@ from data_schemas import run_record
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.run_record import RunRecord
+from stages.causal_lm import is_mixture
 from stages.progress import Console
 from stages.train.advice.callback import Adviser
 from stages.train.agreement import disagreement
@@ -187,7 +188,10 @@ def _require_agreement(trainer: PreferenceTrainer, pairs: Rows, job: Job, consol
     """Stop before the first step if the policy does not score what the cache says."""
     if not uses(job.config.losses, "reference"):
         return
-    problem = disagreement(trainer.logps, pairs, job.manifest, job.config.batch_size)
+    mixture = is_mixture(trainer.accelerator.unwrap_model(trainer.model).config)
+    problem = disagreement(
+        trainer.logps, pairs, job.manifest, job.config.batch_size, mixture=mixture
+    )
     if problem is None:
         return
     if job.config.quantize != "none":
@@ -195,8 +199,8 @@ def _require_agreement(trainer: PreferenceTrainer, pairs: Rows, job: Job, consol
         return
     if not job.config.allow_mismatch:
         raise ReflogpError(
-            f"{problem}. Run `reflogp verify {job.config.cache} --sample 100`; --allow-mismatch "
-            "trains all the same."
+            f"{problem}. Run `reflogp verify {job.config.cache} --sample 100`: it compares the "
+            "cache and the forward pass of training with a float32 forward of the reference."
         )
     console.warn(problem)
 
