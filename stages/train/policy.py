@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
-from stages.adapter import load_adapter
+from stages.adapter import load_adapter, merged
 from stages.causal_lm import load_causal_lm
 from stages.train.config import TrainConfig
 from stages.train.means import Reduce
@@ -79,8 +79,7 @@ def _whole(folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None
     if dtype == "bfloat16" and loaded == torch.float32:
         spread_weights(model)
     if adapter is not None:
-        # PEFT froze what is now to be trained.
-        model = load_adapter(model, adapter).merge_and_unload().requires_grad_(True)
+        model = merged(model, adapter)
         round_weights(model, weights)
     return model  # type: ignore[no-any-return]
 

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from data_schemas.manifest import Dtype
-from stages.adapter import tokenizer_folder
+from stages.adapter import merged, tokenizer_folder
 from stages.causal_lm import load_causal_lm
 from stages.loading import load_saved_tokenizer
 from stages.train.precision import round_weights, rounded, spread_weights
@@ -47,9 +47,9 @@ def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
     base: Any = load_causal_lm(start, torch.float32)
     if dtype == "bfloat16":
         spread_weights(base)
-    merged: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    round_weights(merged, getattr(torch, dtype))
-    merged.save_pretrained(folder)
+    model: Any = merged(base, folder)
+    round_weights(model, getattr(torch, dtype))
+    model.save_pretrained(folder)
     for path in folder.glob("adapter_*"):
         path.unlink()
 

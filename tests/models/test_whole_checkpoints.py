@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ BERT = transformers.BertConfig(
 )
 
 
-def load(folder: Path) -> torch.nn.Module:
+def load(folder: Path) -> Any:
     return load_causal_lm(folder, torch.float32)
 
 
@@ -161,7 +162,7 @@ class Code:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.path,)
 
 
