@@ -34,3 +34,12 @@ class SweepRecord(Record):
 def write(output: Path, record: SweepRecord) -> None:
     """Write sweep.json into `output`."""
     write_text(output / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+
+
+def is_there(output: Path) -> bool:
+    """Whether a record of a sweep stands in `output`."""
+    try:
+        SweepRecord.model_validate_json((output / FILE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True

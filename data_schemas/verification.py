@@ -42,11 +42,25 @@ class Verification(Record):
     training_noise: Agreement = Field(
         description="The training forward against float32: the noise that training has anyway."
     )
+    # left out where there is none, so that a manifest of an earlier version still fits its seal
+    repeat: Agreement | None = Field(
+        None,
+        exclude_if=lambda found: found is None,
+        description="Of a mixture of experts: the training forward of each response alone against "
+        "the same among neighbours. Rounding differs there, and where it changes which expert is "
+        "chosen, by nats.",
+    )
 
     def summary(self) -> str:
         """One line: how far the sample is from float32, and how far training itself is."""
-        return (
+        said = (
             f"{self.sampled_rows} rows, {self.float32.mean:+.4f} nats a token from float32 on "
             f"average, RMS {self.float32.rms:.4f} (the training forward: "
             f"{self.training_noise.mean:+.4f}, {self.training_noise.rms:.4f})"
+        )
+        if self.repeat is None:
+            return said
+        return (
+            f"{said}; a mixture of experts: two scorings of the same responses in other batches "
+            f"differ by RMS {self.repeat.rms:.4f}, at most {self.repeat.max:.2g}"
         )

@@ -20,7 +20,15 @@ from pipeline.findings import print_diagnosis
 from pipeline.options import options_of
 from pipeline.plan import plan_rows, run_plan
 from pipeline.report import run_report
-from pipeline.run import run_both, run_integrity, run_merge, run_share, run_train, run_verify
+from pipeline.run import (
+    require_output_of_both,
+    run_integrity,
+    run_merge,
+    run_precompute,
+    run_share,
+    run_train,
+    run_verify,
+)
 from pipeline.summary import (
     cache_rows,
     dropped_rows,
@@ -66,14 +74,6 @@ Output = Annotated[
 DryRun = Annotated[
     bool | None, typer.Option("--dry-run", help="Print what would go and how the rest would weigh.")
 ]
-Overwrite = Annotated[
-    bool | None,
-    typer.Option(
-        "--overwrite",
-        help="Replace a filtered cache that cannot be read, or a result of another kind, which "
-        "reflogp wrote there. Never a cache that was scored.",
-    ),
-]
 
 Varied = Annotated[
     list[str] | None,
@@ -117,7 +117,7 @@ def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> 
     counts, found = run_plan(settings, console)
     if json:
         figures = {"counts": asdict(counts), "estimate": asdict(found)}
-        console.text(dumps(figures, indent=2))
+        console.json(dumps(figures, indent=2))
     else:
         console.table("", plan_rows(settings, counts, found))
 
@@ -169,11 +169,13 @@ def run(
     first = build(PrecomputeConfig, sections["precompute"], {})
     # Stage two takes up where stage one leaves off, unless the file says otherwise.
     start = {"policy": first.reference, "adapter": first.adapter}
-    if "policy" in sections["train"] or first.revision is not None:
-        start = {}  # the cache says at which commit its reference was read
+    if "policy" in sections["train"]:
+        start = {}
     second = build(TrainConfig, {"cache": first.cache} | start | sections["train"], {})
     console = TerminalConsole()
-    manifest, record = run_both(first, second, console)
+    require_output_of_both(first, second)
+    manifest = run_precompute(first, console)
+    record = run_train(second, console)
     console.table("", cache_rows(first.cache, manifest) + train_rows(second.output, record))
 
 
@@ -188,7 +190,7 @@ def inspect(
     manifest = manifests.read(folder)
     console = TerminalConsole()
     if json:
-        console.text(manifest.model_dump_json(indent=2))
+        console.json(manifest.model_dump_json(indent=2))
     else:
         console.table("", inspect_rows(folder, manifest))
 
@@ -220,7 +222,7 @@ def verify(
         rescored = run_verify(folder, sample, reference, seed, console, adapter)
     if json:
         found = None if rescored is None else rescored.model_dump()
-        console.text(dumps({"whole": not damage, "damage": damage, "rescored": found}, indent=2))
+        console.json(dumps({"whole": not damage, "damage": damage, "rescored": found}, indent=2))
     else:
         console.table("", verify_rows(damage, rescored))
     if damage or (rescored is not None and not rescored.passed):
@@ -250,18 +252,14 @@ def diagnose(
     console = TerminalConsole()
     found = run_diagnose(location(cache), html, console, png, svg)
     if json:
-        console.text(found.model_dump_json(indent=2))
+        console.json(found.model_dump_json(indent=2))
     else:
         print_diagnosis(found, console)
 
 
 @app.command("filter")
-@options_of(
-    FilterRules, config_file=False, cache=Cache, output=Output, dry_run=DryRun, overwrite=Overwrite
-)
-def filter_(
-    cache: str, output: str | None, dry_run: bool | None, overwrite: bool | None, **given: Any
-) -> None:
+@options_of(FilterRules, config_file=False, cache=Cache, output=Output, dry_run=DryRun)
+def filter_(cache: str, output: str | None, dry_run: bool | None, **given: Any) -> None:
     """Drop or weight rows of a sealed cache; what is left is one, too. Nothing is scored.
 
     A row goes by the first rule that it breaks, in the order of the options. The rows that went
@@ -277,7 +275,7 @@ def filter_(
     if output is None:
         raise InputError("--output is required, but for --dry-run: the folder of the new cache.")
     target = location(output)
-    manifest = run_filter(folder, target, rules, console, overwrite=bool(overwrite))
+    manifest = run_filter(folder, target, rules, console)
     made = filter_rows(manifest.filtered) if manifest.filtered else []
     console.table("", cache_rows(target, manifest) + made)
 

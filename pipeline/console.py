@@ -1,10 +1,14 @@
 """What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
 
 import io
+import json
 import logging
+import re
 import textwrap
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -15,9 +19,33 @@ from rich.text import Text
 from stages.processes import rank
 from stages.progress import Advance
 
-_LINES = 10  # that a piped run with figures to tell gives
+_PARTS = 10  # of the way, after each of which a file gets a line
+_PAUSE_SECONDS = 60.0  # between two such lines, at the least
+_RATE_SECONDS = 600.0  # over which a rate is taken; what comes in large pieces needs so long
 _NO_WIDTH = 10_000  # columns of a file
 _NAME_WIDTH = 8  # of "PROBLEM" and its like
+
+# What moves the cursor, clears the screen, begins a line or turns the direction of writing: control
+# characters, separators, marks of direction, what has no width, and bytes that are not UTF-8.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """`text` in one line, with an escape for each character that a terminal would act on."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def visible_json(text: str) -> str:
+    """JSON of the same meaning without characters that a terminal would act on."""
+    return _UNSEEN.sub(lambda found: found[0] if found[0] == "\n" else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    escape = json.dumps(character)[1:-1]
+    return escape if escape != character else f"\\u{ord(character):04x}"  # DEL it leaves
 
 
 class _Rate(ProgressColumn):
@@ -44,46 +72,59 @@ class _Bars(Progress):
 
 
 class TerminalConsole:
-    """The Console that stages speak to, over rich."""
+    """The Console that stages speak to, over rich. Everything is shown as `visible` makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` gives seconds."""
         # Under torchrun the first process speaks for all; what ends any of them is always said.
         quiet = rank() != 0
         # Progress and remarks go to stderr; stdout is for results, so that it can be piped.
-        self._remarks = RichConsole(stderr=True, highlight=False, quiet=quiet)
-        self._results = RichConsole(highlight=False, quiet=quiet)
-        self._errors = RichConsole(stderr=True, highlight=False)
+        # A name such as a:dog:b is no emoji.
+        self._remarks = RichConsole(stderr=True, highlight=False, emoji=False, quiet=quiet)
+        self._results = RichConsole(highlight=False, emoji=False, quiet=quiet)
+        self._errors = RichConsole(stderr=True, highlight=False, emoji=False)
+        self._clock = clock
 
     def say(self, message: str) -> None:
         """See stages.progress.Console."""
-        self._remarks.print(message, markup=False, soft_wrap=True)
+        self._remarks.print(Text(visible(message)), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """See stages.progress.Console."""
-        self._remarks.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+        self._remarks.print(Text(visible(f"warning: {message}"), "yellow"), soft_wrap=True)
 
     def error(self, message: str) -> None:
         """Print why the command ends."""
-        self._errors.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+        self._errors.print(Text(visible(f"error: {message}"), "red"), soft_wrap=True)
 
     @contextmanager
     def track(self, what: str, total: float | None, unit: str) -> Iterator[Advance]:
-        """See stages.progress.Console. Where it is piped, each tenth of the way has a line."""
+        """See stages.progress.Console. A file gets lines, the first after a minute.
+
+        From then on there is one for each tenth of the way, but never two within a minute; where
+        the total is not known, one for each minute.
+        """
         columns = (TextColumn("{task.description}"), BarColumn(24), _Rate(), TimeRemainingColumn())
         interactive = self._remarks.is_terminal
+        begin = told_at = self._clock()
         told = 0
-        with _Bars(*columns, console=self._remarks, disable=not interactive) as progress:
+        with _Bars(
+            *columns, console=self._remarks, disable=not interactive, get_time=self._clock,
+            speed_estimate_period=_RATE_SECONDS,
+        ) as progress:  # fmt: skip
             bar = progress.add_task(what, total=total, unit=unit)
             task = progress.tasks[0]
 
             def advance(amount: float, note: str = "") -> None:
-                nonlocal told
+                nonlocal told, told_at
                 progress.advance(bar, amount)
                 progress.note = note or progress.note
-                tenth = int(_LINES * task.completed / total) if total else 0
-                if note and not interactive and tenth > told:
-                    told = tenth
-                    self.say(f"{what}: {task.completed:,.0f}/{total:,.0f} {unit}  {note}")
+                now, part = self._clock(), _PARTS * task.completed / total if total else told + 1
+                if interactive or now - told_at < _PAUSE_SECONDS:
+                    return
+                if told_at == begin or int(part) > told:
+                    told, told_at = int(part), now
+                    self.say(_line(task, progress.note))
 
             yield advance
         if not interactive:
@@ -93,39 +134,59 @@ class TerminalConsole:
         self, title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()
     ) -> None:
         """Print rows on stdout, the first column being names. A file gets each in one line."""
+        title = visible(title)
         table = Table(
-            title=title, show_header=bool(header), title_justify="left", box=None, pad_edge=False
-        )
+            title=Text(title) if title else None, show_header=bool(header), title_justify="left",
+            box=None, pad_edge=False,
+        )  # fmt: skip
         names = header or ("",) * max(map(len, rows))
-        table.add_column(names[0], style="bold", no_wrap=True)
+        table.add_column(Text(visible(names[0])), style="bold", no_wrap=True)
         for name in names[1:]:
-            table.add_column(name, overflow="fold")
+            table.add_column(Text(visible(name)), overflow="fold")
         for row in rows:
-            table.add_row(row[0], *map(Text, row[1:]))
+            table.add_row(*(Text(visible(cell)) for cell in row))
         if self._results.is_terminal:
             self._results.print(table)
             return
         file = io.StringIO()
         RichConsole(file=file, width=_NO_WIDTH, color_system=None).print(table)
-        self.text("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
+        for line in file.getvalue().splitlines():
+            self.text(line.rstrip())
 
     def text(self, text: str) -> None:
-        """Print text on stdout as it is, for other programs to read."""
-        self._results.print(text, markup=False, soft_wrap=True)
+        """Print a line on stdout."""
+        self._results.print(Text(visible(text)), soft_wrap=True)
+
+    def json(self, text: str) -> None:
+        """Print JSON on stdout, for other programs to read."""
+        self._results.print(Text(visible_json(text)), soft_wrap=True)
 
     def paragraph(self, text: str, *, style: str = "", name: str = "") -> None:
         """Print text on stdout, wrapped, beside a name in a narrow column of its own."""
         indent = " " * (_NAME_WIDTH + 1)
-        lines = textwrap.wrap(text, self._results.width, initial_indent=indent,
+        lines = textwrap.wrap(visible(text), self._results.width, initial_indent=indent,
                               subsequent_indent=indent)  # fmt: skip
-        whole = Text("\n".join(lines).replace(indent, name.ljust(len(indent)), 1))
+        whole = Text("\n".join(lines).replace(indent, visible(name).ljust(len(indent)), 1))
         whole.stylize(style, 0, len(name))
         self._results.print(whole, soft_wrap=True)
 
     def command(self, text: str) -> None:
         """Print a command on stdout in one line, however long, so that it can be copied."""
-        line = Text(f"{' ' * (_NAME_WIDTH + 1)}{text}", style="cyan")
+        line = Text(f"{' ' * (_NAME_WIDTH + 1)}{visible(text)}", style="cyan")
         self._results.print(line, soft_wrap=True)
+
+
+def _line(task: Task, note: str) -> str:
+    """A line of progress: how far, how fast, how long it will take yet, and the latest figures."""
+    unit, done, total, rate = task.fields["unit"], task.completed, task.total, task.speed
+    parts = [f"{task.description}: {done:,.0f}{f'/{total:,.0f}' if total else ''} {unit}"]
+    if total:
+        parts.append(f"{done / total:.0%}")
+    if rate:
+        parts.append(f"{rate:,.1f} {unit}/s")
+    if rate and total:
+        parts.append(f"{timedelta(seconds=round((total - done) / rate))} left")
+    return ", ".join(parts) + (f"  {note}" if note else "")
 
 
 def quiet_transformers() -> None:

@@ -26,9 +26,7 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[Counts, Estimate]":
     from stages.plan.stage import plan
 
     quiet_transformers()
-    reference, adapter = model_folders(
-        config.reference, config.adapter, "reference", config.revision
-    )
+    reference, adapter = model_folders(config.reference, config.adapter, "reference")
     return plan(config, reference, adapter, checkpoint_dtype(reference), console)
 
 

@@ -13,7 +13,7 @@ from data_schemas.ownership import Mark, read_mark, require_apart
 from data_schemas.run_record import RunRecord
 from stages.progress import Console
 from stages.train.config import TrainConfig
-from stages.train.unfinished import require_run_output
+from stages.train.unfinished import files_without_mark, require_run_output
 
 _PLACES = {"cache", "eval_cache", "output", "policy", "adapter"}
 # they do not change the policy that comes out
@@ -68,13 +68,17 @@ class Fingerprint:
         ]
 
 
-def require_own_output(
-    config: TrainConfig, policy: Path, adapter: Path | None
-) -> tuple[Mark | None, bool]:
+def require_own_output(config: TrainConfig, policy: Path, adapter: Path | None) -> Mark | None:
     """Refuse an output that is an input, or holds what reflogp did not write.
 
+    Args:
+        config: of the run.
+        policy: folder of the checkpoint that training starts from.
+        adapter: folder of the adapter on top of it, or None.
+
     Returns:
-        The mark of what is there, and whether it is a run that an earlier reflogp left unmarked.
+        The mark of what is there. A run that an earlier reflogp left unmarked gets one, not yet
+        on disk, of the names that it used.
 
     Raises:
         InputError: so it is.
@@ -87,8 +91,8 @@ def require_own_output(
     }
     require_apart("--output", config.output, inputs)
     if read_mark(config.output) is None and _readable(config.output):
-        return None, True
-    return require_run_output(config.output, overwrite=config.overwrite), False
+        return Mark(kind="run", files=files_without_mark(config.output))
+    return require_run_output(config.output, overwrite=config.overwrite)
 
 
 def standing_run(
@@ -96,17 +100,14 @@ def standing_run(
     fingerprint: Fingerprint,
     mark: Mark | None,
     console: Console,
-    *,
-    unmarked: bool = False,
 ) -> RunRecord | None:
     """The finished run in the output, if it is the one that is asked for.
 
     Args:
         config: of the run that is asked for.
         fingerprint: of the run that is asked for.
-        mark: of the output.
+        mark: of the output, as `require_own_output` gave it.
         console: where to say that another run stands there.
-        unmarked: whether an earlier reflogp left the run, without a mark.
 
     Raises:
         InputError: a run stands there that may not be replaced without --overwrite.
@@ -125,7 +126,7 @@ def standing_run(
     unknown = sorted(record.settings.keys() - TrainConfig.model_fields.keys())
     if config.overwrite:
         pass
-    elif unmarked:
+    elif read_mark(output) is None:
         raise InputError(
             f"--output {output}: an earlier reflogp ({record.reflogp_version}) wrote the run in "
             f"there and kept no list of its files. {advice}"
@@ -151,10 +152,8 @@ def _readable(output: Path) -> bool:
 
 
 def _whole(output: Path, mark: Mark | None) -> bool:
-    """Whether the weights are there; of a marked run, whatever it needs to be loaded."""
-    if mark is None:
-        return any(output.glob("*.safetensors"))
-    needed = [name for name in mark.files if name.endswith((".safetensors", "config.json"))]
-    return any(name.endswith(".safetensors") for name in needed) and all(
-        (output / name).is_file() for name in needed
-    )
+    """Whether all that is needed to load the model is there."""
+    files = mark.files if mark is not None else []
+    weights = [name for name in files if name.endswith(".safetensors")]
+    configs = [name for name in files if name.endswith("config.json")]
+    return bool(weights) and all((output / name).is_file() for name in (*weights, *configs))

@@ -6,6 +6,7 @@ takes no other with it. A run is up to date, or goes on from its checkpoint, as 
 
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -16,15 +17,28 @@ from typing import Any
 
 import yaml
 
+from data_schemas import manifest as manifests
 from data_schemas import sweep_record
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError, ReflogpError
+from data_schemas.manifest import Manifest
+from data_schemas.ownership import (
+    Mark,
+    read_mark,
+    remove_owned,
+    require_apart,
+    require_output,
+    write_mark,
+)
 from data_schemas.run_record import RunRecord
+from data_schemas.storage import reach
 from data_schemas.sweep_record import SweepRecord, SweepRun
+from pipeline.checkpoint import start_folders
 from pipeline.config import build, require_known
 from pipeline.console import TerminalConsole
 from pipeline.run import run_train
-from pipeline.sweep_table import markdown
+from pipeline.standing_run import require_own_output
+from pipeline.sweep_table import TITLE, markdown
 from stages.processes import processes
 from stages.progress import Console
 from stages.train.config import TrainConfig
@@ -33,6 +47,9 @@ Axes = dict[str, list[Any]]
 """The settings that vary, each with its values."""
 
 _FIXED = ("cache", "output")
+_COMMON = (*_FIXED, "overwrite")
+_TABLE = "sweep.md"
+_FILES = (sweep_record.FILE_NAME, _TABLE)
 _LONGEST_NAME = 100
 
 
@@ -86,23 +103,44 @@ def run_sweep(
         console: where to speak.
 
     Raises:
-        InputError: what all runs have in common cannot be used.
+        InputError: no combination can be trained, or the sweep cannot be written to its folder.
     """
     if processes() > 1:
         raise InputError("sweep makes its own processes: call it without torchrun or accelerate.")
-    common = build(TrainConfig, section, given)
-    runs = [
-        SweepRun(folder=folder_name(settings), varied=settings, status="waiting")
-        for settings in _combinations(varied)
-    ]
-    for number, run in enumerate(runs):
-        console.say(f"run {number + 1} of {len(runs)}: {run.folder}")
-        own = {**given, **run.varied, "output": common.output / run.folder}
-        runs[number] = run.model_copy(update=_tried(section, own, console))
+    common = build(TrainConfig, _only(_COMMON, section), _only(_COMMON, given))
+    reach(common.cache)
+    manifest = manifests.read(common.cache)
+    old = _own_files(common)
+    runs, configs = [], []
+    for settings in _combinations(varied):
+        folder = folder_name(settings)
+        own = {**given, **settings, "output": common.output / folder}
+        config, problem = _checked(section, own, manifest)
+        configs.append(config)
+        runs.append(SweepRun(folder=folder, varied=settings, status="waiting", error=problem))
+    if not any(configs):
+        problems = "; ".join(dict.fromkeys(str(run.error) for run in runs))
+        raise InputError(f"no combination can be trained: {problems}")
+    common.output.mkdir(parents=True, exist_ok=True)
+    write_mark(common.output, Mark(kind="sweep", files=sorted({*old, *_FILES})))
+    for number, (run, config) in enumerate(zip(list(runs), configs, strict=True)):
+        if config is None:  # told of before the first run starts
+            runs[number] = _failed(run, console)
+    for number, (run, config) in enumerate(zip(list(runs), configs, strict=True)):
+        if config is not None:
+            console.say(f"run {number + 1} of {len(runs)}: {run.folder}")
+            runs[number] = _trained(run, config, console)
         record = SweepRecord(reflogp_version=version("reflogp"), cache=str(common.cache), runs=runs)
         sweep_record.write(common.output, record)
-        write_text(common.output / "sweep.md", markdown(record))
+        write_text(common.output / _TABLE, markdown(record))
+    if all(run.status == "done" for run in runs):  # what was there before may go now
+        remove_owned(common.output, set(old).difference(_FILES))
+        write_mark(common.output, Mark(kind="sweep", files=list(_FILES)))
     return record
+
+
+def _only(names: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
 
 
 def _combinations(varied: Axes) -> Iterator[dict[str, Any]]:
@@ -110,21 +148,62 @@ def _combinations(varied: Axes) -> Iterator[dict[str, Any]]:
         yield dict(zip(varied, values, strict=True))
 
 
-def _tried(section: Mapping[str, Any], own: dict[str, Any], console: Console) -> dict[str, Any]:
-    """How one run ended, as fields of SweepRun."""
+def _own_files(common: TrainConfig) -> list[str]:
+    """What reflogp wrote in the folder of the sweep before.
+
+    Raises:
+        InputError: somebody else's files are in there, or scored rows, or it is an input.
+    """
+    output = common.output
+    require_apart("--output", output, {"cache": common.cache})
+    mark = read_mark(output)
+    if mark is None and sweep_record.is_there(output):  # an earlier reflogp left no mark
+        own = [sweep_record.FILE_NAME]
+        if (output / _TABLE).is_file() and (output / _TABLE).read_text().startswith(TITLE):
+            own.append(_TABLE)
+    else:
+        mark = require_output(output, "sweep", option="--output", overwrite=common.overwrite)
+        own = mark.files if mark is not None else []
+    if mark is not None and mark.kind == "cache":
+        raise InputError(
+            f"--output {output}: the folder holds a cache, and a sweep never takes the place of "
+            "scored rows. Give another folder."
+        )
+    for name in _FILES:
+        if name not in own and os.path.lexists(output / name):
+            raise InputError(
+                f"--output {output}: reflogp did not write {name}, and the sweep needs this name. "
+                "Move it away, or give another folder."
+            )
+    return own
+
+
+def _checked(
+    section: Mapping[str, Any], own: dict[str, Any], manifest: Manifest
+) -> tuple[TrainConfig | None, str | None]:
+    """The configuration of one run, common settings and its own; or why there can be none."""
     try:
         config = build(TrainConfig, section, own)
-    except InputError as error:  # two settings that do not go together
-        problem: str | None = str(error)
-    else:
-        # A process of its own: its memory is free when it ends.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-            run = processes.submit(_train, config)
-            problem = _problem(run.exception(), console)
-        if problem is None:
-            return {"status": "done", "run": run.result()}
-    console.warn(f"failed: {problem}")
-    return {"status": "failed", "error": problem}
+        policy, adapter = start_folders(config.policy, config.adapter, manifest, "policy")
+        require_own_output(config, policy, adapter)
+    except InputError as error:
+        return None, str(error)
+    return config, None
+
+
+def _trained(run: SweepRun, config: TrainConfig, console: Console) -> SweepRun:
+    # A process of its own: its memory is free when it ends.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        result = processes.submit(_train, config)
+        problem = _problem(result.exception(), console)
+    if problem is None:
+        return run.model_copy(update={"status": "done", "run": result.result()})
+    return _failed(run.model_copy(update={"error": problem}), console)
+
+
+def _failed(run: SweepRun, console: Console) -> SweepRun:
+    console.warn(f"{run.folder} failed: {run.error}")
+    return run.model_copy(update={"status": "failed"})
 
 
 def _train(config: TrainConfig) -> RunRecord:

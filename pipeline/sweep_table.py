@@ -3,6 +3,7 @@
 from data_schemas.run_record import RunRecord, StepMetrics
 from data_schemas.sweep_record import SweepRecord, SweepRun
 
+TITLE = "# A sweep over "
 MEANING = (
     "Loss, margin and accuracy over held-out pairs, of the weights that were kept; of runs without "
     "held-out pairs (*), the mean of the last quarter of training."
@@ -31,7 +32,7 @@ def markdown(record: SweepRecord) -> str:
     warned = [f"- {folder}, {warning}\n" for folder, run in done for warning in run.warnings]
     sections = [("Failed", failed), ("Warnings", warned)]
     return (
-        f"# A sweep over {', '.join(_varied(record))}\n\n"
+        f"{TITLE}{', '.join(_varied(record))}\n\n"
         f"Cache: `{record.cache}`. {MEANING}\n\n{table}"
         + "".join(f"\n## {title}\n\n{''.join(lines)}" for title, lines in sections if lines)
     )

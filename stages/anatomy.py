@@ -1,5 +1,6 @@
 """A causal language model in its two parts: the body, which gives hidden states, and the head."""
 
+import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -9,31 +10,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from stages.own_forward import own_forward
 
+_APART = "_reflogp_head_apart"  # whether that was found to do, kept on the model
+_ROUNDING = 1e-2  # of the largest logit
+
+
+class NotApartError(Exception):
+    """A model whose head cannot be run apart from its body; its forward pass gives all logits."""
+
 
 class Anatomy:
-    """A causal language model in its two parts.
+    """A causal language model in its two parts: the head, and all that comes before it.
 
-    Attributes:
-        body: all before the head; gives hidden states.
+    What the head is given is taken at the head itself, so that nothing is assumed of the modules
+    before it: OPT's head reads from a part of its `base_model`, Phi's from the whole.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Take a transformers model apart, wrapped (PEFT, DDP) or not.
 
         Raises:
-            ValueError: its head is not apart from its body.
+            NotApartError: its head is within its body, or it has none.
         """
         inner: Any = getattr(model, "module", model)
         self._lm: Any = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        self.body: nn.Module = self._lm.base_model
+        # whatever the language model calls before its head: a body, or a part of one
+        self._bodies = [m for m in self._lm.modules() if _is_body(m) and m is not self._lm]
         head = self._lm.get_output_embeddings()
-        if head is None or any(module is head for module in self.body.modules()):
-            raise ValueError(f"{type(self._lm).__name__} has no head apart from its body")
+        within = {module for body in self._bodies for module in body.modules()}
+        if head is None or head in within or not getattr(self._lm, _APART, True):
+            raise NotApartError
         self._output_embeddings: nn.Module = head
-        self._output: Any = None
+        self._outputs: dict[nn.Module, Any] = {}
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -41,42 +52,85 @@ class Anatomy:
 
         With FSDP they are whole, and are what the head works with, only once `hidden` has run.
         """
-        of_body = set(self.body.parameters())
-        outside = [p for p in self._lm.parameters() if p not in of_body]
+        of_bodies = {parameter for body in self._bodies for parameter in body.parameters()}
+        outside = [p for p in self._lm.parameters() if p not in of_bodies]
         candidates = dict.fromkeys([*outside, *self._output_embeddings.parameters()])
         return [p for p in candidates if p.requires_grad]
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [n, vocabulary] of hidden states [n, hidden], once `hidden` has run."""
+        """Logits [n, vocabulary] of hidden states [n, hidden], once `hidden` has run.
+
+        The model's own forward pass runs, so that what it does to its logits is done.
+        """
         nothing = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
-        given = _with_hidden(self._output, hidden.unsqueeze(0))
-        with (
-            _replaced_forward(self.body, lambda *_, **__: given),
-            _without_hooks(self._output_embeddings),
-        ):
+        own_head = self._output_embeddings.forward
+        with contextlib.ExitStack() as stack:
+            for body, output in self._outputs.items():
+                given = _with_hidden(output, output.last_hidden_state.expand(1, len(hidden), -1))
+                stack.enter_context(_replaced_forward(body, _giving(given)))
+            stack.enter_context(_without_hooks(self._output_embeddings))
+            stack.enter_context(
+                _replaced_forward(
+                    self._output_embeddings, lambda *_, **__: own_head(hidden.unsqueeze(0))
+                )
+            )
             logits: Tensor = own_forward(self._lm)(input_ids=nothing, use_cache=False).logits
         return logits.squeeze(0)
 
     def hidden(self, model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
-        """Hidden states [n, hidden] at flat positions `rows` of a forward pass of `model`.
+        """What the head is given, [n, hidden], at flat positions `rows` of a forward pass.
 
         `model` runs as a whole, so that what is wrapped around its parts is there; its head gets
         one row.
+
+        Raises:
+            NotApartError: the head did not run once, on the hidden states of all positions; or,
+                the first time, run apart it does not give what the model gives.
         """
         found: list[Tensor] = []
+        first: list[Tensor] = []
+        shape = inputs["input_ids"].shape
 
-        def keep(_: nn.Module, __: Any, output: Any) -> Any:
-            states = output.last_hidden_state
+        def keep(_: nn.Module, arguments: Any) -> Any:
+            states = arguments[0]
+            if states.shape[:-1] != shape:
+                return None
             found.append(states.flatten(0, 1).index_select(0, rows))
-            self._output = _with_hidden(output, states[:1, :1])
-            return self._output
+            first.append(states[:1, :1])
+            return first[-1], *arguments[1:]
 
-        handle = self.body.register_forward_hook(keep)
+        def note(body: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(states := getattr(output, "last_hidden_state", None), Tensor):
+                self._outputs[body] = _with_hidden(output, states[:1, :1])
+
+        handles = [body.register_forward_hook(note) for body in self._bodies]
+        handles.append(self._output_embeddings.register_forward_pre_hook(keep))
         try:
-            own_forward(model)(**inputs, use_cache=False)
+            output = own_forward(model)(**inputs, use_cache=False)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+        if not hasattr(self._lm, _APART):
+            apart = len(found) == 1 and bool(self._outputs) and self._gives(output.logits, first[0])
+            setattr(self._lm, _APART, apart)
+        if not getattr(self._lm, _APART):
+            raise NotApartError
         return found[0]
+
+    @torch.no_grad()
+    def _gives(self, logits: Tensor, hidden: Tensor) -> bool:
+        """Whether the head, run apart on hidden states [1, 1, hidden], gives the model's logits."""
+        found = self.head(hidden.flatten(0, 1))
+        scale = float(logits.abs().max())
+        return torch.allclose(found, logits[0], rtol=0, atol=_ROUNDING * scale, equal_nan=True)
+
+
+def _is_body(module: nn.Module) -> bool:
+    return isinstance(module, PreTrainedModel)
+
+
+def _giving(output: Any) -> Callable[..., Any]:
+    return lambda *_, **__: output
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:

@@ -128,7 +128,9 @@ class _ChunkedLogps(torch.autograd.Function):
                 edge = get_gradient_edge(logits)
                 del logits  # of the chunk, only what its graph needs lies beside its gradients
             slope *= upstream[chunk, None].to(slope.dtype)
-            by_hidden[chunk], *of_parameters = torch.autograd.grad(edge, [rows, *trained], slope)
+            by_hidden[chunk], *of_parameters = torch.autograd.grad(
+                edge, [rows, *trained], slope, materialize_grads=True
+            )
             sums = _added(sums, of_parameters)
             del edge, slope, of_parameters
         found = iter(sums or map(torch.zeros_like, trained))

@@ -1,4 +1,4 @@
-"""Loading a checkpoint: whatever its library raises on a bad one becomes one message."""
+"""Reading what is around a checkpoint's weights: whatever a library raises becomes one message."""
 
 import json
 import re
@@ -9,7 +9,8 @@ from typing import Any
 
 from data_schemas.errors import InputError
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LONGEST = 500
+_NOISE = re.compile(r"^(Traceback \(most recent|File \"|\^+$|[-=]{3,}$)")
 
 
 @contextmanager
@@ -21,11 +22,72 @@ def loading(what: str, path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{path}: the {what} needs Python code that comes with the checkpoint (auto_map), "
+                "and reflogp runs no code from a checkpoint. Use a checkpoint of an architecture "
+                "that transformers has itself."
+            ) from error
         raise InputError(
-            f"{path}: the {what} cannot be loaded: {reason}. Check that the checkpoint is whole."
+            f"{path}: the {what} cannot be loaded: {cause(error)}. Check that the checkpoint is "
+            "complete."
         ) from error
+
+
+def cause(error: BaseException) -> str:
+    """What an exception says, in one line: all of its lines, and what it was raised from.
+
+    A library often says what it was doing in the first line or the outer exception, and what went
+    wrong in the second line or the inner one. A long text loses its middle.
+    """
+    texts: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        text = _in_one_line(str(seen)) or type(seen).__name__
+        if not any(text in earlier for earlier in texts):
+            texts.append(text)
+        seen = seen.__cause__
+    return _bounded(": ".join(text.rstrip(".:") for text in texts))
+
+
+def _in_one_line(text: str) -> str:
+    lines = (line.strip() for line in text.splitlines())
+    return " ".join(line for line in lines if line and not _NOISE.search(line))
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST * 2 // 3]} [...] {text[-_LONGEST // 3 :]}"
+
+
+def load_config(folder: Path) -> Any:
+    """The transformers configuration of a checkpoint.
+
+    Raises:
+        InputError: it cannot be loaded, or needs code that comes with the checkpoint.
+    """
+    # Here, since it is slow to import and the rest of this module is asked for by what is up to
+    # date.
+    from transformers import AutoConfig
+
+    with loading("config.json", folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_saved_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        InputError: it cannot be loaded, or needs code that comes with the checkpoint.
+    """
+    from transformers import AutoTokenizer
+
+    with loading("tokenizer", folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("not an object with named fields")
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: not valid JSON: {error}. Check that the checkpoint is whole."
+            f"{path}: not valid JSON: {error}. Check that the checkpoint is complete."
         ) from error
     return content
 
@@ -52,12 +114,6 @@ def quantization(checkpoint: Path) -> str | None:
     if not settings:
         return None
     return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else "unknown"
-
-
-def hub_commit(folder: Path | None) -> str | None:
-    """The commit of a folder in the hub's cache, as that names it; None of any other folder."""
-    found = folder is not None and folder.parent.name == "snapshots"
-    return folder.name if folder and found and _COMMIT.fullmatch(folder.name) else None
 
 
 def architecture(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.anatomy import Anatomy
+from stages.anatomy import Anatomy, NotApartError
 from stages.chunked_head import head_logps, log_squares, logps_and_slopes
 from stages.own_forward import own_forward
 
@@ -52,9 +52,9 @@ def response_logps_and_squares(
     """
     try:
         anatomy = Anatomy(model)
-    except ValueError:
+        hidden = anatomy.hidden(model, rows, **inputs)
+    except NotApartError:
         return _by_the_whole_model(model, inputs, rows, targets, squares)
-    hidden = anatomy.hidden(model, rows, **inputs)
     return head_logps(anatomy.head, hidden, targets, anatomy.parameters, squares=squares)
 
 

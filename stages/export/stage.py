@@ -6,7 +6,6 @@ One shard is read, turned and written at a time, so memory does not grow with th
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from transformers import AutoTokenizer
 
 from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
@@ -15,7 +14,7 @@ from data_schemas.owned_folder import owned_folder
 from stages.export.card import data_card
 from stages.export.form import Form
 from stages.export.tables import Decode, export_table
-from stages.loading import loading
+from stages.loading import load_saved_tokenizer
 from stages.progress import Console
 
 
@@ -73,8 +72,7 @@ def export(
 
 
 def _decoder(folder: Path) -> Decode:
-    with loading("tokenizer", folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_saved_tokenizer(folder)
 
     def decode(lists: list[list[int]]) -> list[str]:
         return list(tokenizer.batch_decode(lists, clean_up_tokenization_spaces=False))

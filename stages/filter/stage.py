@@ -3,7 +3,6 @@
 Weights need the mean over all rows that stay: where there are any, the shards are read twice.
 """
 
-import functools
 import hashlib
 import json
 from collections import Counter
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_schemas import manifest as manifests
 from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
-from data_schemas.errors import InputError, ReflogpError
+from data_schemas.errors import InputError
 from data_schemas.manifest import (
     Counts,
     Filtered,
@@ -26,15 +25,13 @@ from data_schemas.manifest import (
     Manifest,
     Shard,
     Weights,
-    missing_files,
     require_intact,
 )
 from data_schemas.shard_origin import put_origin, read_origin
 from stages.filter.config import FilterRules
-from stages.filter.judge import judged, require_fitting, trial, weighing
+from stages.filter.judge import judged, trial, weighing
 from stages.precompute.faults import RowFault
-from stages.precompute.folder import claim, short
-from stages.precompute.leftovers import clear_up
+from stages.precompute.leftovers import remove_leftovers
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.shards import count_tokens, describe, write_shard
 from stages.progress import Console
@@ -50,13 +47,7 @@ def filtered_inputs(manifest: Manifest, rules: FilterRules) -> Inputs:
 
 
 def filter_cache(
-    cache: Path,
-    output: Path,
-    manifest: Manifest,
-    rules: FilterRules,
-    console: Console,
-    *,
-    overwrite: bool = False,
+    cache: Path, output: Path, manifest: Manifest, rules: FilterRules, console: Console
 ) -> Manifest:
     """Write the rows of `cache` that keep the rules to `output`, with their weights, and seal it.
 
@@ -66,23 +57,19 @@ def filter_cache(
         manifest: of `cache`.
         rules: at least one.
         console: for progress.
-        overwrite: whether what the folder's mark does not know may go once this is sealed.
 
     Raises:
         InputError: a rule does not fit the cache, a file is damaged, or no row is left.
-        ReflogpError: another command removed what this one wrote.
     """
     weighs = weighing(manifest, rules)
-    require_fitting(cache, manifest, rules)
-    require_intact(cache / manifest.quarantine.file, manifest.quarantine)
     found = trial(cache, manifest, rules, console).weighted if weighs else None
     inputs = filtered_inputs(manifest, rules)
-    stem = short(inputs)
-    prepare = functools.partial(claim, output, stem, overwrite=overwrite, lasting=False)
+    stem = inputs.digest()[:8]
     shards: list[Shard] = []
     counts: Counter[str] = Counter()
     aside = output / f"quarantine-{stem}.parquet"
-    with Quarantine(aside, prepare) as quarantine:
+    require_intact(cache / manifest.quarantine.file, manifest.quarantine)
+    with Quarantine(aside) as quarantine:
         quarantine.take_over(
             cache / manifest.quarantine.file, manifest.counts.quarantined_by_reason
         )
@@ -106,13 +93,18 @@ def filter_cache(
         cache, manifest, rules, inputs, shards, record, counts, quarantine.reasons,
         None if found is None else found.summary,
     )  # fmt: skip
-    if gone := missing_files(output, made):
-        raise ReflogpError(
-            f"{output}: {gone[0]} is gone; another command wrote to the folder. Run it again."
-        )
+    earlier = _replaced(output)
     made = manifests.write(output, made)
-    clear_up(output, console, made)
+    remove_leftovers(output, made, *earlier)
     return made
+
+
+def _replaced(output: Path) -> list[Manifest]:
+    """What is sealed in the folder now, if anything is."""
+    try:
+        return [manifests.read(output)]
+    except InputError:
+        return []
 
 
 def _set_aside(

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from stages.loading import loading
+from stages.loading import load_config, loading
 from stages.train.policy import lora_targets
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -44,9 +44,9 @@ def shape_of(folder: Path, lora_r: int, targets: str | None = None) -> Shape:
     Raises:
         InputError: its config.json cannot be read, or names no causal language model.
     """
+    whole = load_config(folder)
     with loading("config", folder), torch.device("meta"):
-        whole = AutoConfig.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_config(whole)
+        model: Any = AutoModelForCausalLM.from_config(whole, trust_remote_code=False)
     config, body = whole.get_text_config(), model.base_model
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads

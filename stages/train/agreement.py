@@ -8,6 +8,9 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
+import torch
+from torch import Tensor
+
 from data_schemas.manifest import Manifest
 from data_schemas.verification import Verification
 from stages.train.cached_rows import Row, Rows
@@ -28,6 +31,8 @@ def disagreement(
     pairs: Rows,
     manifest: Manifest,
     batch: int,
+    *,
+    mixture: bool = False,
 ) -> str | None:
     """What is wrong between policy and cache, in one sentence; None if they agree.
 
@@ -36,21 +41,38 @@ def disagreement(
         pairs: of the cache, or its unpaired rows.
         manifest: of the cache; its verification says how far rounding takes a response.
         batch: how many rows to score at a time.
+        mixture: whether the policy is a mixture of experts. Other neighbours in a batch may change
+            which experts are chosen, so the rows are scored each alone, too, and what that differs
+            by is expected of a cache that was scored in other batches.
     """
     rows = random.Random(0).sample(range(len(pairs)), min(_SAMPLE, len(pairs)))  # noqa: S311
     sample = [pairs[row] for row in rows]
-    squares = 0.0
-    for start in range(0, len(sample), batch):
-        squares += float((score(sample[start : start + batch]).logratios ** 2).sum())
-    responses = sum(len(row.responses) for row in sample)
-    distance = math.sqrt(squares / responses)
+    found = _logratios(score, sample, max(batch, 2) if mixture else batch)
+    responses = len(found)
+    distance = _rms(found)
     expected = _expected(manifest, sample)
+    if mixture:
+        expected = math.hypot(expected, _rms(found - _logratios(score, sample, 1)))
     if distance <= _STANDARD_DEVIATIONS * expected + _ROUNDING_OF_A_RESPONSE:
         return None
     return (
         f"policy and cache do not agree: {responses} sampled responses are {distance:.3g} nats "
         f"apart (root mean square), and rounding explains about {expected:.2g}"
     )
+
+
+def _logratios(score: Callable[[list[Row]], Logps], sample: list[Row], batch: int) -> Tensor:
+    """Of each response, log pi - log ref in nats, with `batch` rows scored at a time."""
+    shares = [sample[start : start + batch] for start in range(0, len(sample), batch)]
+    # of pairs, the chosen responses of a batch come first: a row of the view for each side
+    found = [
+        score(share).logratios.detach().cpu().double().view(-1, len(share)) for share in shares
+    ]
+    return torch.cat(found, dim=1).flatten()
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
 
 
 def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
@@ -83,4 +105,5 @@ def _response_sd(verification: Verification) -> float:
     A cache that the training forward itself made agrees with it to the bit, response by response;
     several in one batch are rounded otherwise, as far as training is from float32.
     """
-    return max(verification.training.response_sd, verification.training_noise.response_sd)
+    usual = max(verification.training.response_sd, verification.training_noise.response_sd)
+    return math.hypot(usual, verification.repeat.response_sd if verification.repeat else 0.0)

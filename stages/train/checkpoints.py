@@ -1,15 +1,20 @@
 """Checkpoints that a killed run goes on from: only those that were written whole, by this run."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from pydantic import ValidationError
 from pydantic_core import from_json
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_schemas.atomic import write_text
+from data_schemas.errors import InputError
+from data_schemas.manifest import Dtype
 from data_schemas.record import Record
+from stages.train.config import TrainConfig
 from stages.train.switch import sync
 
 _SEAL = "reflogp_checkpoint.json"
@@ -45,6 +50,34 @@ def whole_checkpoints(folder: Path, fingerprint: str) -> list[Path]:
     seals = {path: _whole(path) for path in folder.glob(_PATTERN)}
     steps = {p: seal.step for p, seal in seals.items() if seal and seal.fingerprint == fingerprint}
     return sorted(steps, key=lambda path: steps[path])
+
+
+def require_room(folder: Path, config: TrainConfig, trained: int, total: int, dtype: Dtype) -> None:
+    """Refuse a disk on which the run clearly cannot end.
+
+    Args:
+        folder: where the run works.
+        config: of the run.
+        trained: parameters that are trained.
+        total: parameters of the policy.
+        dtype: that a whole model is written in.
+
+    Raises:
+        InputError: the result, two checkpoints at most and what is there take more than there is.
+    """
+    weight = torch.finfo(getattr(torch, dtype)).bits // 8
+    policy = 4 * trained if config.lora_r else weight * total
+    result = weight * total if config.merge else policy
+    number = min(2, int(1 / config.checkpoint_steps)) if 0 < config.checkpoint_steps < 1 else 0
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    needed = result + number * (policy + 2 * 4 * trained) - there  # two moments each, in float32
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"--output {config.output}: the disk has {free / 1e9:.3g} GB left, and the run writes "
+            f"about {needed / 1e9:.3g} GB more: the result and {number} checkpoints. Make room, "
+            "give a folder on another disk, or --checkpoint-steps 0 for no checkpoints."
+        )
 
 
 def _seal(folder: Path, step: int, fingerprint: str) -> None:

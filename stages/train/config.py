@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from data_schemas.errors import InputError
-from data_schemas.location import Location, Place, is_local, location
+from data_schemas.location import Location, on_disk
 from stages.assignments import Arguments
 from stages.train.loss_spec import (
     LossSpec,
@@ -22,6 +22,7 @@ from stages.train.loss_spec import (
     default_beta,
     loss_weights,
 )
+from stages.train.schedule import Schedule
 
 _TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "trackio")
 
@@ -43,7 +44,7 @@ class TrainConfig(BaseModel):
         description="Checkpoint that training starts from: a folder or hub id. It must be the "
         "cache's reference, which is also the default.",
     )
-    adapter: Place | None = Field(
+    adapter: str | None = Field(
         None,
         description="LoRA adapter that training starts from, on top of --policy: a folder or hub "
         "id. It must be the one that the reference was scored with, which is also the default "
@@ -86,12 +87,17 @@ class TrainConfig(BaseModel):
     learning_rate: float | None = Field(
         None, gt=0, description="Peak rate. Default: 5e-5 with LoRA, 5e-6 without."
     )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="How the rate falls from its peak."
+    schedule: Schedule = Field("linear", description="How the rate falls from its peak.")
+    warmup: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the steps that warm up the rate, rounded down; the rate is never 0.",
     )
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up the rate.")
     epochs: float = Field(1.0, gt=0, description="Passes over the cache.")
-    max_steps: int = Field(-1, ge=-1, description="Stop after so many optimizer steps; -1: epochs.")
+    max_steps: int = Field(
+        -1, ge=-1, description="Stop after so many optimizer steps, 1 or more; -1: epochs."
+    )
     batch_size: int = Field(2, ge=1, description="Pairs in one forward pass, on each device.")
     accumulation: int = Field(
         8,
@@ -114,7 +120,7 @@ class TrainConfig(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="Share of the cache that is held out of training, to evaluate on.",
+        description="Share of the cache that is held out of training, to evaluate on; 0: none.",
     )
     eval_cache: Location | None = Field(
         None,
@@ -180,17 +186,10 @@ class TrainConfig(BaseModel):
     @field_validator("output", mode="before")
     @classmethod
     def _on_disk(cls, value: Any) -> Any:
-        if not isinstance(value, str | Path):
-            return value
-        if not str(value).strip():
-            raise ValueError("must name a folder")
         try:
-            folder = location(value)
+            return on_disk(value) if isinstance(value, str | Path) else value
         except InputError as error:  # pydantic reports ValueErrors together, by option
             raise ValueError(str(error)) from error
-        if not is_local(folder):
-            raise ValueError("must be a folder on disk, which a URL is not")
-        return folder
 
     @field_validator("loss_args", "weighting")
     @classmethod
@@ -207,6 +206,22 @@ class TrainConfig(BaseModel):
         if unknown := [name for name in names if name not in _TRACKERS]:
             raise ValueError(
                 f"there is no tracker {unknown[0]!r}; there are {', '.join(_TRACKERS)}"
+            )
+        return value
+
+    @field_validator("max_steps")
+    @classmethod
+    def _trains(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("0 steps train nothing; leave it out for --epochs")
+        return value
+
+    @field_validator("checkpoint_steps")
+    @classmethod
+    def _share_or_whole_steps(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(
+                "from 1 on it counts steps, so give a whole number, or a share below 1"
             )
         return value
 

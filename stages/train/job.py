@@ -20,7 +20,7 @@ class Job:
         manifest: of the cache.
         fingerprint: SHA-256 of all that the result depends on.
         eval_manifest: of the cache to evaluate on, where that is another one.
-        unmarked: files in the output of an earlier run that left no mark, which this one replaces.
+        own: files that reflogp wrote in the output, which the result replaces.
     """
 
     config: TrainConfig
@@ -29,7 +29,7 @@ class Job:
     manifest: Manifest
     fingerprint: str
     eval_manifest: Manifest | None = None
-    unmarked: Collection[str] = ()
+    own: Collection[str] = ()
 
     @property
     def folder(self) -> Path:

@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.train.length_correlation import correlated, moments
 from stages.train.losses.inputs import PairLogps, UnpairedLogps
 from stages.train.losses.objective import PreferenceLoss, UnpairedLoss
+from stages.train.means import Reduce
+
+_BEST = ("loss", "rewards/margins", "rewards/accuracies")
 
 
 @torch.no_grad()
@@ -35,6 +40,37 @@ def completed(means: Mapping[str, float]) -> dict[str, float]:
         return correlated(means)
     margin = means.get("rewards/chosen", 0.0) - means.get("rewards/rejected", 0.0)
     return {**means, "rewards/margins": margin}
+
+
+class ValuesOfRows:
+    """What --best-metric can be, row by row of an evaluation, gathered over forward passes.
+
+    The mean over all rows is the metric. A margin of unpaired rows is good less bad rewards, so
+    each row has its own reward there, with its side's sign and the inverse of its side's share.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._values = torch.zeros(len(_BEST) + 1, rows, dtype=torch.float64)  # and each row's side
+
+    def put(self, places: list[int], result: Any, logps: Any) -> None:
+        """The rows at these places of the data set, in the order of their batch."""
+        of_unpaired = isinstance(logps, UnpairedLogps)
+        found = (_of_unpaired if of_unpaired else _of_pairs)(result, logps)
+        columns = [result.loss, found.get("rewards/margins"), found["rewards/accuracies"]]
+        if of_unpaired:
+            columns[1] = result.rewards
+            columns.append(torch.where(logps.desirable, 1.0, -1.0))
+        for row, column in zip(self._values, columns, strict=False):
+            row[places] = column.detach().double().cpu()
+
+    def take(self, reduce: Reduce | None = None) -> dict[str, NDArray[np.float64]]:
+        """float64 [rows] of each metric, of all processes together."""
+        values = self._values if reduce is None else reduce(self._values)
+        sides = values[-1]
+        for side in (1.0, -1.0):
+            mask = sides == side
+            values[1, mask] *= side * values.shape[1] / max(1, int(mask.sum()))
+        return {name: row.numpy() for name, row in zip(_BEST, values, strict=False)}
 
 
 def _of_pairs(result: PreferenceLoss, pairs: PairLogps) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from data_schemas.errors import ReflogpError
 from data_schemas.run_record import RunRecord, RunWarning, StepMetrics
 from stages.train.agreement import first_margin_noise
 from stages.train.job import Job
@@ -32,14 +31,9 @@ def outcome(
         resumed: the checkpoint that it went on from, if it did.
         started_at: in UTC, when the command did.
         loop_seconds: of the optimizer's steps and what is between them.
-
-    Raises:
-        ReflogpError: it made no step.
     """
     config, state = job.config, trainer.state
     steps = [entry for entry in state.log_history if "loss" in entry]
-    if not steps:
-        raise ReflogpError("training ended without a step; check --epochs and --max-steps")
     evaluated = trainer.eval_dataset
     return RunRecord(
         reflogp_version=version("reflogp"),

@@ -1,5 +1,6 @@
 """The policy: loaded so that its forward is the one that the cache was made with."""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,23 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from torch.distributed.tensor import DTensor
+from transformers import BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
-from stages.adapter import load_adapter
-from stages.loading import loading
+from stages.adapter import load_adapter, merged
+from stages.causal_lm import load_causal_lm
 from stages.train.config import TrainConfig
+from stages.train.means import Reduce
 from stages.train.precision import round_weights, spread_weights, weights_dtype
+
+_HASHED_AT_ONCE = 2**22  # 32 MiB of integers
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ODD = 0x9E3779B1
 
 
 def load_policy(
@@ -27,14 +36,15 @@ def load_policy(
     2023, 2305.14314), and the adapter is float32. In full fine-tuning they have what
     stages/train/precision.py says, and an adapter is merged into them, in float32.
 
-    Dropout is off, as everywhere in DPO: with it policy and reference would differ at the start.
-    That of LoRA, which is asked for, is on, except in a head.
+    The checkpoint stays in evaluation mode, also after `policy.train()`: all of its dropout, layers
+    dropped and noise in routers would make policy and reference differ at the start. LoRA's
+    dropout, which is asked for, is on in training, except in a head.
 
     Raises:
         InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
     """
     if not config.lora_r:
-        return _whole(folder, config, dtype, adapter)
+        return _at_rest(_whole(folder, config, dtype, adapter))
     model = _loaded(folder, getattr(torch, weights_dtype(config, dtype)), config)
     if adapter is not None:
         policy = load_adapter(model, adapter, trainable=True, dropout=config.lora_dropout)
@@ -43,7 +53,7 @@ def load_policy(
     head = policy.get_output_embeddings()
     if head is not None:
         _drop_nothing(head)  # parts of one that is trained run again in the backward pass
-    return policy  # type: ignore[no-any-return]
+    return _at_rest(policy)
 
 
 def _adapted(model: nn.Module, config: TrainConfig) -> Any:
@@ -69,19 +79,16 @@ def _whole(folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None
     if dtype == "bfloat16" and loaded == torch.float32:
         spread_weights(model)
     if adapter is not None:
-        # PEFT froze what is now to be trained.
-        model = load_adapter(model, adapter).merge_and_unload().requires_grad_(True)
+        model = merged(model, adapter)
         round_weights(model, weights)
     return model  # type: ignore[no-any-return]
 
 
 def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
-    """The checkpoint, without dropout."""
+    """The checkpoint."""
     more = {} if config.quantize == "none" else _four_bits(weights)
-    with loading("policy", folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights, **more)
+    model: Any = load_causal_lm(folder, weights, **more)
     model.config.use_cache = False
-    _drop_nothing(model)
     for module in model.modules():
         # On some CPUs bitsandbytes repacks weights in evaluation mode, for a kernel that passes no
         # gradient on; training after an evaluation would silently leave out the layers below.
@@ -90,8 +97,45 @@ def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
     return model
 
 
+def _at_rest(policy: Any) -> nn.Module:
+    """`policy`, which computes in training what it computes in evaluation, but for its adapter.
+
+    Models switch dropout and other noise by the mode that a module is in, under names that differ
+    from model to model. So `policy.train` leaves all of them in evaluation mode, except what is
+    looked at from outside: the policy itself, and layers that save activations in training mode
+    only. Both are in evaluation mode while they compute.
+    """
+    for module in policy.modules():
+        if module is policy or isinstance(module, GradientCheckpointingLayer):
+            module.register_forward_pre_hook(_rest)
+            module.register_forward_hook(_rise, always_call=True)
+    policy.train = partial(_train_at_rest, policy)
+    return policy  # type: ignore[no-any-return]
+
+
+def _rest(module: Any, _: Any) -> None:
+    module.mode_outside, module.training = module.training, False
+
+
+def _rise(module: Any, *_: Any) -> None:
+    module.training = module.mode_outside
+
+
+def _train_at_rest(policy: nn.Module, mode: bool = True) -> nn.Module:
+    """What `policy.train(mode)` does."""
+    nn.Module.train(policy, False)
+    for name, module in policy.named_modules():
+        if (
+            module is policy
+            or isinstance(module, GradientCheckpointingLayer | BaseTunerLayer)
+            or ".lora_" in name
+        ):
+            module.training = mode
+    return policy
+
+
 def _drop_nothing(model: nn.Module) -> None:
-    """Switch dropout off."""
+    """Switch the dropout of a head's adapter off."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -126,3 +170,29 @@ def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     """How many parameters are trained, and how many there are."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+
+
+@torch.no_grad()
+def trained_digest(model: nn.Module, reduce: Reduce | None = None) -> int:
+    """A number that changes with any weight that is trained, but for the A of an adapter.
+
+    Where no B has changed, a change of A changes nothing.
+
+    Args:
+        model: the policy, whole or, with FSDP, this process's part of it.
+        reduce: the sum over the processes that have a part each.
+    """
+    total = 0
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    for number, (name, parameter) in enumerate(trained):
+        if "lora_A." in name:
+            continue
+        local: Any = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        for part in local.flatten().split(_HASHED_AT_ONCE):
+            bits = part.contiguous().view(_BITS[part.element_size()]).long()
+            total += int((bits * (bits * _ODD + 1)).sum()) * (2 * number + 1)
+    total %= 2**32
+    if reduce is None:
+        return total
+    # float64 adds such numbers of a million processes without rounding
+    return int(reduce(torch.tensor([float(total)], dtype=torch.float64)).item()) % 2**32

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_schemas.manifest import Dtype
-from stages.adapter import tokenizer_folder
+from stages.adapter import merged, tokenizer_folder
+from stages.causal_lm import load_causal_lm
+from stages.loading import load_saved_tokenizer
 from stages.train.precision import round_weights, rounded, spread_weights
 from stages.train.trainer import PreferenceTrainer
 
@@ -34,7 +35,7 @@ def save_policy(
         policy.save_pretrained(folder, state_dict=state)
     else:
         _save_whole(policy, state, folder, getattr(torch, dtype))
-    AutoTokenizer.from_pretrained(tokenizer_folder(start, adapter)).save_pretrained(folder)
+    load_saved_tokenizer(tokenizer_folder(start, adapter)).save_pretrained(folder)
 
 
 def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
@@ -43,12 +44,12 @@ def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
     It is merged in float32. What it changes by less than half of a weight's spacing in bfloat16
     would be lost in rounding, so weights are spread before.
     """
-    base: Any = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    base: Any = load_causal_lm(start, torch.float32)
     if dtype == "bfloat16":
         spread_weights(base)
-    merged: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    round_weights(merged, getattr(torch, dtype))
-    merged.save_pretrained(folder)
+    model: Any = merged(base, folder)
+    round_weights(model, getattr(torch, dtype))
+    model.save_pretrained(folder)
     for path in folder.glob("adapter_*"):
         path.unlink()
 

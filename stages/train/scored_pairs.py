@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from transformers import AutoTokenizer
 
 from data_schemas import scored_pairs
 from data_schemas.cache_shard import read_shard
 from data_schemas.manifest import Manifest
+from stages.loading import load_saved_tokenizer
 from stages.response_logps import SUM_DTYPE
 from stages.train.cached_pairs import Pair
 from stages.train.cached_rows import Rows
@@ -70,7 +70,7 @@ def score_sample(
         source, cache = job.eval_manifest, config.eval_cache
     positions = [pairs.indices[row] for row in sample] if isinstance(pairs, Subset) else sample
     rows = _cached_rows(cache, source, positions)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_saved_tokenizer(folder)
     for row, scored in zip(rows, logps, strict=True):
         row["split"] = "train" if evaluated is None else "eval"
         for name in ("prompt", *_SIDES):

@@ -7,29 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Subset
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from data_schemas import run_record
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.run_record import RunRecord
+from stages.causal_lm import is_mixture
 from stages.progress import Console
 from stages.train.advice.callback import Adviser
 from stages.train.agreement import disagreement
 from stages.train.arguments import training_arguments
+from stages.train.best import BestStep
 from stages.train.cached_rows import Rows, cached_rows, require_fitting
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
-from stages.train.checkpoints import SealCheckpoints, whole_checkpoints
+from stages.train.checkpoints import SealCheckpoints, require_room, whole_checkpoints
 from stages.train.guards import DivergedError, Guard
 from stages.train.held_out import held_out
 from stages.train.host_memory import keep_few_kernels
 from stages.train.job import Job
 from stages.train.layout import choose_layout
 from stages.train.losses.objective import objective, uses
+from stages.train.no_effect import no_effect
 from stages.train.outcome import outcome
 from stages.train.policy import load_policy, trainable_parameters
 from stages.train.saving import merge_adapter, save_policy
+from stages.train.schedule import total_steps
 from stages.train.scored_pairs import score_sample
 from stages.train.switch import commit, switch
 from stages.train.trainer import PreferenceTrainer
@@ -43,11 +47,12 @@ def train(job: Job, console: Console) -> RunRecord:
 
     Raises:
         InputError: the cache or the settings cannot be used.
-        ReflogpError: policy and cache do not agree, training diverged, or it made no step.
+        ReflogpError: policy and cache do not agree, training diverged, or it changed nothing.
     """
     started_at, config, dtype = datetime.now(UTC), job.config, job.manifest.engine.dtype
     _require_fitting(job)
     pairs, evaluated = _pairs(job)
+    _say_what_does_nothing(job, pairs, console)
     keep_few_kernels()
     arguments = training_arguments(config, dtype, job.folder)
     adviser = Adviser(config, console)
@@ -96,6 +101,7 @@ def _trainer(
         f"training {trained:,} of {total:,} parameters on {len(pairs):,} {job.manifest.unit}, "
         f"{config.loss}"
     )
+    require_room(job.folder, config, trained, total, job.manifest.engine.dtype)
     if job.manifest.weights is not None:
         console.say(f"each loss is multiplied by the row's weight, {job.manifest.weights}")
     if job.adapter is not None and config.lora_r:
@@ -120,11 +126,23 @@ def _trainer(
     return trainer
 
 
+def _say_what_does_nothing(job: Job, pairs: Rows, console: Console) -> None:
+    config = job.config
+    steps = total_steps(
+        len(pairs),
+        rows_a_step=config.batch_size * config.accumulation,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+    )
+    for said in no_effect(config, job.manifest, adapter=job.adapter is not None, steps=steps):
+        console.warn(said)
+
+
 def _prepare(job: Job, arguments: TrainingArguments, held: ExitStack) -> Path | None:
     """Make the folder that the run works in; the checkpoint to go on from, if there is one."""
     with arguments.main_process_first(local=False):  # all of them must find the same
         if arguments.process_index == 0:
-            held.enter_context(working(job.config.output, job.folder, job.unmarked))
+            held.enter_context(working(job.config.output, job.folder, job.own))
         # the newest to go on from, and the others because the best so far is one of them
         found = whole_checkpoints(job.folder, job.fingerprint) if job.config.resume else []
         if arguments.process_index == 0:
@@ -157,24 +175,23 @@ def _pairs(job: Job) -> tuple[Rows, Rows | None]:
 
 def _callbacks(job: Job, console: Console) -> list[Any]:
     config = job.config
-    callbacks = [
+    return [
         Guard(config.stop_grad_norm),
         MetricsFile(job.folder / METRICS),
         Progress(console),
         SealCheckpoints(job.fingerprint),
+        BestStep(config.early_stopping, config.early_stopping_threshold),
     ]
-    if config.early_stopping:
-        callbacks.append(
-            EarlyStoppingCallback(config.early_stopping, config.early_stopping_threshold)
-        )
-    return callbacks
 
 
 def _require_agreement(trainer: PreferenceTrainer, pairs: Rows, job: Job, console: Console) -> None:
     """Stop before the first step if the policy does not score what the cache says."""
     if not uses(job.config.losses, "reference"):
         return
-    problem = disagreement(trainer.logps, pairs, job.manifest, job.config.batch_size)
+    mixture = is_mixture(trainer.accelerator.unwrap_model(trainer.model).config)
+    problem = disagreement(
+        trainer.logps, pairs, job.manifest, job.config.batch_size, mixture=mixture
+    )
     if problem is None:
         return
     if job.config.quantize != "none":
@@ -182,14 +199,18 @@ def _require_agreement(trainer: PreferenceTrainer, pairs: Rows, job: Job, consol
         return
     if not job.config.allow_mismatch:
         raise ReflogpError(
-            f"{problem}. Run `reflogp verify {job.config.cache} --sample 100`; --allow-mismatch "
-            "trains all the same."
+            f"{problem}. Run `reflogp verify {job.config.cache} --sample 100`: it compares the "
+            "cache and the forward pass of training with a float32 forward of the reference."
         )
     console.warn(problem)
 
 
 def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
-    """Train to the end; where that diverges, keep the last good state and say where it is."""
+    """Train to the end; where that diverges, keep the last good state and say where it is.
+
+    Raises:
+        ReflogpError: it diverged, or changed nothing.
+    """
     try:
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     except DivergedError as error:
@@ -205,6 +226,8 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
             f"{error}: training has diverged. Lower --learning-rate, raise --beta, or look at the "
             f"data. {kept}"
         ) from error
+    if (why := trainer.why_nothing_changed()) is not None:
+        raise ReflogpError(f"nothing was trained: {why} No model was written.")
 
 
 def _finish(job: Job, result: Path, record: RunRecord) -> None:

@@ -6,12 +6,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from stages.own_forward import replace_forward
 from stages.response_logps import SUM_DTYPE, response_logps_and_squares
 from stages.train.batches import Batch, Collate
+from stages.train.best import ROWS
 from stages.train.cached_pairs import Pair
 from stages.train.cached_rows import Row
 from stages.train.cached_unpaired import Unpaired
@@ -21,9 +23,11 @@ from stages.train.losses.inputs import Logps
 from stages.train.losses.objective import Objective
 from stages.train.losses.unpaired import kl_estimate
 from stages.train.means import Means
-from stages.train.metrics import completed, metrics
+from stages.train.metrics import ValuesOfRows, completed, metrics
 from stages.train.pair_logps import pair_logps
+from stages.train.policy import trained_digest
 from stages.train.precision import MasterAdamW, keeps_masters
+from stages.train.schedule import rate
 from stages.train.steps import EpochLoader, Share, ShuffledBatches, shares
 from stages.train.unpaired_logps import unpaired_logps
 
@@ -71,6 +75,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._gives_back = all_trained and self.args.device.type == "cpu"
         self.pairs_seen = 0
         self._metrics, self._diverged = Means(), False
+        self._start = trained_digest(self.model)
         # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
@@ -79,6 +84,21 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         """Trainer's choice; with float32 copies of the weights where they are needed."""
         chosen, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return MasterAdamW if keeps_masters(args, model.parameters()) else chosen, options
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        """The rate of each step as schedule.py has it."""
+        found: LambdaLR | None = getattr(self, "lr_scheduler", None)
+        if found is None:
+            arguments = {
+                "schedule": self.args.lr_scheduler_type.value,
+                "warmup": self.args.warmup_steps,
+                "steps": num_training_steps,
+            }
+            found = LambdaLR(optimizer or self.optimizer, partial(rate, **arguments))
+            self.lr_scheduler, self._created_lr_scheduler = found, True
+        return found
 
     def get_train_dataloader(self) -> EpochLoader:
         """All processes read the same pairs; get_batch_samples shares them out."""
@@ -127,11 +147,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         """Means of the loss and the metrics over held-out pairs, against the cached reference."""
         data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         model, means = self.model_wrapped, Means()
+        values = ValuesOfRows(len(data))
         was_training = model.training
         model.eval()
         for start in range(0, len(data), _EVALUATED_AT_ONCE):
             end = min(start + _EVALUATED_AT_ONCE, len(data))
             rows = [data[row] for row in range(start, end)]
+            places = {id(row): start + place for place, row in enumerate(rows)}
             kl = self._reference_point(rows)
             for share in self._shares(rows):
                 inputs = self._prepare_inputs(self._inputs(share, share.weight, kl))
@@ -140,13 +162,22 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 counted = share.weight > 0
                 loss = {"loss": result.loss[: None if counted else 0]}
                 means.add(loss | metrics(result, logps, counted=counted))
+                if counted:
+                    values.put([places[id(row)] for row in share.pairs], result, logps)
         model.train(was_training)
         found = completed(means.take(self._over_processes()))
         logged = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(logged)
         handler: Any = self.callback_handler
-        self.control: Any = handler.on_evaluate(self.args, self.state, self.control, logged)
+        of_rows = {ROWS: values.take(self._over_processes())}
+        self.control: Any = handler.on_evaluate(
+            self.args, self.state, self.control, logged | of_rows
+        )
         return logged
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Nothing: BestStep has done it, row by row."""
+        return False
 
     @torch.no_grad()
     def logps(self, rows: Sequence[Row]) -> Logps:
@@ -181,6 +212,26 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         found = torch.tensor([float(self._diverged)], dtype=torch.float64)
         reduce = self._over_processes()
         return bool((found if reduce is None else reduce(found)).item())
+
+    def why_nothing_changed(self) -> str | None:
+        """After training: why it changed no weight; None if it did. All processes must ask."""
+        steps = [entry for entry in self.state.log_history if "loss" in entry]
+        norms = [entry.get("grad_norm", 1.0) for entry in steps]
+        if not steps:
+            return "there was no step; check --epochs."
+        if not any(norms):
+            return (
+                f"every gradient of the {len(steps)} steps is 0. Check that --lora-targets names "
+                "modules that the model uses, and that the rows' weights are not 0."
+            )
+        reduce = self._over_processes() if self.is_fsdp_enabled else None
+        if trained_digest(self.model, reduce) != self._start:
+            return None
+        peak = max(entry.get("learning_rate", 0.0) for entry in steps)
+        return (
+            f"after {len(steps)} steps every weight is what it was. Raise --learning-rate (its "
+            f"peak was {peak:g}), or train longer."
+        )
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         """Add the metrics since the last log to what Trainer logs of training."""

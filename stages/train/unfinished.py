@@ -135,7 +135,7 @@ def working(output: Path, folder: Path, own: Collection[str] = ()) -> Iterator[N
     Args:
         output: of the run; made if it is not there.
         folder: in it, where the run works.
-        own: the files of an earlier run in `output` that left no mark.
+        own: the files in `output` that reflogp wrote, for its mark where it has none.
 
     Raises:
         ReflogpError: another command is training into `output`.

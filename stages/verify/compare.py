@@ -72,7 +72,11 @@ def agreement(
 
 
 def reasons_to_fail(
-    float32: Agreement, training: Agreement, noise: Agreement, dtype: str
+    float32: Agreement,
+    training: Agreement,
+    noise: Agreement,
+    dtype: str,
+    repeat: Agreement | None = None,
 ) -> list[str]:
     """Why a cache should not be trained against; empty if it may be.
 
@@ -81,13 +85,17 @@ def reasons_to_fail(
         training: the cache against the training forward.
         noise: the training forward against float32.
         dtype: of the cache.
+        repeat: of a mixture of experts, two scorings of the same responses against each other;
+            what they differ by is no fault of the cache.
     """
+    again_rms, again_max = (repeat.rms, repeat.max) if repeat is not None else (0.0, 0.0)
     if not all(np.isfinite([found.mean, found.rms]).all() for found in (float32, training, noise)):
         return ["a rescored log-prob is not finite: the model gives NaN or infinity here"]
     if dtype == "float32":
-        return [] if float32.max <= _FLOAT32_MAX else [
+        allowed = _FLOAT32_MAX + _NOISE_RATIO * again_max
+        return [] if float32.max <= allowed else [
             f"a float32 cache is up to {float32.max:.2g} nats a token from a float32 forward; "
-            f"at most {_FLOAT32_MAX:g} can be rounding"
+            f"at most {allowed:.2g} can be rounding"
         ]  # fmt: skip
     found = []
     for name, value, t in (
@@ -97,10 +105,10 @@ def reasons_to_fail(
     ):
         if abs(value) > _BIAS and abs(t) > errors_allowed(float32.responses):
             found.append(f"a bias: {name} is {value:+.4f} nats a token ({t:+.1f} standard errors)")
-    if float32.rms > _NOISE_RATIO * noise.rms + 1e-3:
+    usual = float(np.hypot(noise.rms, again_rms))
+    if float32.rms > _NOISE_RATIO * usual + 1e-3:
         found.append(
-            f"more noise than training has: RMS {float32.rms:.3f} against {noise.rms:.3f} nats "
-            "a token"
+            f"more noise than training has: RMS {float32.rms:.3f} against {usual:.3f} nats a token"
         )
     return found
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from data_schemas.cache_shard import RESPONSES, read_shard
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype, Shard
 from data_schemas.verification import Verification
 from stages.adapter import tokenizer_folder
+from stages.causal_lm import is_mixture
+from stages.loading import load_config, load_saved_tokenizer
 from stages.memory import lacks_room
 from stages.precompute.columns import views
 from stages.precompute.scorers.protocol import Logps, Request
@@ -21,6 +23,7 @@ from stages.verify.compare import agreement, reasons_to_fail
 
 _TEXT_LENGTH = 200
 _AT_ONCE = 64
+_BATCH_TOKENS = 4096
 
 
 def verify(
@@ -51,14 +54,21 @@ def verify(
     requests, cached, names = _sample(
         cache, shards, tokenizer_folder(checkpoint, adapter), sample, seed
     )
-    exact = _rescore(requests, checkpoint, adapter, "float32", console)
-    training = (
-        exact if dtype == "float32" else _rescore(requests, checkpoint, adapter, dtype, console)
-    )
+    exact = _rescore(requests, checkpoint, adapter, "float32", console, alone=True)
+    mixture = is_mixture(load_config(checkpoint))
+    training = exact
+    if dtype != "float32" or mixture:
+        training = _rescore(requests, checkpoint, adapter, dtype, console)
     float32 = agreement("float32 forward", cached, exact, names)
     against = agreement(f"training forward ({dtype})", cached, training, names)
     noise = agreement(f"training forward ({dtype}) against float32", training, exact, names)
-    reasons = reasons_to_fail(float32, against, noise, dtype)
+    repeat = None
+    if mixture:
+        alone = exact
+        if dtype != "float32":
+            alone = _rescore(requests, checkpoint, adapter, dtype, console, alone=True)
+        repeat = agreement("the same forward, alone and among neighbours", alone, training, names)
+    reasons = reasons_to_fail(float32, against, noise, dtype, repeat)
     return Verification(
         sampled_rows=len({row for row, _, _ in names}),
         passed=not reasons,
@@ -66,6 +76,7 @@ def verify(
         float32=float32,
         training=against,
         training_noise=noise,
+        repeat=repeat,
     )
 
 
@@ -86,7 +97,7 @@ def _sample(
     if not rows:
         raise InputError(f"{cache}: the cache holds no rows to verify.")
     picked = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_from)
+    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(tokenizer_from)
     requests: list[Request] = []
     cached: list[Logps] = []
     names: list[tuple[str, str, str]] = []
@@ -114,9 +125,25 @@ def _sample(
 
 
 def _rescore(
-    requests: list[Request], checkpoint: Path, adapter: Path | None, dtype: str, console: Console
+    requests: list[Request],
+    checkpoint: Path,
+    adapter: Path | None,
+    dtype: str,
+    console: Console,
+    *,
+    alone: bool = False,
 ) -> list[Logps]:
-    scorer = TransformersScorer(checkpoint, dtype=dtype, adapter=adapter)
+    """Log-probs of `requests`; with `alone`, by the definition: each by itself, without padding.
+
+    Attention is then computed without a fused kernel, too.
+    """
+    scorer = TransformersScorer(
+        checkpoint,
+        dtype=dtype,
+        adapter=adapter,
+        eager=alone,
+        batch_tokens=1 if alone else _BATCH_TOKENS,
+    )
     found: list[Logps] = []
     try:
         with console.track(f"verifying in {dtype}", len(requests), "responses") as advance:

@@ -1,7 +1,9 @@
 """What a person sees while a stage works: on a terminal of 80 columns, and in a file."""
 
 import io
+import json
 
+import pytest
 from rich.console import Console as RichConsole
 
 from pipeline.console import TerminalConsole
@@ -40,24 +42,99 @@ def test_on_a_terminal_the_figures_stand_whole_under_the_bar():
     assert any("6,000/12,000 steps" in line for line in lines)
 
 
-def test_in_a_file_each_tenth_of_the_way_has_a_line(capsys):
-    with TerminalConsole().track("training", 40, "steps") as advance:
-        for step in range(1, 41):
-            advance(1)
-            advance(0, f"loss {step}")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["training: 4/40 steps  loss 4", "training: 8/40 steps  loss 8"]
-    assert lines[-2:] == ["training: 40/40 steps  loss 40", "training: 40 steps"]
-    assert len(lines) == 11
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
 
 
-def test_without_figures_a_file_has_one_line_at_the_end(capsys):
-    with TerminalConsole().track("scoring", 40, "tokens") as advance:
-        for _ in range(40):
+def lines_of(capsys, total, steps, seconds, note="", already=0) -> list[str]:
+    """What a file gets of `steps` steps that take `seconds` each."""
+    clock = Clock()
+    with TerminalConsole(clock).track("training", total, "steps") as advance:
+        advance(already)
+        for step in range(1, steps + 1):
+            clock.seconds += seconds
             advance(1)
-    with TerminalConsole().track("tokenizing", None, "rows") as advance:
-        advance(7, "so far")
-    assert capsys.readouterr().err.splitlines() == ["scoring: 40 tokens", "tokenizing: 7 rows"]
+            advance(0, note and f"{note} {step}")
+    return capsys.readouterr().err.splitlines()
+
+
+def test_in_a_file_hours_have_a_line_after_a_minute_and_then_each_tenth_of_the_way(capsys):
+    lines = lines_of(capsys, 1000, 1000, seconds=30.0)
+    done = [int(line.split("/")[0].split()[-1].replace(",", "")) for line in lines[:-1]]
+    assert done == [2, *range(100, 1001, 100)]
+    assert lines[2] == "training: 200/1,000 steps, 20%, 0.0 steps/s, 6:40:00 left"
+    assert lines[-1] == "training: 1,000 steps"
+
+
+def test_in_a_file_there_are_never_two_lines_within_a_minute(capsys):
+    lines = lines_of(capsys, 40, 40, seconds=5.0, note="loss")
+    assert [line.split(",")[0] for line in lines] == [
+        "training: 12/40 steps", "training: 24/40 steps", "training: 36/40 steps",
+        "training: 40 steps",
+    ]  # fmt: skip
+    assert lines[1].endswith("60%, 0.2 steps/s, 0:01:20 left  loss 23")
+    assert lines_of(capsys, 40, 40, seconds=1.0, note="loss") == ["training: 40 steps"]
+
+
+def test_in_a_file_what_has_no_known_end_has_a_line_a_minute(capsys):
+    lines = lines_of(capsys, None, 50, seconds=6.0)
+    assert lines[:2] == ["training: 10 steps, 0.2 steps/s", "training: 20 steps, 0.2 steps/s"]
+    assert len(lines) == 6
+
+
+def test_the_rate_of_a_run_that_goes_on_counts_its_own_steps(capsys):
+    lines = lines_of(capsys, 1000, 100, seconds=10.0, already=900)
+    assert lines[0].startswith("training: 906/1,000 steps, 91%, 0.1 steps/s, 0:15:40 left")
+
+
+SHOWN = {
+    "\x1b[2J": r"\x1b[2J", "a\rb": r"a\rb", "a\nb": r"a\nb", "\x9b2J": r"\x9b2J", "\x07": r"\x07",
+    "gpj\u202e.exe": r"gpj\u202e.exe", "\u2066x\u2069": r"\u2066x\u2069", "\u2028": r"\u2028",
+    "\x7f": r"\x7f", "\udcff": r"\udcff", "\u200b": r"\u200b",
+}  # fmt: skip
+KEPT = ["Äé 中文 عربي 👩‍💻", "a:dog:b", "[bold]x[/bold]", "[red", "C:\\x"]
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])
+@pytest.mark.parametrize("way", ["say", "warn", "error", "text", "table", "paragraph", "command"])
+def test_what_a_terminal_would_act_on_is_shown_as_an_escape(way, terminal):
+    console, screen = TerminalConsole(), io.StringIO()
+    rich = RichConsole(
+        file=screen, force_terminal=terminal, width=200, color_system=None, emoji=False,
+        legacy_windows=False,
+    )  # fmt: skip
+    console._remarks = console._results = console._errors = rich
+    for text in [*SHOWN, *KEPT]:
+        if way == "table":
+            console.table(text, [(text, text)], header=(text, text))
+        elif way == "paragraph":
+            console.paragraph(text, name=text)
+        else:
+            getattr(console, way)(text)
+        shown = screen.getvalue()
+        screen.seek(0)
+        screen.truncate()
+        assert SHOWN.get(text, text) in shown
+        acted_on = set(text) - set(SHOWN.get(text, text)) - {"\n"}
+        assert not acted_on & set(shown)
+        assert way == "table" or shown.count("\n") == 1
+        shown.encode()
+
+
+def test_json_stays_json_and_holds_nothing_that_a_terminal_would_act_on(capsys):
+    found = {text: text for text in [*SHOWN, *KEPT, "\U000e0041"]}
+    TerminalConsole().json(json.dumps(found, indent=2, ensure_ascii=False))
+    out = capsys.readouterr().out
+    assert json.loads(out) == found
+    assert all(
+        character == "\n" or character.isprintable() or character == "\u200d" for character in out
+    )
 
 
 ROWS = [("cache", "x" * 50), ("set aside", "word " * 30 + "[end]")]

@@ -1,15 +1,20 @@
 """Many runs against one cache: real ones, each in a process of its own."""
 
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from data_schemas import manifest as manifests
 from data_schemas import run_record
 from data_schemas.errors import InputError
+from data_schemas.ownership import read_mark
 from data_schemas.sweep_record import FILE_NAME, SweepRecord
+from pipeline import sweep
 from pipeline.cli import app
 from pipeline.sweep import Axes, _problem, axes, folder_name, run_sweep
 from pipeline.sweep_table import header, rows
@@ -131,11 +136,56 @@ def test_a_sweep_is_not_for_torchrun(base, console, monkeypatch):
         run_sweep(base, {}, {"seed": [1]}, console)
 
 
-def test_the_command_prints_the_table_and_fails_if_a_run_failed(tmp_path):
-    options = ["--cache", "nowhere", "--output", str(tmp_path), "--weighting", "wpo"]
-    done = CliRunner().invoke(app, ["sweep", *options, "--set", "loss=aot", "--set", "seed=1,2"])
+def test_the_command_prints_the_table_and_fails_if_a_run_failed(swept, base):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in base.items()]
+    varied = ["--set", "loss=dpo,aot", "--set", "lora-targets=q_proj"]
+    done = CliRunner().invoke(app, ["sweep", *options, *varied])
     assert done.exit_code == 1
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["aot", "1", "failed"] in lines
-    assert ["aot", "2", "failed"] in lines
-    assert (tmp_path / "sweep.md").is_file()
+    assert ["aot", "q_proj", "failed"] in lines
+    assert (Path(base["output"]) / "sweep.md").is_file()
+
+
+def test_each_combination_is_judged_as_a_whole(cache, tmp_path):
+    """The common part alone would be refused: plain DPO has no label smoothing."""
+    common = {"cache": cache, "output": tmp_path, "loss_args": {"label_smoothing": 0.2}}
+    configs = [
+        sweep._checked(common, {"loss": loss}, manifests.read(cache))
+        for loss in ("cdpo", "robust", "dpo")
+    ]
+    assert [config and config.loss for config, _ in configs] == ["cdpo", "robust", None]
+    assert "label_smoothing" in str(configs[2][1])
+
+
+def test_an_option_that_no_combination_can_use_is_an_error(cache, tmp_path, console):
+    common = {"cache": cache, "output": tmp_path, "loss_args": {"label_smoothing": 0.2}}
+    with pytest.raises(InputError, match=r"no combination can be trained: .*label_smoothing"):
+        run_sweep(common, {}, {"loss": ["dpo", "ipo"]}, console)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "sweep.md", "notes.txt"])
+def test_a_folder_with_somebody_elses_files_is_refused(cache, tmp_path, console, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="reflogp did not write"):
+        run_sweep({"cache": cache, "output": tmp_path}, {}, {"seed": [1]}, console)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_sweep_replaces_only_its_own_files(swept, base, tmp_path, console):
+    output = Path(shutil.copytree(base["output"], tmp_path / "copy"))
+    again = base | {"output": str(output)}
+    (output / "notes.txt").write_text("mine")
+    (output / "sweep.md").unlink()
+    (output / "reflogp.json").unlink()
+    # an earlier release left no mark, and its table is known by its title
+    (output / "sweep.md").write_text("mine")
+    with pytest.raises(InputError, match=r"did not write sweep\.md"):
+        run_sweep(again, {}, {"loss": ["dpo"], "lora_targets": ["q_proj"]}, console)
+    (output / "sweep.md").unlink()
+    run_sweep(again, {}, {"loss": ["dpo"], "lora_targets": ["q_proj"]}, console)
+    assert (output / "notes.txt").read_text() == "mine"
+    assert (output / "sweep.md").read_text().startswith("# A sweep over loss")
+    mark = read_mark(output)
+    assert mark is not None
+    assert (mark.kind, mark.files) == ("sweep", ["sweep.json", "sweep.md"])

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from data_schemas.errors import ReflogpError
 from stages.adapter import load_adapter
-from stages.loading import loading
+from stages.causal_lm import load_causal_lm
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.response_logps import predicting, response_logps
 
@@ -34,16 +33,20 @@ class TransformersScorer:
         batch_tokens: int = 4096,
         device: str | None = None,
         adapter: Path | None = None,
+        eager: bool = False,
     ) -> None:
         """Load `model` in `dtype` onto `device` (default: a GPU if there is one, else the CPU).
 
-        `adapter` is the folder of a LoRA adapter on top, in float32.
+        `adapter` is the folder of a LoRA adapter on top, in float32. With `eager` attention is
+        computed by its definition, without a fused kernel: slower, and what others are measured by.
+
+        Raises:
+            InputError: it is no causal language model, or not complete.
         """
         self.method = "transformers forward, response tokens only"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_tokens = batch_tokens
-        with loading("model", model):
-            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        self._model = load_causal_lm(model, getattr(torch, dtype), eager=eager)
         if adapter is not None:
             self._model = load_adapter(self._model, adapter)
         self._model.to(self.device).eval()
@@ -59,11 +62,15 @@ class TransformersScorer:
         return found
 
     def rescore(self, requests: Sequence[Request]) -> list[Logps]:
-        """See Scorer.rescore."""
+        """See Scorer.rescore. Attention is computed by its definition, without a fused kernel."""
+        attention = self._model.config._attn_implementation
         try:
+            self._model.set_attn_implementation("eager")
             return [self.score([request])[0] for request in requests]
         except RuntimeError as error:  # what torch raises when a device fails or is full
             raise ReflogpError(f"a transformers forward failed: {error}") from error
+        finally:
+            self._model.set_attn_implementation(attention)
 
     def close(self) -> None:
         """See Scorer.close."""

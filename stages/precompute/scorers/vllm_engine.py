@@ -145,7 +145,7 @@ def rescore(
     if on_gpu and on_cpu:
         raise ReflogpError(on_cpu)
     device = "cpu" if on_gpu else "cuda"
-    scorer = TransformersScorer(model, dtype=dtype, device=device, adapter=adapter)
+    scorer = TransformersScorer(model, dtype=dtype, device=device, adapter=adapter, eager=True)
     try:
         return scorer.rescore(requests)
     finally:
