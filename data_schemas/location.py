@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import AfterValidator, PlainSerializer, PlainValidator
 
 from data_schemas.errors import InputError
 
@@ -111,6 +111,17 @@ def _file_url(text: str, rest: str) -> Path:
     if host not in {"", "localhost"} or not slash:
         raise InputError(f"{text}: a file URL has three slashes before its path: file:///folder.")
     return Path(slash + unquote(path))
+
+
+def _not_empty(name: str) -> str:
+    """What a variable that is not set leaves of an option must not mean the current folder."""
+    if not name.strip():
+        raise ValueError("must not be empty")
+    return name
+
+
+Place = Annotated[str, AfterValidator(_not_empty)]
+"""A folder, a file, or a name on the hub."""
 
 
 def _validated(where: Any) -> Path:

@@ -24,6 +24,10 @@ _LONGEST_NAME = 255  # in bytes; of every file system in use
 UNITS = {"paired": "pairs", "unpaired": "unpaired rows"}
 Dtype = Literal["bfloat16", "float16", "float32"]
 _EMPTY_SEAL = '"seal": ""'
+_AGAIN = (
+    "Run the command that made the cache again with --overwrite: it makes the manifest anew from "
+    "the finished shards, and scores nothing twice."
+)
 
 
 class Inputs(Record):
@@ -59,8 +63,10 @@ class Reference(Record):
 
     name: str = Field(description="As the user gave it: a hub id or a folder.")
     path: str = Field(description="The folder it was read from.")
+    commit: str | None = Field(None, description="Of `name`, where it was read from the hub.")
     adapter: str | None = Field(None, description="The LoRA adapter on top, as it was given.")
     adapter_path: str | None = Field(None, description="The folder the adapter was read from.")
+    adapter_commit: str | None = Field(None, description="Of `adapter`, where it is on the hub.")
     stop_token_ids: list[int] = Field(description="Ids that end a response, EOS included.")
 
 
@@ -80,6 +86,8 @@ class Source(Record):
     """The preferences as they were read."""
 
     source: str
+    commit: str | None = Field(None, description="Of a hub data set: the commit that was read.")
+    config: str | None = Field(None, description="Of a hub data set: the configuration, if given.")
     split: str
     form: str = Field(description="The input form that was detected.")
     rows: int = Field(ge=0, description="Rows read, the quarantined ones included.")
@@ -243,28 +251,23 @@ def read(cache: Path) -> Manifest:
         # stricter than json: no NaN, no half surrogate pair, no depth that ends the interpreter
         raw = from_json(content, allow_inf_nan=False)
     except ValueError as error:
-        raise InputError(
-            f"{path}: not valid JSON ({error}). Run `reflogp precompute` again."
-        ) from error
+        raise InputError(f"{path}: damaged: not valid JSON ({error}). {_AGAIN}") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path}: schema version {version}, but this reflogp reads version {SCHEMA_VERSION}. "
-            "Run `reflogp precompute` again, or install the reflogp that wrote it."
+            "Install the reflogp that wrote it, or make the cache again with `reflogp precompute "
+            "--overwrite`."
         )
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"{path}: damaged: {where}: {first['msg']}. Run `reflogp precompute` again."
-        ) from error
+        raise InputError(f"{path}: damaged: {where}: {first['msg']}. {_AGAIN}") from error
     unsealed = content.replace(f'"seal": "{manifest.seal}"'.encode(), _EMPTY_SEAL.encode())
     if hashlib.sha256(unsealed).hexdigest() != manifest.seal:
-        raise InputError(
-            f"{path}: damaged: its content is not what was sealed. Run `reflogp precompute` again."
-        )
+        raise InputError(f"{path}: damaged: its content is not what was sealed. {_AGAIN}")
     return manifest
 
 

@@ -7,6 +7,7 @@ else, whatever it is called. A single file, such as a page, carries its mark ins
 
 import re
 import stat
+import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -92,7 +93,12 @@ def write_mark(folder: Path, mark: Mark) -> None:
 
 
 def require_output(
-    folder: Path, kind: Kind, *, option: str, overwrite: bool | None = False
+    folder: Path,
+    kind: Kind,
+    *,
+    option: str,
+    overwrite: bool | None = False,
+    unmarked: bool = False,
 ) -> Mark | None:
     """Refuse an output folder whose content is not reflogp's, before anything is computed.
 
@@ -102,19 +108,23 @@ def require_output(
         option: under which the folder was given, for messages.
         overwrite: whether reflogp's own results of another kind may be replaced; None: the
             command cannot do that.
+        unmarked: whether what is there is known for reflogp's own even without a mark, which
+            earlier releases did not write.
 
     Returns:
-        The mark of what is there; None where the folder is empty or does not exist.
+        The mark of what is there; None where there is none.
 
     Raises:
         InputError: something is there that reflogp did not write, or a result of another kind.
     """
-    if is_local(folder) and folder.exists() and not folder.is_dir():
-        raise InputError(f"{option} {folder}: this is a file. Give a folder.")
+    if is_local(folder):
+        _require_folder(folder, option)
     names = sorted(name for name in entries(folder) if not HALF_MARK.fullmatch(name))
     if not names:
         return None
     mark = read_mark(folder)
+    if mark is None and unmarked:
+        return None
     if mark is None:
         raise InputError(
             f"{option} {folder}: the folder is not empty ({shown(names)}), and reflogp did not "
@@ -127,6 +137,11 @@ def require_output(
             f"folder{instead}."
         )
     return mark
+
+
+def trial_file(folder: Path) -> Path:
+    """A file that can be put into `folder` to see whether it can be written to."""
+    return folder / f".{FILE_NAME}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 def require_apart(option: str, output: Path, inputs: Mapping[str, Path | None]) -> None:
@@ -211,6 +226,16 @@ def shown(names: Iterable[str]) -> str:
     every = list(names)
     more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
     return ", ".join(every[:_NAMED]) + more
+
+
+def _require_folder(folder: Path, option: str) -> None:
+    """Refuse a path on disk where no folder is and none can be made."""
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"{option} {folder}: this is a link to nothing. Give a folder.")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        what = "this" if there == folder else str(there)
+        raise InputError(f"{option} {folder}: {what} is a file. Give a folder.")
 
 
 def _place(path: Path) -> Path:

@@ -8,6 +8,7 @@ a while, and then it is a StorageError, which no one takes for anything else.
 
 import io
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_schemas.errors import StorageError, StorageRefusedError
+from data_schemas.errors import InputError, StorageError, StorageRefusedError
 from data_schemas.location import is_local
 
 # A minute of scoring is worth some patience. A store that stalls takes the time of a last attempt
@@ -65,6 +66,28 @@ def require_writable(trial: Path) -> None:
         put(Path(empty.name), trial)
     with suppress(StorageError):  # one that may not delete can still be filled
         remove(trial)
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to begin what clearly does not fit on the disk of `folder`; a store has no end.
+
+    Args:
+        folder: need not be there yet.
+        needed: bytes, at the very least.
+        what: is to be written, for the message.
+
+    Raises:
+        InputError: fewer are free.
+    """
+    if not is_local(folder):
+        return
+    places = (folder.absolute(), *folder.absolute().parents)
+    free = shutil.disk_usage(next(path for path in places if path.exists())).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: the disk has {free / 1e6:,.1f} MB free, and {what} takes at the very least "
+            f"{needed / 1e6:,.1f} MB. Make room, or give a folder on another disk."
+        )
 
 
 def entries(folder: Path) -> dict[str, int | None]:
@@ -148,10 +171,14 @@ def remove(path: Path) -> None:
         _ask(path, lambda fs, name: fs.rm_file(name))
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder in a store with all that is in it."""
-    with suppress(*_ABSENT):
-        _ask(folder, lambda fs, name: fs.rm(name, recursive=True))
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder if nothing is in it; most object stores have no folders to remove."""
+    if is_local(folder):
+        with suppress(OSError):
+            folder.rmdir()
+    elif not entries(folder):
+        with suppress(*_ABSENT):
+            _ask(folder, lambda fs, name: fs.rmdir(name))
 
 
 def at_once(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -174,6 +201,8 @@ def _entries(folder: Path) -> dict[str, int | None]:
             None if entry["type"] == "directory" else int(entry["size"])
         )
         for entry in found
+        # consoles of object stores stand an empty object in for an empty folder
+        if entry["size"] or entry["name"].strip("/") != str(folder.path).strip("/")  # type: ignore[attr-defined]
     }
 
 

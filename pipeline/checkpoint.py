@@ -18,25 +18,35 @@ _DTYPES: dict[str, Dtype] = {
 }  # fmt: skip
 
 
-def model_folders(name: str, adapter: str | None, option: str) -> tuple[Path, Path | None]:
+def model_folders(
+    name: str,
+    adapter: str | None,
+    option: str,
+    revision: str | None = None,
+    adapter_revision: str | None = None,
+) -> tuple[Path, Path | None]:
     """The folders of a checkpoint and of the LoRA adapter on top of it, if there is one.
 
     Args:
         name: a folder or hub id; of a checkpoint, or of an adapter that names its checkpoint.
         adapter: a folder or hub id; None: no adapter, but for one that `name` itself is.
         option: under which `name` was given, for messages.
+        revision: branch, tag or commit of `name` on the hub; None: main.
+        adapter_revision: the same of `adapter`.
 
     Raises:
         InputError: there is no such checkpoint or adapter, or the adapter is not LoRA.
     """
-    folder = _folder(name, option)
+    folder = _folder(name, option, revision)
     if adapter is None and not (folder / ADAPTER_CONFIG).is_file():
         return folder, None
     if adapter is None:
-        top, base = folder, str(_lora_config(folder).get("base_model_name_or_path"))
-        folder = _folder(base, f"{option} {name}: its base model:")
+        config = _lora_config(folder)
+        top, base = folder, str(config.get("base_model_name_or_path"))
+        at = None if Path(base).exists() else config.get("revision")
+        folder = _folder(base, f"{option} {name}: its base model:", at)
     else:
-        top = _folder(adapter, "adapter")
+        top = _folder(adapter, "adapter", adapter_revision)
         _lora_config(top)
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
@@ -51,15 +61,24 @@ def start_folders(
 ) -> tuple[Path, Path | None]:
     """Folders of the model and adapter that were given, or else of the cache's reference.
 
-    A reference is looked for where it was read from, or, on another machine, by its name.
+    A reference is looked for where it was read from, or, on another machine, by its name and at
+    the commit that was scored.
     """
     if model is not None:
         return model_folders(model, adapter, option)
     reference = manifest.reference
     places = [reference.path, reference.adapter_path]
-    if not all(Path(place).is_dir() for place in places if place is not None):
-        places = [reference.name, reference.adapter]
-    return model_folders(str(places[0]), adapter or places[1], option)
+    if all(Path(place).is_dir() for place in places if place is not None):
+        return model_folders(reference.path, adapter or reference.adapter_path, option)
+    commits = [
+        None if name is None or Path(name).exists() else commit
+        for name, commit in (
+            (reference.name, reference.commit), (reference.adapter, reference.adapter_commit)
+        )
+    ]  # fmt: skip
+    if adapter is not None:
+        commits[1] = None
+    return model_folders(reference.name, adapter or reference.adapter, option, *commits)
 
 
 def described(manifest: Manifest) -> str:
@@ -76,9 +95,16 @@ def _lora_config(adapter: Path) -> dict[str, Any]:
     return config
 
 
-def _folder(name: str, option: str) -> Path:
+def _folder(name: str, option: str, revision: str | None = None) -> Path:
     """The folder of a checkpoint or adapter, given as a folder or as a hub id (owner/name)."""
+    if not name.strip():
+        raise InputError(f"--{option}: the path is empty. Give a folder or a hub id (owner/name).")
     folder = Path(name)
+    if folder.exists() and revision is not None:
+        raise InputError(
+            f"--revision {revision}: --{option} {name} is a folder here, and has no revisions. "
+            "Leave one of them out."
+        )
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return folder.resolve()
     if folder.exists():
@@ -89,10 +115,11 @@ def _folder(name: str, option: str) -> Path:
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
+        at = "" if revision is None else f" at the revision {revision}"
         raise InputError(
-            f"--{option} {name}: no such folder, and the hub gave no model of that name "
+            f"--{option} {name}: no such folder, and the hub gave no model of that name{at} "
             f"({type(error).__name__}). Check the name, the network and your login."
         ) from error
 

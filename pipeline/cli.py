@@ -74,6 +74,14 @@ Output = Annotated[
 DryRun = Annotated[
     bool | None, typer.Option("--dry-run", help="Print what would go and how the rest would weigh.")
 ]
+Overwrite = Annotated[
+    bool | None,
+    typer.Option(
+        "--overwrite",
+        help="Replace a filtered cache that cannot be read, or a result of another kind, which "
+        "reflogp wrote there. Never a cache that was scored.",
+    ),
+]
 
 Varied = Annotated[
     list[str] | None,
@@ -169,8 +177,8 @@ def run(
     first = build(PrecomputeConfig, sections["precompute"], {})
     # Stage two takes up where stage one leaves off, unless the file says otherwise.
     start = {"policy": first.reference, "adapter": first.adapter}
-    if "policy" in sections["train"]:
-        start = {}
+    if "policy" in sections["train"] or first.revision is not None:
+        start = {}  # the cache says at which commit its reference was read
     second = build(TrainConfig, {"cache": first.cache} | start | sections["train"], {})
     console = TerminalConsole()
     require_output_of_both(first, second)
@@ -258,8 +266,12 @@ def diagnose(
 
 
 @app.command("filter")
-@options_of(FilterRules, config_file=False, cache=Cache, output=Output, dry_run=DryRun)
-def filter_(cache: str, output: str | None, dry_run: bool | None, **given: Any) -> None:
+@options_of(
+    FilterRules, config_file=False, cache=Cache, output=Output, dry_run=DryRun, overwrite=Overwrite
+)
+def filter_(
+    cache: str, output: str | None, dry_run: bool | None, overwrite: bool | None, **given: Any
+) -> None:
     """Drop or weight rows of a sealed cache; what is left is one, too. Nothing is scored.
 
     A row goes by the first rule that it breaks, in the order of the options. The rows that went
@@ -275,7 +287,7 @@ def filter_(cache: str, output: str | None, dry_run: bool | None, **given: Any) 
     if output is None:
         raise InputError("--output is required, but for --dry-run: the folder of the new cache.")
     target = location(output)
-    manifest = run_filter(folder, target, rules, console)
+    manifest = run_filter(folder, target, rules, console, overwrite=bool(overwrite))
     made = filter_rows(manifest.filtered) if manifest.filtered else []
     console.table("", cache_rows(target, manifest) + made)
 

@@ -1,16 +1,16 @@
 """Diagnose and filter: what a sealed cache can teach, and a cache without what cannot."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_schemas import manifest as manifests
 from data_schemas.atomic import write_text
-from data_schemas.errors import InputError
-from data_schemas.location import is_local
-from data_schemas.manifest import Manifest, missing_files
-from data_schemas.ownership import require_apart, require_output, require_page
+from data_schemas.errors import InputError, ReflogpError
+from data_schemas.location import location
+from data_schemas.manifest import Filtered, Manifest, missing_files
+from data_schemas.ownership import require_apart, require_output, require_page, trial_file
 from data_schemas.storage import reach, require_writable
 from pipeline.checkpoint import described
-from pipeline.run import earlier_manifest
 from stages.diagnose.charts import chart
 from stages.diagnose.diagnosis import Diagnosis
 from stages.diagnose.page import page
@@ -19,7 +19,8 @@ from stages.diagnose.texts import decoder
 from stages.filter.config import FilterRules
 from stages.filter.judge import Trial, trial
 from stages.filter.stage import filter_cache, filtered_inputs
-from stages.precompute.leftovers import remove_leftovers
+from stages.precompute.folder import Standing, short, stand, unsealed
+from stages.precompute.leftovers import clear_up
 from stages.progress import Console
 from stages.report.drawing import save
 from stages.report.render import require_libraries
@@ -59,35 +60,33 @@ def run_diagnose(
     return found
 
 
-def run_filter(cache: Path, output: Path, rules: FilterRules, console: Console) -> Manifest:
+def run_filter(
+    cache: Path, output: Path, rules: FilterRules, console: Console, *, overwrite: bool = False
+) -> Manifest:
     """Write a cache without the rows that break a rule, and with weights if they are asked for.
 
     Nothing is written where `output` holds that very cache.
 
     Raises:
-        InputError: a cache cannot be used, or `output` holds one that was scored.
+        InputError: a cache cannot be used, or `output` is not to be written to: it holds what is
+            not reflogp's, scored rows, or what `cache` was made from.
     """
     reach(cache)
     reach(output)
     manifest = manifests.read(cache)
-    if _same_place(cache, output):
-        raise InputError(f"--output {output}: that is the cache itself. Give another folder.")
-    earlier = earlier_manifest(output, console)
+    require_apart("--output", output, {"cache": cache})
+    there = stand(output, "--output", overwrite=overwrite)
+    inputs = filtered_inputs(manifest, rules)
+    _require_no_loss(output, there, manifest, short(inputs))
+    earlier = there.sealed
     if earlier is not None:
-        if earlier.filtered is None:
-            raise InputError(
-                f"--output {output}: holds a cache that was scored, which would be lost. Give "
-                "another folder."
-            )
-        if earlier.inputs == filtered_inputs(manifest, rules) and not missing_files(
-            output, earlier
-        ):
+        if earlier.inputs == inputs and not missing_files(output, earlier):
             console.say(f"filter: up to date: {output} was made from this cache by these rules")
-            remove_leftovers(output, earlier)
+            clear_up(output, console)
             return earlier
         console.say(f"filter: {output} is made anew: the cache or the rules changed")
-    require_writable(output / ".filter.tmp")
-    return filter_cache(cache, output, manifest, rules, console)
+    require_writable(trial_file(output))
+    return filter_cache(cache, output, manifest, rules, console, overwrite=overwrite)
 
 
 def run_filter_trial(cache: Path, rules: FilterRules, console: Console) -> tuple[int, Trial]:
@@ -101,7 +100,43 @@ def run_filter_trial(cache: Path, rules: FilterRules, console: Console) -> tuple
     return manifest.counts.rows, trial(cache, manifest, rules, console)
 
 
-def _same_place(one: Path, other: Path) -> bool:
-    if is_local(one) and is_local(other):
-        return one.resolve() == other.resolve()
-    return str(one).rstrip("/") == str(other).rstrip("/")
+def _require_no_loss(output: Path, there: Standing, manifest: Manifest, digest: str) -> None:
+    """Refuse to write where rows stand that would have to be scored again.
+
+    Args:
+        output: the folder.
+        there: what stands in it.
+        manifest: of the cache that is filtered.
+        digest: short, of the filtered cache.
+
+    Raises:
+        InputError: so it is, or a cache is there that the filtered one was made from.
+    """
+    cache_there = there.sealed is not None or there.unreadable is not None
+    if (cache_there and not there.filtered) or unsealed(output, {*there.known, digest}):
+        raise InputError(
+            f"--output {output}: holds a cache that was scored, which would be lost. Give "
+            "another folder."
+        )
+    for before in _sources(manifest):
+        require_apart(
+            "--output", output, {"cache that this one was made from": location(before.cache)}
+        )
+        if there.sealed is not None and there.sealed.seal == before.cache_seal:
+            raise InputError(
+                f"--output {output}: this cache was made from the one there. Give another folder."
+            )
+
+
+def _sources(manifest: Manifest) -> Iterator[Filtered]:
+    """What a cache was filtered from, and what that was, as far as it is still there."""
+    source, seen = manifest.filtered, set[str]()
+    while source is not None and source.cache_seal not in seen:
+        yield source
+        seen.add(source.cache_seal)
+        try:
+            before = location(source.cache)
+            reach(before)
+            source = manifests.read(before).filtered
+        except (ReflogpError, OSError):
+            return

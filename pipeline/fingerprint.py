@@ -74,26 +74,49 @@ def precompute_inputs(
     """
     return Inputs(
         **model_inputs(folder, adapter),
-        data=_data(config.data, config.split),
+        data=_data(config),
         rules=_value(config.rules()),
-        engine=_value(
-            [engine.name, engine.version, SCORING_VERSION, dtype, config.engine_settings()]
-        ),
+        engine=engine_input(config, engine, dtype),
     )
 
 
-def _data(source: str, split: str) -> str:
-    if not is_hub_id(source):
-        return _files(source_files(source, split))
+def engine_input(config: PrecomputeConfig, engine: Choice, dtype: str) -> str:
+    """Digest of the engine with all that it is started with."""
+    return _value([engine.name, engine.version, SCORING_VERSION, dtype, config.engine_settings()])
+
+
+def at_commit(config: PrecomputeConfig) -> PrecomputeConfig:
+    """The configuration with the commit that --data-revision names on the hub at this moment.
+
+    Raises:
+        InputError: the hub has no such data set or revision; or they are no data on the hub.
+    """
+    name, revision = config.data, config.data_revision
+    if not is_hub_id(name):
+        for option, value in (("data-revision", revision), ("data-config", config.data_config)):
+            if value is not None:
+                raise InputError(
+                    f"--{option} {value}: --data {name} is no hub data set. Leave one of them out."
+                )
+        return config
     from huggingface_hub import HfApi
 
     try:
-        return str(HfApi().dataset_info(source).sha)
+        commit = str(HfApi().dataset_info(name, revision=revision).sha)
     except Exception as error:
+        at = "" if revision is None else f" at the revision {revision}"
         raise InputError(
-            f"--data {source}: not a file or folder here, and the hub gave no data set of that "
-            f"name ({type(error).__name__}). Check the name, the network and your login."
+            f"--data {name}: not a file or folder here, and the hub gave no data set of that "
+            f"name{at} ({type(error).__name__}). Check the name, the network and your login."
         ) from error
+    return config.model_copy(update={"data_revision": commit})
+
+
+def _data(config: PrecomputeConfig) -> str:
+    """Digest of the files; of a hub data set the commit, which `at_commit` has put there."""
+    if is_hub_id(config.data):
+        return str(config.data_revision)
+    return _files(source_files(config.data, config.split))
 
 
 def _adapter(folder: Path) -> str:

@@ -26,7 +26,9 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[Counts, Estimate]":
     from stages.plan.stage import plan
 
     quiet_transformers()
-    reference, adapter = model_folders(config.reference, config.adapter, "reference")
+    reference, adapter = model_folders(
+        config.reference, config.adapter, "reference", config.revision
+    )
     return plan(config, reference, adapter, checkpoint_dtype(reference), console)
 
 

@@ -6,18 +6,21 @@ from pathlib import Path
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest, missing_files
-from data_schemas.ownership import read_mark, require_apart
+from data_schemas.ownership import read_mark, require_apart, trial_file
 from data_schemas.run_record import RunRecord
 from data_schemas.storage import reach, require_writable
 from data_schemas.verification import Verification
 from pipeline.checkpoint import checkpoint_dtype, described, model_folders, start_folders
 from pipeline.console import quiet_transformers
-from pipeline.fingerprint import model_inputs, precompute_inputs
+from pipeline.fingerprint import at_commit, model_inputs, precompute_inputs
+from pipeline.settle import require_effect, settled_method
 from pipeline.standing_run import Fingerprint, require_own_output, standing_run
 from stages.loading import quantization
 from stages.precompute.config import PrecomputeConfig
-from stages.precompute.leftovers import remove_leftovers
+from stages.precompute.folder import claim, short, stand
+from stages.precompute.leftovers import clear_up
 from stages.precompute.scorers.choose import choose
+from stages.precompute.sources import is_hub_id
 from stages.processes import rank
 from stages.progress import Console
 from stages.train.config import TrainConfig
@@ -45,7 +48,13 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
         The manifest; None where other jobs still have their shares to do.
     """
     reach(config.cache)
-    reference, adapter = model_folders(config.reference, config.adapter, "reference")
+    reference, adapter = model_folders(
+        config.reference, config.adapter, "reference", config.revision
+    )
+    config = at_commit(config)
+    read = {"reference": reference, "adapter": adapter, "data": _local_data(config)}
+    require_apart("--cache", config.cache, read)
+    there = stand(config.cache, "--cache", overwrite=config.overwrite)
     if config.backend == "ray":
         from stages.precompute.ray.cluster import prepare
 
@@ -53,8 +62,14 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     else:
         engine = choose(config.engine, reference)
     dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
+    require_effect(config, engine, console)
     inputs = precompute_inputs(reference, adapter, config, engine, dtype)
-    earlier = earlier_manifest(config.cache, console)
+    earlier = there.sealed
+    config, inputs = settled_method(config, reference, engine, dtype, inputs, earlier)
+    if there.unreadable is not None:
+        console.warn(
+            f"{config.cache}: the cache there cannot be read, and stays until this one is sealed"
+        )
     if earlier is not None:
         changed = earlier.inputs.differences(inputs)
         changed += [f"{name} (damaged)" for name in missing_files(config.cache, earlier)]
@@ -63,7 +78,9 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
                 f"stage one: up to date: {config.cache} was made from the same weights, tokenizer, "
                 "data, rules and engine"
             )
-            remove_leftovers(config.cache, earlier)
+            if config.overwrite:
+                claim(config.cache, short(inputs), overwrite=True)
+            clear_up(config.cache, console)
             return earlier
         console.say(f"stage one: runs again: changed since {config.cache}: {', '.join(changed)}")
     # torch and transformers are imported only where a stage really runs
@@ -72,8 +89,13 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
 
     quiet_transformers()
     job = Job(config, reference, dtype, engine, inputs, adapter)
-    require_writable(job.path(".job", ".tmp"))
+    require_writable(trial_file(config.cache))
     return precompute(job, console)
+
+
+def _local_data(config: PrecomputeConfig) -> Path | None:
+    """The file or folder of the preferences, unless they are on the hub."""
+    return None if is_hub_id(config.data) else Path(config.data)
 
 
 def run_train(config: TrainConfig, console: Console) -> RunRecord:
@@ -121,12 +143,11 @@ def require_output_of_both(first: PrecomputeConfig, second: TrainConfig) -> None
     Raises:
         InputError: it is an input of either stage, or holds what reflogp did not write.
     """
-    reference, adapter = model_folders(first.reference, first.adapter, "reference")
+    reference, adapter = model_folders(first.reference, first.adapter, "reference", first.revision)
     require_own_output(second, reference, adapter)
     if second.policy is not None and second.policy != first.reference:
         require_own_output(second, *model_folders(second.policy, second.adapter, "policy"))
-    if Path(first.data).exists():  # else it is the name of a data set, or will be refused
-        require_apart("--output", second.output, {"data": Path(first.data)})
+    require_apart("--output", second.output, {"data": _local_data(first)})
 
 
 def _finished(output: Path, console: Console) -> bool:
@@ -149,13 +170,15 @@ def run_merge(cache: Path, console: Console) -> Manifest:
     """Seal a cache whose shards were made by several jobs.
 
     Raises:
-        InputError: there is not exactly one plan in the folder.
+        InputError: there is not exactly one plan in the folder, or what is there is not
+            reflogp's, or cannot be read.
         ReflogpError: shards are missing, foreign, twice there or damaged.
     """
     from stages.precompute.stage import merge
 
     quiet_transformers()
     reach(cache)
+    stand(cache, "merge", overwrite=False)
     return merge(cache, console)
 
 
@@ -200,17 +223,6 @@ def run_verify(
     quiet_transformers()
     dtype = manifest.engine.dtype
     return verify(cache, manifest.shards, checkpoint, dtype, sample, console, seed, top)
-
-
-def earlier_manifest(cache: Path, console: Console) -> Manifest | None:
-    """The manifest of the cache that a command will replace, if there is one that can be read."""
-    if not manifests.is_sealed(cache):
-        return None
-    try:
-        return manifests.read(cache)
-    except InputError as error:
-        console.warn(f"the cache there is replaced: {error}")
-        return None
 
 
 def _require_same_start(

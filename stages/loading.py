@@ -11,6 +11,7 @@ from data_schemas.errors import InputError
 
 _LONGEST = 500
 _NOISE = re.compile(r"^(Traceback \(most recent|File \"|\^+$|[-=]{3,}$)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @contextmanager
@@ -114,6 +115,12 @@ def quantization(checkpoint: Path) -> str | None:
     if not settings:
         return None
     return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else "unknown"
+
+
+def hub_commit(folder: Path | None) -> str | None:
+    """The commit of a folder in the hub's cache, as that names it; None of any other folder."""
+    found = folder is not None and folder.parent.name == "snapshots"
+    return folder.name if folder and found and _COMMIT.fullmatch(folder.name) else None
 
 
 def architecture(folder: Path) -> str | None:

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from data_schemas import manifest as manifests
+from data_schemas import ownership
 from data_schemas.cache_shard import read_shard
+from data_schemas.manifest import Manifest
 
 
 def rows(cache: Path) -> list[dict[str, Any]]:
@@ -19,3 +21,9 @@ def rows_by_id(cache: Path) -> dict[str, dict[str, Any]]:
     found = {row["row_id"]: row for row in every}
     assert len(found) == len(every)
     return found
+
+
+def file_names(manifest: Manifest) -> list[str]:
+    """Names of all that is in the folder of a sealed cache, in their order."""
+    files = [shard.file for shard in (*manifest.shards, manifest.quarantine)]
+    return sorted([manifests.FILE_NAME, ownership.FILE_NAME, *files])

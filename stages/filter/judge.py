@@ -89,7 +89,7 @@ def judged(
     Raises:
         InputError: a rule does not fit the cache, or a file is damaged.
     """
-    _require_fitting(cache, manifest, rules)
+    require_fitting(cache, manifest, rules)
     marks = _marks(cache, manifest, rules)
     first = 0
     with console.track(what, manifest.counts.rows, "rows") as advance:
@@ -106,7 +106,12 @@ def judged(
             advance(table.num_rows)
 
 
-def _require_fitting(cache: Path, manifest: Manifest, rules: FilterRules) -> None:
+def require_fitting(cache: Path, manifest: Manifest, rules: FilterRules) -> None:
+    """Refuse rules that cannot be applied to the rows of a cache.
+
+    Raises:
+        InputError: so it is, or there is no rule.
+    """
     if not rules.given():
         raise InputError(
             "no rule is given: nothing would be dropped or weighted. See reflogp filter --help."

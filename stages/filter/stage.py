@@ -3,6 +3,7 @@
 Weights need the mean over all rows that stay: where there are any, the shards are read twice.
 """
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_schemas import manifest as manifests
 from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
-from data_schemas.errors import InputError
+from data_schemas.errors import InputError, ReflogpError
 from data_schemas.manifest import (
     Counts,
     Filtered,
@@ -25,13 +26,15 @@ from data_schemas.manifest import (
     Manifest,
     Shard,
     Weights,
+    missing_files,
     require_intact,
 )
 from data_schemas.shard_origin import put_origin, read_origin
 from stages.filter.config import FilterRules
-from stages.filter.judge import judged, trial, weighing
+from stages.filter.judge import judged, require_fitting, trial, weighing
 from stages.precompute.faults import RowFault
-from stages.precompute.leftovers import remove_leftovers
+from stages.precompute.folder import claim, short
+from stages.precompute.leftovers import clear_up
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.shards import count_tokens, describe, write_shard
 from stages.progress import Console
@@ -47,7 +50,13 @@ def filtered_inputs(manifest: Manifest, rules: FilterRules) -> Inputs:
 
 
 def filter_cache(
-    cache: Path, output: Path, manifest: Manifest, rules: FilterRules, console: Console
+    cache: Path,
+    output: Path,
+    manifest: Manifest,
+    rules: FilterRules,
+    console: Console,
+    *,
+    overwrite: bool = False,
 ) -> Manifest:
     """Write the rows of `cache` that keep the rules to `output`, with their weights, and seal it.
 
@@ -57,19 +66,23 @@ def filter_cache(
         manifest: of `cache`.
         rules: at least one.
         console: for progress.
+        overwrite: whether what the folder's mark does not know may go once this is sealed.
 
     Raises:
         InputError: a rule does not fit the cache, a file is damaged, or no row is left.
+        ReflogpError: another command removed what this one wrote.
     """
     weighs = weighing(manifest, rules)
+    require_fitting(cache, manifest, rules)
+    require_intact(cache / manifest.quarantine.file, manifest.quarantine)
     found = trial(cache, manifest, rules, console).weighted if weighs else None
     inputs = filtered_inputs(manifest, rules)
-    stem = inputs.digest()[:8]
+    stem = short(inputs)
+    prepare = functools.partial(claim, output, stem, overwrite=overwrite, lasting=False)
     shards: list[Shard] = []
     counts: Counter[str] = Counter()
     aside = output / f"quarantine-{stem}.parquet"
-    require_intact(cache / manifest.quarantine.file, manifest.quarantine)
-    with Quarantine(aside) as quarantine:
+    with Quarantine(aside, prepare) as quarantine:
         quarantine.take_over(
             cache / manifest.quarantine.file, manifest.counts.quarantined_by_reason
         )
@@ -93,18 +106,13 @@ def filter_cache(
         cache, manifest, rules, inputs, shards, record, counts, quarantine.reasons,
         None if found is None else found.summary,
     )  # fmt: skip
-    earlier = _replaced(output)
+    if gone := missing_files(output, made):
+        raise ReflogpError(
+            f"{output}: {gone[0]} is gone; another command wrote to the folder. Run it again."
+        )
     made = manifests.write(output, made)
-    remove_leftovers(output, made, *earlier)
+    clear_up(output, console, made)
     return made
-
-
-def _replaced(output: Path) -> list[Manifest]:
-    """What is sealed in the folder now, if anything is."""
-    try:
-        return [manifests.read(output)]
-    except InputError:
-        return []
 
 
 def _set_aside(

@@ -62,7 +62,7 @@ def count(
         InputError: the data or the tokenizer cannot be used, or no row of the sample can.
     """
     tokenizer, _ = load_tokenizer(reference, config, adapter)
-    read = sum(1 for _ in read_source(config.data, config.split)) if config.sample else 0
+    read = sum(1 for _ in read_source(*config.source())) if config.sample else 0
     every = max(1, read // config.sample) if config.sample else 1
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from data_schemas.location import Location
+from data_schemas.location import Location, Place
 from stages.assignments import Arguments, Columns, Names
 from stages.precompute.crew import crew
 from stages.precompute.share import share
@@ -14,6 +14,8 @@ RULES_VERSION = 2
 
 SCORING_VERSION = 1
 """Goes up with every change to the scorers that can give other log-probs for the same ids."""
+
+_OF_RAY = ("address", "actors", "actor_cpus", "actor_gpus", "shard_minutes")
 
 Truncate = Literal["response", "prompt", "never"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -34,17 +36,28 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    reference: str = Field(
+    reference: Place = Field(
         description="The frozen SFT checkpoint that training will start from: a folder or hub id."
     )
-    adapter: str | None = Field(
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit of a --reference on the hub (default: main). The commit "
+        "that it comes to is recorded, and read again by later commands.",
+    )
+    adapter: Place | None = Field(
         None,
         description="LoRA adapter on top of the reference, as PEFT saves it: a folder or hub id. "
         "Or give the adapter as --reference, if it names the checkpoint it belongs to.",
     )
-    data: str = Field(
+    data: Place = Field(
         description="Preferences: a JSONL, JSON, CSV, Parquet or Arrow file (also .gz), a folder "
         "of them, or a hub data set id."
+    )
+    data_revision: str | None = Field(
+        None, description="Branch, tag or commit of a hub data set (default: main)."
+    )
+    data_config: str | None = Field(
+        None, description="Configuration (subset) of a hub data set (default: its own default)."
     )
     split: str = Field("train", description="Which split of a hub data set or of a folder.")
     columns: Columns = Field(
@@ -71,6 +84,10 @@ class DataConfig(BaseModel):
         description="Score after each prompt of unpaired data another row's response as well, for "
         "the reference point of KTO. Pairs have no use for it.",
     )
+
+    def source(self) -> tuple[str, str, str | None, str | None]:
+        """What to read: the data, its split, and of a hub data set revision and configuration."""
+        return self.data, self.split, self.data_revision, self.data_config
 
 
 class PrecomputeConfig(DataConfig):
@@ -152,11 +169,21 @@ class PrecomputeConfig(DataConfig):
     verify_sample: int = Field(
         8, ge=0, description="Rows rescored with transformers before the cache is sealed; 0: none."
     )
+    overwrite: bool = Field(
+        False,
+        description="Replace what reflogp wrote to the folder and cannot read or continue: a "
+        "damaged cache, one of another version, rows of other inputs that were never sealed, a "
+        "result of another kind. It stays until the new cache is sealed.",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.backend == "ray" and self.engines > 1:
             raise ValueError("--engines is for one machine; with --backend ray give --actors")
+        for name in _OF_RAY if self.backend == "local" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is for a Ray cluster: give --backend ray as well")
         return self
 
     def engine_settings(self) -> dict[str, Any]:
@@ -176,5 +203,8 @@ class PrecomputeConfig(DataConfig):
         names = {
             "split", "columns", "min_confidence", "max_length", "truncate", "kl_completions"
         }  # fmt: skip
-        kept = {"keep": list(self.keep)} if self.keep else {}
-        return {"version": RULES_VERSION, **self.model_dump(include=names), **kept}
+        # what is not given leaves the fingerprint of caches that were made before it was an option
+        more: dict[str, Any] = {"keep": list(self.keep)} if self.keep else {}
+        if self.data_config is not None:
+            more["data_config"] = self.data_config
+        return {"version": RULES_VERSION, **self.model_dump(include=names), **more}

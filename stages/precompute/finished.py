@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from data_schemas.shard_origin import Origin, read_origin
 from data_schemas.storage import at_once, entries
+from stages.precompute.folder import SHARD, short
 from stages.precompute.job import Job
 from stages.precompute.plan import PlannedShard
 
@@ -58,8 +59,9 @@ def survey(job: Job, planned: Iterable[PlannedShard]) -> Survey:
 def foreign(job: Job, planned: Iterable[PlannedShard]) -> list[str]:
     """Names of shards that carry this job's name, but that no plan has."""
     ours = {job.shard_path(shard.number).name for shard in planned}
-    stem = job.path("shard").name
-    return sorted(name for name in file_names(job) if name.startswith(stem) and name not in ours)
+    digest = short(job.inputs)
+    found = [(name, SHARD.fullmatch(name)) for name in file_names(job)]
+    return sorted(name for name, its in found if its and its[1] == digest and name not in ours)
 
 
 def file_names(job: Job) -> set[str]:

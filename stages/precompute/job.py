@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_schemas.manifest import Dtype, Inputs
 from stages.precompute.config import PrecomputeConfig
+from stages.precompute.folder import claim, short
 from stages.precompute.scorers.choose import Choice
 
 
@@ -30,8 +31,12 @@ class Job:
 
     def path(self, stem: str, ending: str = "") -> Path:
         """A path in the cache that no earlier job with other inputs has used."""
-        return self.config.cache / f"{stem}-{self.inputs.digest()[:8]}{ending}"
+        return self.config.cache / f"{stem}-{short(self.inputs)}{ending}"
 
     def shard_path(self, number: int) -> Path:
         """Where the finished shard `number` of the plan stands."""
         return self.path("shard", f"-{number:05d}.parquet")
+
+    def claim(self) -> None:
+        """Mark the cache's folder before the first file of it."""
+        claim(self.config.cache, short(self.inputs), overwrite=self.config.overwrite)

@@ -1,14 +1,11 @@
 """What goes from a cache's folder once the cache in it is sealed.
 
-A job that is killed just before or while it clears up leaves things behind; so every later command
-that finds the cache sealed clears up, too.
+Only what carries, in exactly the form that reflogp gives its names, the digest of the sealed cache
+or of one that the folder's mark says it replaces. A job that is killed just before or while it
+clears up leaves things behind; so every later command that finds the cache sealed clears up, too.
 """
 
 import re
-import shutil
-import time
-from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,70 +13,75 @@ from data_schemas import manifest as manifests
 from data_schemas.errors import InputError, StorageError
 from data_schemas.location import is_local
 from data_schemas.manifest import Manifest
-from data_schemas.storage import entries, modified, remove, remove_folder
+from data_schemas.ownership import HALF_MARK, read_mark, remove_owned, write_mark
+from data_schemas.storage import entries, remove, remove_if_empty
+from stages.precompute.folder import PLAN, SHARD, short, unsealed
+from stages.progress import Console
 
-_OLD_SECONDS = 24 * 3600
-# All of a job's names carry 8 digits of its inputs' digest.
-_OWNED = re.compile(r"(?:plan|\.*(?:shard|quarantine|job)|\.manifest)-([0-9a-f]{8})(?:[-.]|$)")
+_QUARANTINE = re.compile(r"quarantine-([0-9a-f]{8})\.parquet")
+_JOB = re.compile(r"job-([0-9a-f]{8})-[0-9a-f]{12}\.json")
+_TEMPORARY = re.compile(
+    r"\.(?:shard-([0-9a-f]{8})-\d{5,}\.parquet|quarantine-([0-9a-f]{8})\.parquet"
+    r"|job-([0-9a-f]{8})-[0-9a-f]{12}\.json|manifest-([0-9a-f]{8})\.json)\.[0-9a-f]{12}\.tmp"
+)
+_PLANNED = r"plan\.json|plan-\d{5,}\.arrow|quarantine\.parquet"
+_OF_A_PLAN = re.compile(rf"{_PLANNED}|\.(?:{_PLANNED})\.[0-9a-f]{{12}}\.tmp")
 
 
-def remove_leftovers(cache: Path, *done: Manifest) -> None:
-    """Remove plans, accounts, temporary files and shards that nobody needs any more.
-
-    Files of other inputs may belong to a job that is at work in the same folder, which has a plan:
-    they go only when nobody has touched any of them for a day. What cannot be removed stays.
+def clear_up(cache: Path, console: Console, *done: Manifest) -> None:
+    """Remove what the sealed cache in `cache` replaced, and what it was made with.
 
     Args:
         cache: the folder.
+        console: told of scored rows that stay, because they were never sealed.
         done: what was sealed in it; no job is at work on it.
     """
-    # What a store refuses or fails to remove now, a later command will.
-    with suppress(StorageError):
-        _clear_up(cache, done)
+    # What a disk or a store fails to remove now, a later command will.
+    with suppress(StorageError, OSError, InputError):
+        _clear_up(cache, console, {short(manifest.inputs) for manifest in done})
 
 
-def _clear_up(cache: Path, done: Sequence[Manifest]) -> None:
-    paths = [cache / name for name in entries(cache)]
-    # Read after the listing: a job seals before it removes its plan, so that files seen without a
-    # plan are those of a cache that is sealed by now, or of one that was.
-    try:
-        sealed = manifests.read(cache)
-    except InputError:
-        return
-    kept = {shard.file for shard in [*sealed.shards, sealed.quarantine]}
-    finished = {manifest.inputs.digest()[:8] for manifest in [*done, sealed]}
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        if path.name not in kept and (owner := _OWNED.match(path.name)):
-            found[owner[1]].append(path)
-    for digest, files in found.items():
-        if digest in finished or not _at_work(files):
-            for path in files:
-                _remove(path)
+def _clear_up(cache: Path, console: Console, done: set[str]) -> None:
+    names = list(entries(cache))
+    sealed = manifests.read(cache)
+    mark = read_mark(cache)
+    own = short(sealed.inputs)
+    replaced = set(mark.replaced) - {own} if mark else set()
+    kept = {manifests.FILE_NAME, *(shard.file for shard in [*sealed.shards, sealed.quarantine])}
+    for name in names:
+        if name not in kept and _goes(name, replaced, {*done, own}):
+            with suppress(OSError):
+                _remove(cache / name)
+    left = any(SHARD.fullmatch(name) and _goes(name, replaced, set()) for name in entries(cache))
+    if mark and (mark.files or mark.replaced) and not left:
+        if is_local(cache):
+            remove_owned(cache, set(mark.files) - kept)
+        write_mark(cache, mark.model_copy(update={"files": [], "replaced": []}))
+    work = unsealed(cache, without={own}).values()
+    if shards := sum(one.shards for one in work):
+        console.say(
+            f"{cache}: {shards} shard{'s' * (shards > 1)} ({sum(one.rows for one in work):,} rows) "
+            "of other inputs, whose cache was never sealed, stay in the folder. Run the command "
+            "that made them to finish that cache, or this precompute with --overwrite to remove "
+            "them."
+        )
 
 
-def _at_work(paths: list[Path]) -> bool:
-    plans = [path for path in paths if _is_plan(path)]
-    return bool(plans) and time.time() - _last_touch(paths) < _OLD_SECONDS
-
-
-def _is_plan(path: Path) -> bool:
-    return path.name.startswith("plan-")
-
-
-def _last_touch(paths: list[Path]) -> float:
-    """When any of the files was last written, those of plans included."""
-    files = [path / name for path in paths if _is_plan(path) for name in entries(path)]
-    # a folder in a store has no time of its own
-    files += [path for path in paths if is_local(path) or not _is_plan(path)]
-    return max((when for when in map(modified, files) if when is not None), default=0)
+def _goes(name: str, replaced: set[str], finished: set[str]) -> bool:
+    if HALF_MARK.fullmatch(name):
+        return True
+    if found := (SHARD.fullmatch(name) or _QUARANTINE.fullmatch(name)):
+        return found[1] in replaced
+    found = PLAN.fullmatch(name) or _JOB.fullmatch(name) or _TEMPORARY.fullmatch(name)
+    return found is not None and next(filter(None, found.groups())) in replaced | finished
 
 
 def _remove(path: Path) -> None:
-    if not _is_plan(path):
-        with suppress(OSError):
-            remove(path)
-    elif is_local(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        remove_folder(path)
+    """Remove a file, or of a plan what is the plan's: notes that a user put there stay."""
+    if not PLAN.fullmatch(path.name):
+        remove(path)
+    elif not (is_local(path) and path.is_symlink()):
+        for name in entries(path):
+            if _OF_A_PLAN.fullmatch(name):
+                remove(path / name)
+        remove_if_empty(path)

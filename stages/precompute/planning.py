@@ -1,5 +1,6 @@
 """Source -> a complete plan on disk, or the one that an earlier run or another job has made."""
 
+import itertools
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ from data_schemas import plan_record
 from data_schemas.errors import InputError
 from data_schemas.manifest import Shard
 from data_schemas.plan_record import PlanRecord
-from data_schemas.storage import entries
+from data_schemas.storage import entries, require_space
 from stages.adapter import tokenizer_folder
 from stages.loading import load_config, load_saved_tokenizer
 from stages.precompute.config import DataConfig
@@ -20,6 +21,7 @@ from stages.precompute.plan import PlannedShard, write_plan
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.rows import Rows
 from stages.precompute.shards import describe
+from stages.precompute.sources import is_hub_id, source_files
 from stages.precompute.tokenize import Tokenizer, TokenRules, stop_ids
 from stages.progress import Console
 
@@ -28,6 +30,9 @@ QUARANTINE_NAME = "quarantine.parquet"
 # About a minute or two of scoring, by kind of device: what a killed run can lose.
 _SHARD_TOKENS = {"cpu": 100_000}
 _SHARD_TOKENS_ELSEWHERE = 4_000_000
+# Of the source's bytes, that the plan takes at the very least: it takes about as many where nothing
+# is cut (4 bytes for a token of 4 letters), and a hundredth where most of every row is cut off.
+_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ def make_plan(job: Job, console: Console) -> Plan:
     plan = find_plan(job.path("plan"))
     if plan is None or plan.record.inputs != job.inputs:
         plan = _write(job, console)
+    else:
+        job.claim()
+        _tell_of_shard_tokens(job, plan, console)
     if plan.record.quarantined_by_reason:
         console.warn(plan.record.quarantine_summary)
     count = len(plan.shards)
@@ -72,6 +80,16 @@ def make_plan(job: Job, console: Console) -> Plan:
         f"score in {count} shard{'s' * (count > 1)}"
     )
     return plan
+
+
+def _tell_of_shard_tokens(job: Job, plan: Plan, console: Console) -> None:
+    """Where a plan is found, its shards are what they are."""
+    wanted, planned = job.config.shard_tokens, plan.record.config.get("shard_tokens")
+    if wanted is not None and wanted != planned:
+        was = f"--shard-tokens {planned}" if planned else "the default"
+        console.warn(
+            f"--shard-tokens {wanted}: of no effect, for {plan.folder} was made with {was}"
+        )
 
 
 def find_plan(folder: Path) -> Plan | None:
@@ -112,19 +130,27 @@ def load_tokenizer(
 
 def _write(job: Job, console: Console) -> Plan:
     folder = job.path("plan")
+    if not is_hub_id(job.config.data):
+        source = sum(p.stat().st_size for p in source_files(job.config.data, job.config.split))
+        require_space(job.config.cache, int(_LEAST_SHARE * source), "the plan of the data")
     tokenizer, stops = load_tokenizer(job.reference, job.config, job.adapter)
-    with Quarantine(folder / QUARANTINE_NAME) as quarantine:
+    with Quarantine(folder / QUARANTINE_NAME, job.claim) as quarantine:
         rows = Rows(job.config, quarantine)
         with console.track("tokenizing", None, "rows") as advance:
             tokenized = rows.tokenized(tokenizer, advance)
+            first = list(itertools.islice(tokenized, 1))  # the data can be used at all
+            if not first:
+                raise InputError(
+                    f"{job.config.data}: not one of {rows.read} rows can be used: "
+                    f"{quarantine.summary()}. Fix the data, or the options that name its columns "
+                    "and limits."
+                )
+            job.claim()
             shards = write_plan(
-                tokenized, folder, job.config.shard_tokens or default_shard_tokens()
+                itertools.chain(first, tokenized),
+                folder,
+                job.config.shard_tokens or default_shard_tokens(),
             )
-    if not shards:
-        raise InputError(
-            f"{job.config.data}: not one of {rows.read} rows can be used: {quarantine.summary()}. "
-            "Mend the data, or the options that name its columns and limits."
-        )
     aside, sizes = quarantine.reasons, entries(folder)
     record = PlanRecord(
         schema_version=plan_record.SCHEMA_VERSION,

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -22,24 +22,21 @@ _BATCH_ROWS = 1_000
 class Quarantine:
     """Collects rows that were set aside and writes them to one Parquet file when closed.
 
-    Use as a context manager; the file appears when the block ends without an exception.
+    Use as a context manager; the file appears when the block ends without an exception. Nothing is
+    written before there is something to write: what cannot be used at all leaves nothing behind.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, prepare: Callable[[], None] | None = None) -> None:
+        """Collect rows for `path`; `prepare` is called before anything is written there."""
         self.reasons: Counter[str] = Counter()
         self.first: str | None = None
         self._batch: list[dict[str, Any]] = []
         self._path = path
+        self._prepare = prepare
+        self._writer: pq.ParquetWriter | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> "Quarantine":
-        with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_path(self._path))
-            self._writer = stack.enter_context(
-                pq.ParquetWriter(temporary, SCHEMA, compression="zstd")
-            )
-            stack.callback(self._flush)
-            # whatever fails at the end, on a full disk all of it: each of them is still closed
-            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -48,7 +45,23 @@ class Quarantine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is None:
+            self._opened()
         self._stack.__exit__(kind, error, traceback)
+
+    def _opened(self) -> pq.ParquetWriter:
+        if self._writer is None:
+            if self._prepare is not None:
+                self._prepare()
+            with ExitStack() as stack:
+                temporary = stack.enter_context(atomic_path(self._path))
+                self._writer = stack.enter_context(
+                    pq.ParquetWriter(temporary, SCHEMA, compression="zstd")
+                )
+                stack.callback(self._flush)
+                # whatever fails at the end, on a full disk all of it: each is still closed
+                self._stack = stack.pop_all()
+        return self._writer
 
     def add(self, fault: RowFault, *, source_row: int, file: str, line: int, row: Any) -> None:
         """Set one row aside. `row` is kept as JSON, or as it is if it is text."""
@@ -74,7 +87,7 @@ class Quarantine:
         self.reasons.update(reasons)
         with opened(earlier) as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches():
-                self._writer.write_batch(batch)
+                self._opened().write_batch(batch)
 
     def summary(self) -> str:
         """`3 rows set aside (empty_response 2, broken_json 1)`."""
@@ -84,7 +97,7 @@ class Quarantine:
 
     def _flush(self) -> None:
         if self._batch:
-            self._writer.write_table(pa.Table.from_pylist(self._batch, schema=SCHEMA))
+            self._opened().write_table(pa.Table.from_pylist(self._batch, schema=SCHEMA))
             self._batch = []
 
 

@@ -48,7 +48,7 @@ class Rows:
         Raises:
             InputError: the source cannot be read, is empty, or its columns make no known form.
         """
-        source = read_source(self._config.data, self._config.split)
+        source = read_source(*self._config.source())
         raw_rows = itertools.islice(source, 0, None, every)
         head = list(itertools.islice(raw_rows, _ROWS_TO_DETECT_FROM))
         self.form = self._detect(head)

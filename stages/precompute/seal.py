@@ -23,12 +23,13 @@ from data_schemas.manifest import (
 )
 from data_schemas.quarantine import Reason
 from data_schemas.verification import Verification
-from stages.loading import quantization
+from stages.loading import hub_commit, quantization
 from stages.precompute.account import accounts
 from stages.precompute.faults import RowFault
 from stages.precompute.finished import Finished, Survey, foreign, survey
+from stages.precompute.folder import claim, short
 from stages.precompute.job import Job
-from stages.precompute.leftovers import remove_leftovers
+from stages.precompute.leftovers import clear_up
 from stages.precompute.plan import damaged, read_plan
 from stages.precompute.planning import Plan
 from stages.precompute.quarantine import Quarantine
@@ -63,9 +64,9 @@ def seal(job: Job, plan: Plan, console: Console) -> Manifest:
         console.warn(f"{rescued} responses came out wrong, and right when scored again")
     verification = _verify(job, shards, console)
     manifest = _manifest(job, plan, found.finished, shards, quarantine.reasons, verification)
-    earlier = _replaced(job.config.cache)
+    claim(job.config.cache, short(job.inputs))  # another cache may have been sealed meanwhile
     manifest = manifests.write(job.config.cache, manifest)
-    remove_leftovers(job.config.cache, manifest, *earlier)
+    clear_up(job.config.cache, console, manifest)
     return manifest
 
 
@@ -78,6 +79,8 @@ def _manifest(
     verification: Verification | None,
 ) -> Manifest:
     config, record, jobs = job.config, plan.record, accounts(job)
+    # an adapter can be given as the reference
+    named = job.adapter if job.adapter is not None and config.adapter is None else job.reference
     return Manifest(
         reflogp_version=version("reflogp"),
         kind=record.kind,
@@ -85,13 +88,20 @@ def _manifest(
         reference=Reference(
             name=config.reference,
             path=str(job.reference),
+            commit=hub_commit(named),
             adapter=config.adapter,
             adapter_path=None if job.adapter is None else str(job.adapter),
+            adapter_commit=hub_commit(job.adapter if config.adapter else None),
             stop_token_ids=record.stop_token_ids,
         ),
         engine=_engine(job, finished),
         source=Source(
-            source=config.data, split=config.split, form=record.form, rows=record.rows_read
+            source=config.data,
+            commit=config.data_revision,
+            config=config.data_config,
+            split=config.split,
+            form=record.form,
+            rows=record.rows_read,
         ),
         rules=config.rules(),
         shards=shards,
@@ -250,11 +260,3 @@ def _disagreement(job: Job, found: Verification) -> str:
         f"one is sealed, {job.engine.name} is wrong; if not, look at the checkpoint and at the "
         "versions of transformers and vLLM. The scored shards are kept."
     )
-
-
-def _replaced(cache: Path) -> list[Manifest]:
-    """What is sealed in the folder now, if anything is."""
-    try:
-        return [manifests.read(cache)]
-    except InputError:
-        return []

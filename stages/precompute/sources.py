@@ -74,8 +74,16 @@ def source_files(source: str, split: str = "train") -> list[Path]:
     return _folder_files(path, split)
 
 
-def read_source(source: str, split: str = "train") -> Iterator[RawRow]:
+def read_source(
+    source: str, split: str = "train", revision: str | None = None, config: str | None = None
+) -> Iterator[RawRow]:
     """All rows of `source`, in order; a row that cannot be read comes with its fault.
+
+    Args:
+        source: a file, a folder or a hub data set.
+        split: of a folder or a hub data set.
+        revision: commit, branch or tag of a hub data set; None: main.
+        config: configuration of a hub data set; None: its default.
 
     Raises:
         InputError: the source as a whole cannot be read.
@@ -83,7 +91,7 @@ def read_source(source: str, split: str = "train") -> Iterator[RawRow]:
     index = 0
     parts: list[tuple[str, Iterable[tuple[int, _Content]]]]
     if is_hub_id(source):
-        parts = [(source, _hub_rows(source, split))]
+        parts = [(source, _hub_rows(source, split, revision, config))]
     else:
         parts = [(str(path), _file_rows(path)) for path in source_files(source, split)]
     for file, rows in parts:
@@ -171,13 +179,15 @@ def _csv_options(path: Path, separator: str) -> dict[str, Any]:
     }
 
 
-def _hub_rows(name: str, split: str) -> Iterator[tuple[int, _Content]]:
+def _hub_rows(
+    name: str, split: str, revision: str | None, config: str | None
+) -> Iterator[tuple[int, _Content]]:
     try:
-        yield from _dataset_rows(name, split=split)
+        yield from _dataset_rows(name, name=config, split=split, revision=revision)
     except Exception as error:  # the hub, its client and every builder: all sorts of types
         raise InputError(
             f"hub data set {name}: cannot be read: {_first_line(error)}. Check the name, the "
-            "network and --split."
+            "network, --split and --data-config."
         ) from error
 
 

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError, ReflogpError, StorageError
 from data_schemas.manifest import Manifest, missing_files
-from data_schemas.storage import entries
+from data_schemas.storage import entries, require_space
 from stages.causal_lm import require_causal_lm
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.finished import survey
 from stages.precompute.job import Job
-from stages.precompute.leftovers import remove_leftovers
+from stages.precompute.leftovers import clear_up
 from stages.precompute.planning import Plan, find_plan, make_plan
 from stages.precompute.reuse import KnownRows
 from stages.precompute.scorers.choose import Choice
@@ -21,6 +21,8 @@ from stages.precompute.scoring import score
 from stages.precompute.seal import seal
 from stages.precompute.share import share
 from stages.progress import Console
+
+_LEAST_SHARE = 0.25  # of a planned shard's bytes, which the finished one, compressed, still takes
 
 
 def precompute(job: Job, console: Console) -> Manifest | None:
@@ -45,7 +47,7 @@ def precompute(job: Job, console: Console) -> Manifest | None:
         if sealed is None:
             raise
         console.say(f"{job.config.cache} was sealed by another job")
-        remove_leftovers(job.config.cache, sealed)  # what this one wrote after that
+        clear_up(job.config.cache, console, sealed)  # what this one wrote after that
         return sealed
 
 
@@ -65,6 +67,9 @@ def _precompute(job: Job, console: Console) -> Manifest | None:
         )
     console.say(f"engine: {job.engine.name} {job.engine.version} ({job.engine.why})")
     if found.missing:
+        planned = sum(plan.record.shards[shard.number].bytes for shard in found.missing)
+        what = f"what is still to be scored ({len(found.missing)} shards)"
+        require_space(job.config.cache, int(_LEAST_SHARE * planned), what)
         score(job, found.missing, _known_rows(job, plan, console), console)
     if job.config.shard is not None and not _all_there(job, plan, console):
         return None
@@ -92,7 +97,7 @@ def merge(cache: Path, console: Console) -> Manifest:
     if not plans and manifests.is_sealed(cache):
         console.say(f"{cache} is sealed already")
         sealed = manifests.read(cache)
-        remove_leftovers(cache, sealed)
+        clear_up(cache, console)
         return sealed
     if len(plans) != 1:
         found = ", ".join(plan.folder.name for plan in plans) or "none"

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from data_schemas.errors import InputError
-from data_schemas.location import Location, on_disk
+from data_schemas.location import Location, Place, on_disk
 from stages.assignments import Arguments
 from stages.train.loss_spec import (
     LossSpec,
@@ -44,7 +44,7 @@ class TrainConfig(BaseModel):
         description="Checkpoint that training starts from: a folder or hub id. It must be the "
         "cache's reference, which is also the default.",
     )
-    adapter: str | None = Field(
+    adapter: Place | None = Field(
         None,
         description="LoRA adapter that training starts from, on top of --policy: a folder or hub "
         "id. It must be the one that the reference was scored with, which is also the default "

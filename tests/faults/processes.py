@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.curate import run_filter
 from pipeline.run import run_merge, run_share
+from stages.filter.config import FilterRules
 from stages.precompute.config import PrecomputeConfig
 from tests.faults.boundaries import Boundary, watch
 
@@ -33,6 +35,11 @@ def precompute(config: PrecomputeConfig) -> Command:
 def merge(cache: Path) -> Command:
     """`reflogp merge`."""
     return functools.partial(_merge, cache)
+
+
+def filtered(cache: Path, output: Path, rules: FilterRules) -> Command:
+    """`reflogp filter`."""
+    return functools.partial(_filter, cache, output, rules)
 
 
 def start(function: Callable[..., object], *arguments: Any) -> Any:
@@ -102,6 +109,12 @@ def _merge(cache: Path) -> None:
     from tests.conftest import Silent
 
     run_merge(cache, Silent())
+
+
+def _filter(cache: Path, output: Path, rules: FilterRules) -> None:
+    from tests.conftest import Silent
+
+    run_filter(cache, output, rules, Silent())
 
 
 def _killing_itself(command: Command, cache: Path, number: int, moment: str) -> None:

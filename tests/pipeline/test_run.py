@@ -21,6 +21,7 @@ from pipeline.run import run_precompute, run_train
 from stages.precompute import worker
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
+from tests.caches import file_names
 from tests.checkpoints import make_checkpoint
 
 
@@ -75,8 +76,7 @@ def test_stage_one_runs_again_and_names_what_changed(settings, console, changed,
     assert any(line.endswith(f": {changed}") for line in console.said), console.said
     assert before.inputs.differences(after.inputs) == [changed]
     # only the new cache's files are left
-    kept = {shard.file for shard in [*after.shards, after.quarantine]} | {manifests.FILE_NAME}
-    assert {path.name for path in settings.cache.iterdir()} == kept
+    assert sorted(path.name for path in settings.cache.iterdir()) == file_names(after)
 
 
 def test_what_changes_no_number_does_not_run_stage_one_again(settings, console):
@@ -140,12 +140,14 @@ def test_the_sealed_cache_stays_whole_when_the_next_one_fails(settings, console,
         assert read_shard(settings.cache / shard.file).num_rows == shard.rows
 
 
-def test_a_damaged_manifest_is_replaced_with_a_warning(settings, console):
-    run_precompute(settings, console)
+def test_a_damaged_manifest_is_refused_and_made_anew_with_overwrite(settings, console):
+    first = run_precompute(settings, console)
     (settings.cache / manifests.FILE_NAME).write_text("{")
-    run_precompute(settings, console)
-    assert any("manifest.json: not valid JSON" in line for line in console.warned)
-    manifests.read(settings.cache)
+    with pytest.raises(InputError, match=r"manifest.json: damaged: not valid JSON.*--overwrite"):
+        run_precompute(settings, console)
+    again = run_precompute(settings.model_copy(update={"overwrite": True}), console)
+    assert again.shards == first.shards
+    assert manifests.read(settings.cache) == again
 
 
 def test_stage_two_runs_again_only_when_cache_or_settings_changed(cache, console, tmp_path):

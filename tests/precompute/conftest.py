@@ -120,7 +120,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
 
     def run(data: Path | str, **options: Any) -> Loaded:
         options = {"max_length": UNLIMITED} | options
-        config = PrecomputeConfig(reference="", data=str(data), cache=path.parent, **options)
+        config = PrecomputeConfig(reference="none", data=str(data), cache=path.parent, **options)
         tokenizer = tokenizer_of(
             trained_tokenizer(), max_length=config.max_length, truncate=config.truncate
         )

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.run import run_integrity, run_precompute
 from stages.precompute.config import PrecomputeConfig
-from tests.caches import rows_by_id
+from tests.caches import file_names, rows_by_id
 from tests.storage.conftest import keys
 
 ray = pytest.importorskip("ray")
@@ -29,6 +29,5 @@ def test_actors_make_the_cache_of_a_single_process_in_a_bucket(
     manifest = run_precompute(PrecomputeConfig.model_validate(on_ray), console)
     # ids with all that is told of them, in the same order
     assert list(rows_by_id(settings.cache).items()) == list(local_rows.items())
-    names = [shard.file for shard in manifest.shards]
-    assert keys(s3) == ["manifest.json", manifest.quarantine.file, *names]
+    assert keys(s3) == file_names(manifest)
     assert run_integrity(settings.cache, console) == []

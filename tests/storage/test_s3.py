@@ -16,7 +16,7 @@ from stages.precompute import worker
 from stages.precompute.scorers.transformers import TransformersScorer
 from stages.precompute.shards import write_shard
 from stages.train.config import TrainConfig
-from tests.caches import rows_by_id
+from tests.caches import file_names, rows_by_id
 from tests.checkpoints import EXAMPLES
 from tests.storage.conftest import keys
 
@@ -42,7 +42,7 @@ def test_a_cache_in_a_bucket_has_the_rows_of_one_on_disk(settings, s3, console, 
     names = [shard.file for shard in manifest.shards]
     assert len(names) == 5
     # plan, accounts and temporary names are gone
-    assert keys(s3) == ["manifest.json", manifest.quarantine.file, *names]
+    assert keys(s3) == file_names(manifest)
     assert run_integrity(settings.cache, console) == []
     assert run_precompute(settings, console) == manifest
     assert "up to date: s3://bucket/some/cache" in console.said[-1]
@@ -81,9 +81,7 @@ def test_shares_meet_in_a_bucket_and_merge_seals_it(settings, s3, console, local
     manifest = run_merge(settings.cache, console)
     assert len(manifest.jobs) == 2
     assert rows_by_id(settings.cache) == local_rows
-    assert keys(s3) == sorted(
-        ["manifest.json", manifest.quarantine.file, *(shard.file for shard in manifest.shards)]
-    )
+    assert keys(s3) == file_names(manifest)
 
 
 def test_only_rows_that_are_new_are_scored(settings, s3, console, tmp_path, monkeypatch):

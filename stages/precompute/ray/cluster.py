@@ -4,9 +4,10 @@ Ray is imported where it is used only: it is an optional extra.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.location import is_local
@@ -14,6 +15,8 @@ from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.choose import Choice, choose
 
 _ASK_SECONDS = 600  # for the first answer of a node, which the cluster may have to start
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,34 @@ def prepare(config: PrecomputeConfig, reference: Path) -> tuple[PrecomputeConfig
     """
     if is_local(config.cache):  # each node has a working directory of its own
         config = config.model_copy(update={"cache": config.cache.absolute()})
-    if config.address is None and "RAY_ADDRESS" not in os.environ:
+    if _is_here(config):
         return config, choose(config.engine, reference)
+    engine, shard_tokens = on_a_node(config, _ask, config, reference)
+    return config.model_copy(update={"shard_tokens": shard_tokens}), engine
+
+
+def on_a_node(config: PrecomputeConfig, call: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What `call` gives where the actors run.
+
+    Raises:
+        InputError: the cluster cannot be joined, or what the node itself raises.
+    """
+    if _is_here(config):
+        return call(*arguments)
     connect(config)
     import ray
 
-    asked = ray.remote(**room_of_an_actor(config).options())(_ask)
+    asked = ray.remote(**room_of_an_actor(config).options())(call)
     try:
-        engine, shard_tokens = ray.get(asked.remote(config, reference), timeout=_ASK_SECONDS)
+        answer: Answer = ray.get(asked.remote(*arguments), timeout=_ASK_SECONDS)
     except ray.exceptions.RayError as error:
         raise plain(error) from error
-    return config.model_copy(update={"shard_tokens": shard_tokens}), engine
+    return answer
+
+
+def _is_here(config: PrecomputeConfig) -> bool:
+    """Whether the cluster is to be made of this machine."""
+    return config.address is None and "RAY_ADDRESS" not in os.environ
 
 
 def _ask(config: PrecomputeConfig, reference: Path) -> tuple[Choice, int]:

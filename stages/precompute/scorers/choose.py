@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
@@ -15,6 +15,8 @@ from stages.precompute.scorers.protocol import Scorer
 _REGISTRY = Path("model_executor/models/registry.py")
 
 EngineName = Literal["vllm", "transformers"]
+Method = Literal["pooler", "prompt_logprobs"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def _start_vllm(
     from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 
     limit, settings = config.max_length, config.vllm_arguments()
-    obstacle = "asked for" if config.method == "prompt_logprobs" else unsupported(model)
-    if obstacle is None:
+    obstacle = unsupported(model)
+    if config.method != "prompt_logprobs" and obstacle is None:
         return VllmPoolerScorer(
             model,
             dtype=dtype,
@@ -87,8 +89,20 @@ def _start_vllm(
     if config.method == "pooler":
         raise InputError(f"--method pooler: {obstacle}. Give --method prompt_logprobs.")
     return VllmPromptLogprobsScorer(
-        model, dtype=dtype, max_length=limit, settings=settings, why=obstacle, adapter=adapter
+        model,
+        dtype=dtype,
+        max_length=limit,
+        settings=settings,
+        why=obstacle or "asked for",
+        adapter=adapter,
     )
+
+
+def best_method(model: Path) -> Method:
+    """How vLLM scores `model` here where nothing else is asked for. Imports vLLM."""
+    from stages.precompute.scorers.vllm_pooler import unsupported
+
+    return "pooler" if unsupported(model) is None else "prompt_logprobs"
 
 
 def _has_gpu() -> bool:

@@ -1,0 +1,154 @@
+"""Models and data of the hub are read at one commit, which the cache records.
+
+No hub can be reached here: what stands in for it answers the calls of its client, and keeps what it
+was asked for.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pytest
+
+from data_schemas import manifest as manifests
+from data_schemas import plan_record
+from data_schemas.errors import InputError
+from data_schemas.manifest import Manifest
+from pipeline.checkpoint import start_folders
+from pipeline.run import run_precompute, run_share, run_verify
+from stages.precompute.config import PrecomputeConfig
+from tests.caches import rows_by_id
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+class Hub:
+    """A model and a data set, each with a branch `main` that can move."""
+
+    def __init__(self, folder: Path, checkpoint: Path, lines: list[str]) -> None:
+        self.main = OLD
+        self.asked: list[tuple[Any, ...]] = []
+        self._folder, self._checkpoint = folder, checkpoint
+        self._rows = [json.loads(line) for line in lines]
+
+    def commit(self, revision: str | None) -> str:
+        commit = {None: self.main, "main": self.main, "old": OLD}.get(revision, revision)
+        if commit not in (OLD, NEW):
+            raise ValueError(f"no revision {revision}")
+        return str(commit)
+
+    def model(self, name: str, revision: str | None = None, **_: Any) -> str:
+        self.asked.append(("model", name, revision))
+        folder = self._folder / "models--owner--model" / "snapshots" / self.commit(revision)
+        if not folder.exists():
+            shutil.copytree(self._checkpoint, folder)
+        return str(folder)
+
+    def info(self, name: str, revision: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(sha=self.commit(revision))
+
+    def data(self, path: str, **options: Any) -> list[dict[str, Any]]:
+        self.asked.append(("data", path, options["revision"], options["name"]))
+        return self._rows[:6] if options["revision"] == OLD else self._rows[:9]
+
+
+@pytest.fixture
+def hub(tmp_path, checkpoint, few_preferences, monkeypatch) -> Hub:
+    made = Hub(tmp_path / "hub", checkpoint, few_preferences.read_text().splitlines())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.model)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda _, *a, **k: made.info(*a, **k)
+    )
+    monkeypatch.setattr(datasets, "load_dataset", made.data)
+    return made
+
+
+@pytest.fixture
+def settings(tmp_path) -> PrecomputeConfig:
+    return PrecomputeConfig(
+        reference="owner/model", data="owner/data", cache=tmp_path / "cache", max_length=192,
+        engine="transformers", verify_sample=0,
+    )  # fmt: skip
+
+
+def test_data_are_read_at_the_commit_that_the_fingerprint_names(hub, settings, console):
+    first = run_precompute(settings, console)
+    assert [asked for asked in hub.asked if asked[0] == "data"] == [
+        ("data", "owner/data", OLD, None)
+    ]
+    assert (first.inputs.data, first.source.commit, first.source.config) == (OLD, OLD, None)
+    assert first.reference.commit == OLD
+    assert run_precompute(settings, console) == first
+    hub.main = NEW
+    second = run_precompute(settings, console)
+    assert second.inputs.differences(first.inputs) == ["data"]
+    assert second.source.commit == NEW
+    assert len(rows_by_id(settings.cache)) > first.counts.rows
+    at_old = {"data_revision": "old", "revision": "old"}
+    third = run_precompute(settings.model_copy(update=at_old), console)
+    assert third.inputs == first.inputs
+    assert hub.asked[-2:] == [("model", "owner/model", "old"), ("data", "owner/data", OLD, None)]
+
+
+def test_a_plan_holds_the_commit_for_the_jobs_that_find_it(hub, settings, console):
+    run_share(settings.model_copy(update={"shard": "1/2", "shard_tokens": 500}), console)
+    plan = plan_record.read(next(settings.cache.glob("plan-*")))
+    assert plan is not None
+    assert plan.config["data_revision"] == OLD
+
+
+def test_a_configuration_is_read_and_part_of_the_fingerprint(hub, settings, console):
+    plain = run_precompute(settings, console)
+    assert "data_config" not in plain.rules
+    some = run_precompute(settings.model_copy(update={"data_config": "helpful"}), console)
+    assert hub.asked[-1] == ("data", "owner/data", OLD, "helpful")
+    assert some.inputs.differences(plain.inputs) == ["rules"]
+    assert some.source.config == some.rules["data_config"] == "helpful"
+
+
+def test_the_reference_is_found_again_at_its_commit(hub, settings, console):
+    manifest = run_precompute(settings, console)
+    shutil.rmtree(hub._folder)  # another machine
+    hub.main = NEW
+    found, _ = start_folders(None, None, manifest, "reference")
+    assert hub.asked[-1] == ("model", "owner/model", OLD)
+    assert found.name == OLD
+    run_verify(settings.cache, 2, None, 0, console)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"revision": "nowhere"}, r"--reference owner/model: .*at the revision nowhere"),
+        ({"data_revision": "nowhere"}, r"--data owner/data: .*at the revision nowhere"),
+    ],
+)
+def test_a_revision_that_is_not_there_is_named(hub, settings, console, change, message):
+    with pytest.raises(InputError, match=message):
+        run_precompute(settings.model_copy(update=change), console)
+    assert not settings.cache.exists()
+
+
+def test_what_is_not_on_the_hub_has_no_revisions(
+    settings, checkpoint, few_preferences, console, monkeypatch
+):
+    here = {"reference": str(checkpoint), "data": str(few_preferences)}
+    for option in ("revision", "data_revision", "data_config"):
+        given = settings.model_copy(update=here | {option: "main"})
+        with pytest.raises(InputError, match=f"--{option.replace('_', '-')} main"):
+            run_precompute(given, console)
+
+
+def test_a_cache_without_commits_still_reads(cache):
+    found = json.loads((cache / manifests.FILE_NAME).read_text())
+    for part, names in {
+        "reference": ("commit", "adapter_commit"),
+        "source": ("commit", "config"),
+    }.items():
+        for name in names:
+            assert found[part].pop(name) is None
+    assert Manifest.model_validate(found).reference.commit is None
