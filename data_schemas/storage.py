@@ -171,6 +171,19 @@ def remove(path: Path) -> None:
         _ask(path, lambda fs, name: fs.rm_file(name))
 
 
+def rename(path: Path, target: Path) -> None:
+    """Give a file another name in its folder; one that is gone already is fine."""
+    with suppress(FileNotFoundError):
+        if is_local(path):
+            path.replace(target)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            copy.write_bytes(read_bytes(path))
+            put(copy, target)
+        remove(path)
+
+
 def remove_if_empty(folder: Path) -> None:
     """Remove a folder if nothing is in it; most object stores have no folders to remove."""
     if is_local(folder):

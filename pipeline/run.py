@@ -20,7 +20,7 @@ from stages.precompute.config import PrecomputeConfig
 from stages.precompute.folder import claim, short, stand
 from stages.precompute.leftovers import clear_up
 from stages.precompute.scorers.choose import choose
-from stages.precompute.sources import is_hub_id
+from stages.precompute.sources import is_hub_id, source_files
 from stages.processes import rank
 from stages.progress import Console
 from stages.train.config import TrainConfig
@@ -53,7 +53,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     )
     config = at_commit(config)
     read = {"reference": reference, "adapter": adapter, "data": _local_data(config)}
-    require_apart("--cache", config.cache, read)
+    require_apart("--cache", config.cache, read | _linked_data(config))
     there = stand(config.cache, "--cache", overwrite=config.overwrite)
     if config.backend == "ray":
         from stages.precompute.ray.cluster import prepare
@@ -96,6 +96,14 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
 def _local_data(config: PrecomputeConfig) -> Path | None:
     """The file or folder of the preferences, unless they are on the hub."""
     return None if is_hub_id(config.data) else Path(config.data)
+
+
+def _linked_data(config: PrecomputeConfig) -> dict[str, Path]:
+    """The files behind links in a folder of preferences."""
+    if not Path(config.data).is_dir():
+        return {}
+    files = source_files(config.data, config.split)
+    return {f"data file {path.name}": path for path in files if path.is_symlink()}
 
 
 def run_train(config: TrainConfig, console: Console) -> RunRecord:

@@ -4,12 +4,13 @@ A finished shard is a file under the planned name whose origin names this plan a
 those planned: files appear whole or not at all, so one that a killed run left is as good as new.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_schemas.shard_origin import Origin, read_origin
-from data_schemas.storage import at_once, entries
-from stages.precompute.folder import SHARD, short
+from data_schemas.storage import at_once, entries, rename
+from stages.precompute.folder import SHARD, replaceable, short
 from stages.precompute.job import Job
 from stages.precompute.plan import PlannedShard
 
@@ -62,6 +63,23 @@ def foreign(job: Job, planned: Iterable[PlannedShard]) -> list[str]:
     digest = short(job.inputs)
     found = [(name, SHARD.fullmatch(name)) for name in file_names(job)]
     return sorted(name for name, its in found if its and its[1] == digest and name not in ours)
+
+
+def step_aside(job: Job, planned: Iterable[PlannedShard]) -> None:
+    """Give shards of this job's inputs that were made from another plan a name of their own.
+
+    So their rows are found while the planned shards are made, which would take their names; then
+    they go. It happens where a sealed cache is made again with another number of tokens a shard.
+    """
+    shards = list(planned)
+    others = [*survey(job, shards).strange, *foreign(job, shards)]
+    aside = hashlib.sha256(f"aside from {job.inputs.digest()}".encode()).hexdigest()[:8]
+    for name in others:
+        path = job.config.cache / name
+        origin = read_origin(path)
+        if origin is not None and origin[0].inputs == job.inputs.digest():
+            replaceable(job.config.cache, aside)
+            rename(path, path.with_name(name.replace(short(job.inputs), aside)))
 
 
 def file_names(job: Job) -> set[str]:

@@ -110,6 +110,13 @@ def claim(cache: Path, digest: str, *, overwrite: bool = False, lasting: bool = 
         write_mark(cache, wanted)
 
 
+def replaceable(cache: Path, digest: str) -> None:
+    """Say in the folder's mark that the files of a digest may go once the cache is sealed."""
+    mark = read_mark(cache)
+    if mark is not None and digest not in mark.replaced:
+        write_mark(cache, mark.model_copy(update={"replaced": sorted([*mark.replaced, digest])}))
+
+
 def unsealed(cache: Path, without: Collection[str] = ()) -> dict[str, Work]:
     """Plans and scored rows in a folder, by the short digest of their inputs.
 

@@ -11,7 +11,7 @@ from data_schemas.manifest import Manifest, missing_files
 from data_schemas.storage import entries, require_space
 from stages.causal_lm import require_causal_lm
 from stages.precompute.config import PrecomputeConfig
-from stages.precompute.finished import survey
+from stages.precompute.finished import step_aside, survey
 from stages.precompute.job import Job
 from stages.precompute.leftovers import clear_up
 from stages.precompute.planning import Plan, find_plan, make_plan
@@ -55,6 +55,8 @@ def _precompute(job: Job, console: Console) -> Manifest | None:
     require_causal_lm(job.reference)
     plan = make_plan(job, console)
     mine = plan.shards if job.config.shard is None else share(job.config.shard).pick(plan.shards)
+    if job.config.overwrite:
+        step_aside(job, plan.shards)
     found = survey(job, mine)
     for name, problem in found.strange.items():
         console.warn(f"{name} {problem}; it is made anew")

@@ -260,6 +260,21 @@ def test_overwrite_makes_a_manifest_anew_and_scores_nothing_twice(
     assert sorted(path.name for path in settings.cache.iterdir()) == file_names(other)
 
 
+@pytest.mark.parametrize("shard_tokens", [1000, 100_000])
+def test_a_cache_that_is_made_anew_in_other_shards_scores_nothing_twice(
+    settings, console, monkeypatch, shard_tokens
+):
+    run_precompute(settings, console)
+    before = rows_by_id(settings.cache)
+    flip(settings.cache / manifests.FILE_NAME)
+    no_engine(monkeypatch)
+    others = overwriting(settings).model_copy(update={"shard_tokens": shard_tokens})
+    manifest = run_precompute(others, console)
+    assert rows_by_id(settings.cache) == before
+    assert sorted(path.name for path in settings.cache.iterdir()) == file_names(manifest)
+    assert run_integrity(settings.cache, console) == []
+
+
 def test_a_cache_that_cannot_be_read_stays_until_the_new_one_is_sealed(
     settings, shorter, console, monkeypatch
 ):
@@ -310,6 +325,9 @@ def test_a_cache_is_never_written_into_what_it_is_made_from(settings, console, t
     shutil.copy(settings.data, data / "train.jsonl")
     model = shutil.copytree(settings.reference, tmp_path / "models" / "sft")
     (tmp_path / "link").symlink_to(model)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "train.jsonl").symlink_to(data / "train.jsonl")
     before = remembered(tmp_path)
     for change in (
         {"cache": model}, {"cache": model / "cache"}, {"cache": tmp_path / "link" / "cache"},
@@ -320,6 +338,9 @@ def test_a_cache_is_never_written_into_what_it_is_made_from(settings, console, t
         with pytest.raises(InputError, match="--cache"):
             run_precompute(settings.model_copy(update=inputs | change), console)
         assert remembered(tmp_path) == before, change
+    change = {"cache": data, "reference": str(model), "data": str(linked)}
+    with pytest.raises(InputError, match=r"the data file train\.jsonl, .* lies inside it"):
+        run_precompute(settings.model_copy(update=change), console)
 
 
 def test_run_refuses_an_output_of_stage_two_before_stage_one(settings, tmp_path):
