@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_schemas.manifest import Manifest
 from data_schemas.verification import Verification
-from stages.train.cached_rows import Row, Rows
+from stages.train.cached_rows import Row, Rows, longest
 from stages.train.config import TrainConfig
 from stages.train.losses.inputs import Logps
 from stages.train.losses.objective import uses
@@ -38,15 +38,18 @@ def disagreement(
 
     Args:
         score: log-probs of rows under the policy, as training computes them.
-        pairs: of the cache, or its unpaired rows.
+        pairs: of the cache, or its unpaired rows; the longest of them are in the sample.
         manifest: of the cache; its verification says how far rounding takes a response.
         batch: how many rows to score at a time.
         mixture: whether the policy is a mixture of experts. Other neighbours in a batch may change
             which experts are chosen, so the rows are scored each alone, too, and what that differs
             by is expected of a cache that was scored in other batches.
     """
-    rows = random.Random(0).sample(range(len(pairs)), min(_SAMPLE, len(pairs)))  # noqa: S311
-    sample = [pairs[row] for row in rows]
+    # the longest ones too: windows and position scaling begin at some length only
+    extremes = longest(pairs)
+    others = min(_SAMPLE - len(extremes), len(pairs) - len(extremes))
+    rows = random.Random(0).sample(range(len(pairs)), max(0, others))  # noqa: S311
+    sample = extremes + [pairs[row] for row in rows]
     found = _logratios(score, sample, max(batch, 2) if mixture else batch)
     responses = len(found)
     distance = _rms(found)

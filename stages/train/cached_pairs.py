@@ -83,6 +83,11 @@ class CachedPairs(Dataset[Pair]):
             weight=1.0 if row["weight"] is None else float(row["weight"]),
         )
 
+    def longest(self) -> list[int]:
+        """Where the pairs are with the longest sequences: of one response, and of both."""
+        sides = [("chosen_ids",), ("rejected_ids",), ("chosen_ids", "rejected_ids")]
+        return sorted({self._rows.longest("prompt_ids", *names) for names in sides})
+
 
 def _with_shared_sums(table: pa.Table) -> pa.Table:
     """`table` with sums over the tokens that both responses have room for, instead of tokens'."""

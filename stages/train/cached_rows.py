@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch.utils.data import Subset
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest
@@ -34,6 +36,12 @@ def cached_rows(
     if unpaired(names):
         return CachedUnpaired(cache, manifest, kl=uses(names, "kl"))
     return CachedPairs(cache, manifest, tokens=uses(names, "tokens"))
+
+
+def longest(rows: Rows) -> list[Row]:
+    """The rows with the longest sequences of the cache that `rows` are of, held out or not."""
+    cache: Any = rows.dataset if isinstance(rows, Subset) else rows
+    return [cache[row] for row in cache.longest()] if len(cache) else []
 
 
 def require_fitting(cache: Path, manifest: Manifest, losses: Iterable[str]) -> None:

@@ -76,3 +76,7 @@ class CachedUnpaired(Dataset[Unpaired]):
             return own
         other = Unpaired(prompt, row["kl_ids"], desirable, float(row["ref_kl_logp_sum"]))
         return own._replace(mismatched=other)
+
+    def longest(self) -> list[int]:
+        """Where the row with the longest sequence is."""
+        return [self._rows.longest("prompt_ids", "chosen_ids", "rejected_ids")]

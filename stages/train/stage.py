@@ -19,7 +19,7 @@ from stages.train.advice.callback import Adviser
 from stages.train.agreement import disagreement
 from stages.train.arguments import training_arguments
 from stages.train.best import BestStep
-from stages.train.cached_rows import Rows, cached_rows, require_fitting
+from stages.train.cached_rows import Rows, cached_rows, longest, require_fitting
 from stages.train.callbacks import MetricsFile, Progress
 from stages.train.card import model_card
 from stages.train.checkpoints import SealCheckpoints, require_room, whole_checkpoints
@@ -106,7 +106,9 @@ def _trainer(
         console.say(f"each loss is multiplied by the row's weight, {job.manifest.weights}")
     if job.adapter is not None and config.lora_r:
         console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
-    collate, layout = choose_layout(policy, config.layout, paired=job.manifest.kind == "paired")
+    rows = longest(pairs) + ([] if evaluated is None else longest(evaluated))
+    paired = job.manifest.kind == "paired"
+    collate, layout = choose_layout(policy, config.layout, rows, paired=paired)
     console.say(f"batches: {layout}")
     loss = objective(
         config.losses, beta=config.beta, arguments=config.loss_args, weighting=config.weighting

@@ -1,12 +1,14 @@
 """Both layouts give the same log-probs and gradients; a policy that cannot share is found out."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Subset
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -15,16 +17,33 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
+from data_schemas import manifest as manifests
 from data_schemas.errors import InputError
 from stages.response_logps import response_logps, sum_by_row
+from stages.train.agreement import disagreement
 from stages.train.batches import separate, shared
-from stages.train.cached_pairs import Pair
+from stages.train.cached_pairs import CachedPairs, Pair
+from stages.train.cached_rows import longest
 from stages.train.layout import choose_layout
 
 VOCABULARY = 300
@@ -45,6 +64,15 @@ def gemma2():
         Gemma2Config(
             **SMALL, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1,
             head_dim=16, attn_implementation="sdpa",
+        )
+    )  # fmt: skip
+
+
+def windowed(config, model, **options):
+    return model(
+        config(
+            **SMALL, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1,
+            initializer_range=0.3, pad_token_id=0, **({"sliding_window": 64} | options),
         )
     )  # fmt: skip
 
@@ -140,6 +168,85 @@ def test_a_policy_that_cannot_share_has_separate_sequences(build, reason):
         choose_layout(build(), "shared")
 
 
+def gpt_neo():  # its window has another name, and is of every other layer
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, window_size=64,
+        attention_types=[[["global", "local"], 1]], initializer_range=0.3, resid_dropout=0.0,
+        embed_dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+    return GPTNeoForCausalLM(config)
+
+
+WINDOWED = {
+    "mistral": lambda: windowed(MistralConfig, MistralForCausalLM),
+    "phi3": lambda: windowed(Phi3Config, Phi3ForCausalLM),
+    "starcoder2": lambda: windowed(Starcoder2Config, Starcoder2ForCausalLM),
+    "mixtral": lambda: windowed(MixtralConfig, MixtralForCausalLM, num_local_experts=2),
+    "qwen2": lambda: windowed(
+        Qwen2Config, Qwen2ForCausalLM, use_sliding_window=True, max_window_layers=0
+    ),
+    "gemma2": gemma2,
+    "gpt_neo": gpt_neo,
+}
+
+
+def plain(policy, one):
+    """Each response by itself, through the whole model, without a mask or positions of ours."""
+    found = []
+    for response in one.responses:
+        ids = torch.from_numpy(np.concatenate([one.prompt_ids, response])).long()[None]
+        logps = policy(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+        rows = torch.arange(len(one.prompt_ids) - 1, ids.shape[1] - 1)
+        found.append(logps[rows, ids[0, rows + 1]].sum())
+    return torch.stack(found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*WINDOWED, "qwen3", "gpt2"])
+@pytest.mark.parametrize("sizes", [(100, 60, 50), (40, 25, 24), (3, 50, 70), (12, 10, 11)])
+def test_whatever_layout_is_chosen_gives_what_each_sequence_gives_by_itself(name, sizes):
+    torch.manual_seed(0)
+    policy = ({"qwen3": qwen3, "gpt2": gpt2} | WINDOWED)[name]().eval()
+    pairs = [pair(*sizes)]
+    layout, why = choose_layout(policy, "auto", pairs)
+    torch.testing.assert_close(
+        sums(policy, layout, pairs), plain(policy, pairs[0]), atol=1e-3, rtol=1e-5, msg=why
+    )
+
+
+@pytest.mark.parametrize("name", ["mistral", "phi3", "starcoder2", "mixtral"])
+def test_a_window_is_shared_where_every_sequence_of_the_cache_fits_in_it(name):
+    policy = WINDOWED[name]()
+    assert choose_layout(policy, "auto", [pair(30, 34, 20), pair(10, 54, 54)])[0] is shared
+    layout, why = choose_layout(policy, "auto", [pair(30, 34, 20), pair(10, 20, 55)])
+    assert layout is separate
+    assert "looks back over 64 tokens at most, and a sequence has 65" in why
+    with pytest.raises(InputError, match=r"--layout shared: .*64 tokens.*--layout separate"):
+        choose_layout(policy, "shared", [pair(10, 20, 55)])
+    assert choose_layout(policy, "auto")[0] is separate  # nothing is known of the lengths
+
+
+def test_what_begins_beyond_the_short_pairs_is_found_on_the_longest(monkeypatch):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **SMALL, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1,
+        initializer_range=0.3,
+    )  # fmt: skip
+    policy = LlamaForCausalLM(config)
+    forward = policy.forward
+
+    def forgetful(attention_mask=None, **inputs):
+        """From 100 tokens on it heeds no mask of ours, and says so nowhere."""
+        mask = None if inputs["input_ids"].shape[1] > 100 else attention_mask
+        return forward(attention_mask=mask, **inputs)
+
+    monkeypatch.setattr(policy, "forward", forgetful)
+    assert choose_layout(policy, "auto", [pair(30, 40, 20)])[0] is shared
+    layout, why = choose_layout(policy, "auto", [pair(30, 60, 50)])
+    assert layout is separate
+    assert "differently" in why
+
+
 @pytest.mark.parametrize(
     ("dropped", "reason"), [("position_ids", "differently"), ("attention_mask", "differently")]
 )
@@ -153,3 +260,25 @@ def test_a_policy_that_does_not_heed_mask_or_positions_is_found_out(
     layout, why = choose_layout(policy, "auto")
     assert layout is separate
     assert reason in why
+
+
+def test_the_longest_pairs_of_a_cache_are_found_and_are_in_the_check_of_agreement(cache):
+    manifest = manifests.read(cache)
+    pairs = CachedPairs(cache, manifest)
+    every = [pairs[row] for row in range(len(pairs))]
+    found = longest(Subset(pairs, range(3)))  # held out or not
+    sequences = [len(one.prompt_ids) + max(map(len, one.responses)) for one in every]
+    together = [one.distinct_tokens for one in every]
+    assert max(len(one.prompt_ids) + max(map(len, one.responses)) for one in found) == max(
+        sequences
+    )
+    assert max(one.distinct_tokens for one in found) == max(together)
+    asked: list[Pair] = []
+
+    def score(rows):
+        asked.extend(rows)
+        return SimpleNamespace(logratios=torch.zeros(2 * len(rows)))
+
+    assert disagreement(score, pairs, manifest, batch=2) is None
+    assert len(asked) == 8
+    assert max(one.distinct_tokens for one in asked) == max(together)
