@@ -32,6 +32,8 @@ class Fingerprint:
     ) -> None:
         left_out = _PLACES | _HABITS
         self._settings = config.model_dump(mode="json", exclude=left_out)
+        # what a setting that is null resolved to: another release may have another default
+        self._resolved = {"learning_rate": config.peak_rate}
         self._chosen = config.model_dump(exclude=left_out, exclude_defaults=True).keys()
         self._inputs = [
             *(
@@ -53,7 +55,7 @@ class Fingerprint:
         """
         settings = {
             name: value
-            for name, value in self._settings.items()
+            for name, value in (self._settings | self._resolved).items()
             if known is None or name in known or name in self._chosen
         }
         text = json.dumps([*self._inputs, settings], sort_keys=True)

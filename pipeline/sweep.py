@@ -50,6 +50,7 @@ _FIXED = ("cache", "output")
 _COMMON = (*_FIXED, "overwrite")
 _TABLE = "sweep.md"
 _FILES = (sweep_record.FILE_NAME, _TABLE)
+_HALF = re.compile(r"\.(reflogp\.json|sweep\.(json|md))\.[0-9a-f]{12}\.tmp")  # of a killed sweep
 _LONGEST_NAME = 100
 
 
@@ -123,6 +124,8 @@ def run_sweep(
         raise InputError(f"no combination can be trained: {problems}")
     common.output.mkdir(parents=True, exist_ok=True)
     write_mark(common.output, Mark(kind="sweep", files=sorted({*old, *_FILES})))
+    for name in filter(_HALF.fullmatch, os.listdir(common.output)):
+        (common.output / name).unlink()
     for number, (run, config) in enumerate(zip(list(runs), configs, strict=True)):
         if config is None:  # told of before the first run starts
             runs[number] = _failed(run, console)

@@ -99,7 +99,8 @@ def require_free_names(output: Path, folder: Path, own: Collection[str], *, kept
             f"--output {output}: reflogp did not write {shown(found)}, and the new result needs "
             "these names or would be loaded with them. Move them away, or give another folder."
         )
-    if folder.is_symlink() or (folder.exists() and _mark(folder) is None and any(entries(folder))):
+    strange = [name for name in entries(folder) if not HALF_MARK.fullmatch(name)]
+    if folder.is_symlink() or (strange and _mark(folder) is None):
         raise InputError(
             f"--output {output}: reflogp did not write {folder.name}, and the run needs this name. "
             "Move it away, or give another folder."
@@ -143,11 +144,12 @@ def working(output: Path, folder: Path, own: Collection[str] = ()) -> Iterator[N
     made = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     with alone(output):
-        for name in filter(HALF_MARK.fullmatch, os.listdir(output)):
-            (output / name).unlink()
         if read_mark(output) is None:
             write_mark(output, Mark(kind="run", files=sorted(own)))
         folder.mkdir(exist_ok=True)
+        for half in (path for place in (output, folder) for path in place.glob(".reflogp.json.*")):
+            if HALF_MARK.fullmatch(half.name):
+                half.unlink()
         if read_mark(folder) is None:
             write_mark(folder, Mark(kind="run"))
         try:

@@ -281,6 +281,9 @@ def test_an_option_that_came_later_does_not_make_an_old_run_stale(cache, output,
     now = Fingerprint(config, inputs, manifest, None)
     edit_record(output, settings=older, fingerprint=now.of(older))
     assert now.of(older) != now.of() == record.fingerprint
+    for rate, same in ((config.peak_rate, True), (1e-3, False)):  # said or by default
+        given = settings(cache, output, learning_rate=rate)
+        assert (Fingerprint(given, inputs, manifest, None).of() == now.of()) is same
     assert standing_run(config, now, mark, console)
     chosen = config.model_copy(update={"layout": "separate"})
     other = Fingerprint(chosen, inputs, manifest, None)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from data_schemas.errors import InputError, ReflogpError
-from data_schemas.ownership import read_mark, require_output
+from data_schemas.ownership import Mark, read_mark, require_output
 from stages.train.switch import commit, finish, ready, switch
 from stages.train.unfinished import (
     alone,
     new_result,
     require_free_names,
+    require_run_output,
     unfinished_folder,
     working,
 )
@@ -108,8 +110,10 @@ def test_the_new_result_replaces_the_old_one_and_nothing_else(stage):
     assert ready(stage) is None
 
 
-def killed_at(output: Path, number: int, moment: str) -> bool:
-    """Put the result in its place in a child that kills itself at a write; whether it did."""
+def killed_at(
+    output: Path, number: int, moment: str, command: Callable[[Path], object] = finish
+) -> bool:
+    """Call `command` in a child that kills itself at a write of its; whether it did."""
 
     def kill(boundary: Boundary) -> None:
         if boundary.number == number:
@@ -117,7 +121,7 @@ def killed_at(output: Path, number: int, moment: str) -> bool:
 
     def child() -> None:
         watch(output, *((kill, _ignore) if moment == "before" else (_ignore, kill)))
-        finish(output)
+        command(output)
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
@@ -297,3 +301,22 @@ def test_a_mark_that_a_kill_left_half_written_is_nobodys_file(tmp_path):
     assert require_output(tmp_path, "run", option="--output") is None
     with working(tmp_path, unfinished_folder(tmp_path, "1" * 64)):
         assert not half.exists()
+
+
+def test_a_kill_while_the_run_makes_its_folders_is_no_obstacle_to_the_next_one(tmp_path):
+    def begin(output: Path) -> None:
+        with working(output, unfinished_folder(output, "1" * 64)):
+            pass
+
+    for number in range(20):
+        output = tmp_path / str(number)
+        killed = killed_at(output, number, "before", begin)
+        assert require_run_output(output) is None or read_mark(output) == Mark(kind="run")
+        require_free_names(output, unfinished_folder(output, "1" * 64), [], kept=True)
+        switch(output, make_result(output, "1" * 64, OLD))
+        assert {name.partition("/")[0] for name in files(output)} == {
+            *OLD, "metrics.jsonl", "checkpoint-6", "reflogp.json",
+        }  # fmt: skip
+        if not killed:
+            return
+    raise AssertionError("it wrote more often than expected")
