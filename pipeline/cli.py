@@ -44,6 +44,7 @@ from pipeline.sweep_table import rows as sweep_rows
 from stages.filter.config import FilterRules
 from stages.plan.config import PlanConfig
 from stages.precompute.config import PrecomputeConfig
+from stages.signals import ending
 from stages.train.config import TrainConfig
 
 
@@ -91,6 +92,9 @@ Varied = Annotated[
         "--set 'loss=[dpo, \"dpo=1,sft=0.2\"]'. In YAML: a section 'sweep', each key with a list.",
     ),
 ]  # fmt: skip
+
+# Of what Typer raises for a command line that it cannot read.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="reflogp",
@@ -358,14 +362,21 @@ def report(
 
 
 def main() -> None:
-    """Run the command; turn the errors that a user can meet into a message and an exit code."""
+    """Run the command; turn signals and what a user can meet into a message and an exit code."""
+    console = TerminalConsole()
     try:
-        app()
+        with ending(console.say):
+            sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        if text := error.format_message():  # none where the help was shown instead
+            command = error.ctx.command_path if error.ctx else "reflogp"
+            console.error(f"{text} See `{command} --help`.")
+        sys.exit(error.exit_code)
     except ReflogpError as error:
-        TerminalConsole().error(str(error))
+        console.error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:  # a disk that is full, a file where a folder should be, no permission
-        TerminalConsole().error(
+        console.error(
             f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its "
             "permissions and the space left, then run the same command again; finished shards "
             "are kept."

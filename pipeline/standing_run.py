@@ -17,7 +17,7 @@ from stages.train.unfinished import files_without_mark, require_run_output
 
 _PLACES = {"cache", "eval_cache", "output", "policy", "adapter"}
 # they do not change the policy that comes out
-_HABITS = {"resume", "keep_checkpoints", "report_to", "report_pairs", "overwrite"}
+_HABITS = {"resume", "keep_checkpoints", "report_to", "report_pairs", "overwrite", "grace_seconds"}
 
 
 class Fingerprint:

@@ -9,10 +9,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
-from multiprocessing import get_context
 from typing import Any
 
 import yaml
@@ -34,6 +31,7 @@ from data_schemas.run_record import RunRecord
 from data_schemas.storage import reach
 from data_schemas.sweep_record import SweepRecord, SweepRun
 from pipeline.checkpoint import start_folders
+from pipeline.child import ChildFailedError, ChildKilledError, call_in_child
 from pipeline.config import build, require_known
 from pipeline.console import TerminalConsole
 from pipeline.run import run_train
@@ -195,12 +193,22 @@ def _checked(
 
 
 def _trained(run: SweepRun, config: TrainConfig, console: Console) -> SweepRun:
-    # A process of its own: its memory is free when it ends.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-        result = processes.submit(_train, config)
-        problem = _problem(result.exception(), console)
-    if problem is None:
-        return run.model_copy(update={"status": "done", "run": result.result()})
+    problem: str
+    try:
+        done = call_in_child(_train, config, config.grace_seconds)
+        return run.model_copy(update={"status": "done", "run": done})
+    except ChildFailedError as error:
+        lines = str(error).splitlines()
+        for line in lines:
+            console.say(line)
+        problem = lines[-1]
+    except ChildKilledError as error:
+        problem = (
+            f"{error}; most often, memory ran out. Lower --batch-size, or set "
+            "--gradient-checkpointing."
+        )
+    except (ReflogpError, OSError) as error:
+        problem = str(error)
     return _failed(run.model_copy(update={"error": problem}), console)
 
 
@@ -211,21 +219,6 @@ def _failed(run: SweepRun, console: Console) -> SweepRun:
 
 def _train(config: TrainConfig) -> RunRecord:
     return run_train(config, TerminalConsole())
-
-
-def _problem(error: BaseException | None, console: Console) -> str | None:
-    """What to say of it."""
-    if error is None:
-        return None
-    if isinstance(error, BrokenProcessPool):
-        return (
-            "its process was killed; most often, memory ran out. Lower --batch-size, or set "
-            "--gradient-checkpointing."
-        )
-    if isinstance(error, ReflogpError | OSError):
-        return str(error)
-    console.say(str(error.__cause__))  # the traceback of the other process
-    return f"{type(error).__name__}: {error}"
 
 
 def folder_name(settings: Mapping[str, Any]) -> str:

@@ -18,7 +18,10 @@ from stages.precompute.plan import PlannedShard
 from stages.precompute.reuse import KnownRows
 from stages.precompute.worker import Done, Worker
 from stages.progress import Console
+from stages.signals import ending, held_back, keeping
 
+_KEPT = "Finished shards are kept, and the same command goes on from there."
+_END_SECONDS = 10.0  # that an engine's process has to give its own processes and memory back
 _PATIENCE_SECONDS = 1.0  # between two looks at whether the engines are still alive
 
 
@@ -35,7 +38,8 @@ def score(job: Job, missing: list[PlannedShard], known: KnownRows, console: Cons
         ReflogpError: an engine does not start, or dies.
     """
     account = Account(job)
-    _way(job, missing)(job, missing, known, account, console)
+    with keeping(lambda: _KEPT):
+        _way(job, missing)(job, missing, known, account, console)
     account.end()
 
 
@@ -79,7 +83,7 @@ def _score_in_processes(
     try:
         for devices in _devices(engines, job.config.tensor_parallel_size):
             process = context.Process(target=_work, args=(job, known, todo, answers))
-            with _environment(devices):
+            with _environment(devices), held_back():
                 process.start()
             processes.append(process)
         console.say(f"scoring with {engines} engines")
@@ -98,11 +102,19 @@ def _score_in_processes(
     finally:
         for process in processes:
             process.terminate()
+        for process in processes:
+            process.join(_END_SECONDS)
+            process.kill()
             process.join()
 
 
 def _work(job: Job, known: KnownRows, todo: Any, answers: Any) -> None:
     """An engine's process: shards out of `todo`, results, progress and errors into `answers`."""
+    with ending(_nobody):
+        _work_until_stopped(job, known, todo, answers)
+
+
+def _work_until_stopped(job: Job, known: KnownRows, todo: Any, answers: Any) -> None:
     try:
         worker = Worker(job, known)
         try:

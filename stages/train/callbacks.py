@@ -6,9 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.progress import Console
+from stages.signals import Stopped, stopping
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
@@ -81,6 +83,32 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Take the bar away."""
         self._shown.close()
+
+
+class StopInTime(TrainerCallback):  # type: ignore[misc]
+    """After a signal, makes a checkpoint of the step and ends the run there.
+
+    The processes agree on the step, whichever of them the signal reached. It must come after
+    SealCheckpoints.
+    """
+
+    _signal = 0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint."""
+        self._signal = stopping()
+        if args.world_size > 1:
+            latest = torch.tensor(self._signal, device=args.device)
+            torch.distributed.all_reduce(latest, op=torch.distributed.ReduceOp.MAX)
+            self._signal = int(latest.item())
+        control.should_save |= self._signal > 0
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        """It is written and sealed."""
+        if self._signal:
+            raise Stopped(self._signal)
 
 
 _SHOWN = {

@@ -151,6 +151,12 @@ class TrainConfig(BaseModel):
     resume: bool = Field(
         True, description="Go on from the last checkpoint of a run with the same settings."
     )
+    grace_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="After SIGTERM, SIGHUP or Ctrl-C, how long the step may take to end and a "
+        "checkpoint to be written; then the run ends without.",
+    )
     stop_grad_norm: float = Field(
         0.0,
         ge=0,

@@ -15,12 +15,13 @@ from data_schemas.errors import InputError, ReflogpError
 from data_schemas.run_record import RunRecord
 from stages.causal_lm import is_mixture
 from stages.progress import Console
+from stages.signals import grace, keeping
 from stages.train.advice.callback import Adviser
 from stages.train.agreement import disagreement
 from stages.train.arguments import training_arguments
 from stages.train.best import BestStep
 from stages.train.cached_rows import Rows, cached_rows, longest, require_fitting
-from stages.train.callbacks import MetricsFile, Progress
+from stages.train.callbacks import MetricsFile, Progress, StopInTime
 from stages.train.card import model_card
 from stages.train.checkpoints import SealCheckpoints, require_room, whole_checkpoints
 from stages.train.guards import DivergedError, Guard
@@ -56,14 +57,15 @@ def train(job: Job, console: Console) -> RunRecord:
     keep_few_kernels()
     arguments = training_arguments(config, dtype, job.folder)
     adviser = Adviser(config, console)
-    with ExitStack() as held:
+    with keeping(lambda: _kept(job)), ExitStack() as held:
         resumed = _prepare(job, arguments, held)
         trainer = _trainer(
-            job, arguments, pairs, evaluated, [adviser, *_callbacks(job, console)], console
+            job, arguments, pairs, evaluated, [adviser, *_callbacks(job, console, held)], console
         )
         _require_agreement(trainer, pairs, job, console)
         if resumed is not None:
             console.say(f"resumed from {resumed}")
+        held.enter_context(grace(config.grace_seconds))
         begin = time.monotonic()
         _run(trainer, resumed, job)
         loop_seconds = time.monotonic() - begin
@@ -175,14 +177,16 @@ def _pairs(job: Job) -> tuple[Rows, Rows | None]:
     return (Subset(pairs, trained), Subset(pairs, evaluated)) if evaluated else (pairs, None)
 
 
-def _callbacks(job: Job, console: Console) -> list[Any]:
-    config = job.config
+def _callbacks(job: Job, console: Console, held: ExitStack) -> list[Any]:
+    config, progress = job.config, Progress(console)
+    held.callback(progress.on_train_end)  # however training ends
     return [
         Guard(config.stop_grad_norm),
         MetricsFile(job.folder / METRICS),
-        Progress(console),
+        progress,
         SealCheckpoints(job.fingerprint),
         BestStep(config.early_stopping, config.early_stopping_threshold),
+        StopInTime(),
     ]
 
 
@@ -230,6 +234,15 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
         ) from error
     if (why := trainer.why_nothing_changed()) is not None:
         raise ReflogpError(f"nothing was trained: {why} No model was written.")
+
+
+def _kept(job: Job) -> str:
+    """For a signal's line: what the same command finds."""
+    if checkpoints := whole_checkpoints(job.folder, job.fingerprint):
+        return f"{checkpoints[-1]} is kept, and the same command goes on from there."
+    if not job.folder.exists():
+        return f"The run had just been finished: {job.config.output} is whole."
+    return "There is no checkpoint yet, and the same command begins again."
 
 
 def _finish(job: Job, result: Path, record: RunRecord) -> None:

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,9 @@ from data_schemas.errors import InputError
 from data_schemas.ownership import read_mark
 from data_schemas.sweep_record import FILE_NAME, SweepRecord
 from pipeline import sweep
+from pipeline.child import ChildFailedError, ChildKilledError, call_in_child
 from pipeline.cli import app
-from pipeline.sweep import Axes, _problem, axes, folder_name, run_sweep
+from pipeline.sweep import Axes, axes, folder_name, run_sweep
 from pipeline.sweep_table import header, rows
 
 
@@ -119,15 +118,14 @@ def test_a_finished_run_does_not_run_again(swept, base, console):
     assert again.runs == swept[0].runs[:1]
 
 
-def test_a_process_that_is_killed_is_a_run_that_failed(console):
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-        killed, broken = processes.submit(os._exit, 9), processes.submit(int, "x")
-        assert "memory" in str(_problem(killed.exception(), console))
-        assert broken.exception() is not None
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-        problem = _problem(processes.submit(int, "x").exception(), console)
-        assert str(problem).startswith("ValueError: invalid literal")
-    assert "Traceback" in console.said[-1]
+def test_a_process_that_is_killed_is_a_run_that_failed():
+    with pytest.raises(ChildKilledError, match="exit code 9"):
+        call_in_child(os._exit, 9, 0)
+    with pytest.raises(ChildFailedError, match=r"Traceback(.|\n)*ValueError: invalid literal"):
+        call_in_child(int, "x", 0)
+    with pytest.raises(FileNotFoundError):
+        call_in_child(os.listdir, "/nowhere", 0)
+    assert call_in_child(abs, -2, 0) == 2
 
 
 def test_a_sweep_is_not_for_torchrun(base, console, monkeypatch):

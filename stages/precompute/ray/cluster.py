@@ -13,6 +13,7 @@ from data_schemas.errors import InputError, ReflogpError
 from data_schemas.location import is_local
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers.choose import Choice, choose
+from stages.signals import listen_again
 
 _ASK_SECONDS = 600  # for the first answer of a node, which the cluster may have to start
 
@@ -57,6 +58,7 @@ def connect(config: PrecomputeConfig) -> None:
             address=config.address, include_dashboard=False, log_to_driver=False,
             logging_level="ERROR",
         )  # fmt: skip
+        listen_again()  # Ray has put a handler of its own in place
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"--address {config.address or os.environ.get('RAY_ADDRESS', '(this machine)')}: no "
