@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_schemas.bounded_parquet import UnsoundError, read_table
 from data_schemas.errors import InputError
 from data_schemas.storage import opened
 
@@ -93,7 +94,9 @@ def unweighted(table: pa.Table) -> pa.Table:
 def read_shard(
     path: Path, columns: list[str] | None = None, content: bytes | None = None
 ) -> pa.Table:
-    """Read a finished shard, or some of its columns.
+    """Read a finished shard, or some of its columns. What the rows hold is not looked at.
+
+    Whoever uses the rows of a sealed cache reads them through data_schemas/sealed_shards.py.
 
     Args:
         path: the file.
@@ -101,33 +104,21 @@ def read_shard(
         content: of the file, where that has been read.
 
     Raises:
-        InputError: the file is missing, is no Parquet, is of another schema version or damaged.
+        InputError: the file is missing, is no Parquet, is of another schema version, damaged, or
+            expands beyond measure.
     """
     try:
-        # each page has a checksum, so a flipped bit is an error and not another number
-        with (
-            io.BytesIO(content) if content is not None else opened(path) as source,
-            pq.ParquetFile(source, page_checksum_verification=True) as file,
-        ):
-            metadata = file.schema_arrow.metadata or {}
-            version = metadata.get(b"reflogp.schema_version", b"none").decode()
-            if version != str(SCHEMA_VERSION):
-                raise InputError(
-                    f"{path}: shard schema version {version}, but this reflogp reads version "
-                    f"{SCHEMA_VERSION}. Run `reflogp precompute` again, or install the reflogp "
-                    "that wrote it."
-                )
-            if not file.schema_arrow.equals(SHARD_SCHEMA):
-                raise InputError(
-                    f"{path}: damaged: its columns are not those of a shard. "
-                    "Run `reflogp precompute` again."
-                )
+        with io.BytesIO(content) if content is not None else opened(path) as source:
+            _require_version(path, source)
             # what only this file says of itself (its origin) is not the table's
-            table = file.read(columns=columns).replace_schema_metadata(_METADATA)
+            table = read_table(source, SHARD_SCHEMA, "shard", columns)
+            table = table.replace_schema_metadata(_METADATA)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: the shard is missing. Run `reflogp precompute` again."
         ) from error
+    except UnsoundError as error:
+        raise InputError(f"{path}: damaged: {error}. Run `reflogp precompute` again.") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InputError(
             f"{path}: not a readable Parquet file ({error}). Run `reflogp precompute` again."
@@ -138,3 +129,19 @@ def read_shard(
             "precompute` again."
         )
     return table
+
+
+def count_tokens(table: pa.Table, column: str) -> int:
+    """How many tokens stand in a column of ids."""
+    return sum(len(chunk.flatten()) for chunk in table.column(column).chunks)
+
+
+def _require_version(path: Path, source: io.BufferedIOBase) -> None:
+    metadata = pq.read_metadata(source).metadata or {}
+    version = metadata.get(b"reflogp.schema_version", b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise InputError(
+            f"{path}: shard schema version {version[:20]}, but this reflogp reads version "
+            f"{SCHEMA_VERSION}. Run `reflogp precompute` again, or install the reflogp that wrote "
+            "it."
+        )

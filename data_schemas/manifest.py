@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import re
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 from data_schemas.atomic import write_text
@@ -14,12 +15,13 @@ from data_schemas.errors import InputError
 from data_schemas.job_record import JobRecord
 from data_schemas.location import is_local
 from data_schemas.record import Count, Record
-from data_schemas.storage import entries, opened, read_bytes
+from data_schemas.storage import entries, opened, read_bytes, require_inside
 from data_schemas.verification import Verification
 
 SCHEMA_VERSION: Literal[3] = 3
 FILE_NAME = "manifest.json"
-_LONGEST_NAME = 255  # in bytes; of every file system in use
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+_MOST_BYTES = 128 << 20  # of a manifest: half a million shards
 
 UNITS = {"paired": "pairs", "unpaired": "unpaired rows"}
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -68,6 +70,9 @@ class Reference(Record):
     adapter_path: str | None = Field(None, description="The folder the adapter was read from.")
     adapter_commit: str | None = Field(None, description="Of `adapter`, where it is on the hub.")
     stop_token_ids: list[int] = Field(description="Ids that end a response, EOS included.")
+    vocabulary: int | None = Field(
+        None, ge=1, le=2**31, description="Every token id is below this. None: not recorded."
+    )
 
 
 class Engine(Record):
@@ -90,7 +95,7 @@ class Source(Record):
     config: str | None = Field(None, description="Of a hub data set: the configuration, if given.")
     split: str
     form: str = Field(description="The input form that was detected.")
-    rows: int = Field(ge=0, description="Rows read, the quarantined ones included.")
+    rows: Count = Field(description="Rows read, the quarantined ones included.")
 
 
 class Shard(Record):
@@ -106,9 +111,8 @@ class Shard(Record):
     @classmethod
     def _plain_name(cls, name: str) -> str:
         # A manifest can come from a stranger: it must not reach outside its own folder.
-        plain = name == Path(name).name and name not in {"", ".", ".."}
-        if not plain or "\\" in name or "\0" in name or len(name.encode()) > _LONGEST_NAME:
-            raise ValueError(f"{name!r} is not a plain file name")
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name[:80]!r} is not a plain file name")
         return name
 
 
@@ -127,7 +131,12 @@ class Counts(Record):
     template_diverged: int = Field(
         ge=0, description="Rows whose template renders the prompt otherwise once it is answered."
     )
-    quarantined_by_reason: dict[str, int]
+    quarantined_by_reason: dict[str, Count]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, each row's prompt counted once."""
+        return self.prompt_tokens + self.chosen_tokens + self.rejected_tokens + self.kl_tokens
 
     @property
     def quarantined(self) -> int:
@@ -144,9 +153,9 @@ class Weights(Record):
     )
     without: Count = Field(0, description="Rows without the last one's measure.")
     zero: Count = Field(description="Rows that weigh nothing.")
-    least: float
-    median: float
-    most: float
+    least: float = Field(ge=0)
+    median: float = Field(ge=0)
+    most: float = Field(ge=0)
     effective_rows: float = Field(
         description="(sum of the weights)^2 / sum of their squares (Kish): so many rows of equal "
         "weight give means as certain."
@@ -167,7 +176,7 @@ class Filtered(Record):
     cache_seal: str = Field(description="The seal of its manifest.")
     cache_rows: Count = Field(description="Rows in it.")
     filter_rules: dict[str, Any] = Field(description="The rules that were given, by name.")
-    dropped_by_reason: dict[str, int] = Field(
+    dropped_by_reason: dict[str, Count] = Field(
         description="Rows that went, each by the first rule it broke. They are in the quarantine."
     )
     weights: Weights | None = Field(None, description="None: all rows count the same.")
@@ -208,6 +217,37 @@ class Manifest(Record):
     filtered: Filtered | None = Field(None, description="None: its rows were scored for it.")
     seal: str = Field("", description="SHA-256 of this file with an empty seal.")
 
+    @field_validator("rules")
+    @classmethod
+    def _usable(cls, rules: dict[str, Any]) -> dict[str, Any]:
+        """The rules that rows are checked against are of the right types."""
+        longest, keep = rules.get("max_length", 2), rules.get("keep", [])
+        if type(longest) is not int or not 2 <= longest < 2**31:
+            raise ValueError("max_length is not a number of tokens")
+        if not isinstance(keep, list) or not all(isinstance(name, str) for name in keep):
+            raise ValueError("keep is not a list of names")
+        return rules
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        names = [record.file for record in (*self.shards, self.quarantine)]
+        if len(set(names)) < len(names):
+            raise ValueError("a file is listed twice")
+        counts = self.counts
+        if not sum(shard.rows for shard in self.shards):
+            raise ValueError("the cache holds no rows")
+        # a row takes more than a byte: its id is a hash of its own
+        if any(shard.rows > shard.bytes for shard in self.shards):
+            raise ValueError("a shard has more rows than bytes")
+        for what, said, found in (
+            ("rows", counts.rows, sum(shard.rows for shard in self.shards)),
+            ("tokens", counts.tokens, sum(shard.tokens for shard in self.shards)),
+            ("quarantined rows", counts.quarantined, self.quarantine.rows),
+        ):
+            if said != found:
+                raise ValueError(f"counts {said} {what}, but its files have {found}")
+        return self
+
     @property
     def unit(self) -> str:
         """What its rows are called."""
@@ -239,7 +279,8 @@ def read(cache: Path) -> Manifest:
     """
     path = cache / FILE_NAME
     try:
-        content = read_bytes(path)
+        require_inside(path)
+        content = read_bytes(path, _MOST_BYTES)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         there = cache.is_dir() if is_local(cache) else bool(entries(cache))
         state = "is not sealed: it has no" if there else "does not exist: no"
@@ -247,6 +288,8 @@ def read(cache: Path) -> Manifest:
             f"{cache}: the cache {state} {FILE_NAME}. Run `reflogp precompute --cache {cache}` "
             "and let it end."
         ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
     try:
         # stricter than json: no NaN, no half surrogate pair, no depth that ends the interpreter
         raw = from_json(content, allow_inf_nan=False)
@@ -299,9 +342,9 @@ def require_intact(path: Path, record: Shard) -> None:
 
 def unreadable(path: Path, error: OSError) -> InputError:
     """The error for a file of a cache that cannot be read."""
-    return InputError(
-        f"{path}: cannot be read ({error.strerror or error}). Run `reflogp precompute` again."
-    )
+    absent = isinstance(error, FileNotFoundError)
+    state = "is missing" if absent else f"cannot be read ({error.strerror or error})"
+    return InputError(f"{path}: the file {state}. Run `reflogp precompute` again.")
 
 
 def require_sha256(path: Path, digest: str, record: Shard) -> None:

@@ -1,10 +1,19 @@
 """Rows that were set aside: none vanishes, each keeps its reason and its text."""
 
 import enum
+from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_schemas.bounded_parquet import UnsoundError, read_batches
+from data_schemas.errors import InputError
+from data_schemas.manifest import Shard, require_intact
+from data_schemas.storage import opened, require_inside
 
 SCHEMA_VERSION = 1
+_BATCH_ROWS = 1_000  # in memory at a time: rows may be long
 
 
 class Reason(enum.StrEnum):
@@ -61,3 +70,32 @@ SCHEMA = pa.schema(
         "reflogp.schema_version": str(SCHEMA_VERSION),
     },
 )  # fmt: skip
+
+
+def batches(path: Path, record: Shard) -> Iterator[pa.RecordBatch]:
+    """The rows of the quarantine of a sealed cache, which may be far larger than memory.
+
+    Args:
+        path: of the file.
+        record: what the manifest says of it.
+
+    Raises:
+        InputError: it is missing, not what was sealed, damaged, or expands beyond measure.
+    """
+    try:
+        require_inside(path)
+        require_intact(path, record)
+        rows = 0
+        with opened(path) as source:
+            for batch in read_batches(source, SCHEMA, "quarantine", _BATCH_ROWS):
+                for name in ("source_row", "line"):
+                    if pc.any(pc.less(batch.column(name), 0)).as_py():
+                        raise InputError(f"{path}: damaged: a {name} is under 0.")
+                rows += batch.num_rows
+                yield batch
+        if rows != record.rows:
+            raise InputError(f"{path}: damaged: it holds {rows} rows, not {record.rows}.")
+    except UnsoundError as error:
+        raise InputError(f"{path}: damaged: {error}.") from error
+    except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error}).") from error

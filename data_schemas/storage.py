@@ -6,14 +6,17 @@ good shard away. So absence is FileNotFoundError or an empty listing; what fails
 a while, and then it is a StorageError, which no one takes for anything else.
 """
 
+import errno
 import io
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,22 +105,32 @@ def entries(folder: Path) -> dict[str, int | None]:
     return found
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int | None = None) -> bytes:
     """The content of a file.
+
+    Args:
+        path: the file.
+        most: bytes that it may have; None: any number.
 
     Raises:
         FileNotFoundError: there is none.
+        OSError: it is no regular file (a device or a pipe can be read without end), or too large.
         StorageError: the store cannot be read.
     """
     if is_local(path):
-        return path.read_bytes()
+        with _opened(path) as file:
+            _require_modest(path, os.fstat(file.fileno()).st_size, most)
+            return file.read()
+
+    if most is not None:
+        _require_modest(path, int(_ask(path, lambda fs, name: fs.info(name)["size"])), most)
     return bytes(_ask(path, lambda fs, name: fs.cat_file(name)))
 
 
 def read_end(path: Path, count: int) -> bytes:
     """The last `count` bytes of a file, or all of a shorter one. Raises as `read_bytes`."""
     if is_local(path):
-        with path.open("rb") as file:
+        with _opened(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - count))
             return file.read()
 
@@ -132,10 +145,42 @@ def read_end(path: Path, count: int) -> bytes:
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """A file open for reading; one in a store is fetched whole first. Raises as `read_bytes`."""
     if is_local(path):
-        with path.open("rb") as file:
+        with _opened(path) as file:
             yield file
     else:
         yield io.BytesIO(read_bytes(path))
+
+
+def require_inside(path: Path) -> None:
+    """Refuse a link that leads out of its folder.
+
+    Those of the Hugging Face hub's own cache, from snapshots into blobs, may.
+
+    Raises:
+        OSError: so it does.
+    """
+    if not is_local(path) or not path.is_symlink():
+        return
+    folder, target = path.parent.resolve(), path.resolve()
+    blobs = [up.parent / "blobs" for up in folder.parents if up.name == "snapshots"]
+    if not any(target.is_relative_to(place) for place in (folder, *blobs)):
+        raise OSError(errno.EPERM, f"it is a link out of its folder, to {target}", str(path))
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """A regular file on disk; to open a pipe must not wait for somebody who writes to it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return open(descriptor, "rb")
+
+
+def _require_modest(path: Path, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and {most:,} at most", str(path))
 
 
 def modified(path: Path) -> float | None:
@@ -195,9 +240,22 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def at_once(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` with several calls at a time: a store answers many as fast as one."""
+    """`map` with several calls at a time: a store answers many as fast as one.
+
+    No more results are waiting to be taken than there are threads.
+    """
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(call, items)
+        try:
+            for item in items:
+                waiting.append(pool.submit(call, item))
+                if len(waiting) == _THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _entries(folder: Path) -> dict[str, int | None]:

@@ -14,6 +14,7 @@ from pipeline.console import quiet_transformers
 from pipeline.fingerprint import tokenizer_input
 from stages.adapter import tokenizer_folder
 from stages.export.form import Form
+from stages.loading import limits_under
 from stages.progress import Console
 
 
@@ -48,7 +49,8 @@ def run_export(
     from stages.export.stage import export
 
     quiet_transformers()
-    return export(cache, manifest, form, tokenizer_folder(checkpoint, top), output, console)
+    limits, tokenizer = limits_under(manifest, checkpoint), tokenizer_folder(checkpoint, top)
+    return export(cache, manifest, limits, form, tokenizer, output, console)
 
 
 def _require_free(output: Path, *, overwrite: bool) -> None:

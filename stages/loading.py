@@ -2,12 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import InputError
+from data_schemas.manifest import Manifest
+from data_schemas.shard_content import Limits, limits_of
 
 _LONGEST = 500
 _NOISE = re.compile(r"^(Traceback \(most recent|File \"|\^+$|[-=]{3,}$)")
@@ -121,6 +124,31 @@ def hub_commit(folder: Path | None) -> str | None:
     """The commit of a folder in the hub's cache, as that names it; None of any other folder."""
     found = folder is not None and folder.parent.name == "snapshots"
     return folder.name if folder and found and _COMMIT.fullmatch(folder.name) else None
+
+
+def vocabulary(checkpoint: Path) -> int | None:
+    """Every token id of a checkpoint is below this; None where its config.json does not say."""
+    return _size(checkpoint, ("vocab_size",))
+
+
+def limits_under(manifest: Manifest, checkpoint: Path) -> Limits:
+    """What the rows of a cache must keep to so that this model can read them, too."""
+    limits = limits_of(manifest)
+    known = vocabulary(checkpoint), _size(checkpoint, ("max_position_embeddings", "n_positions"))
+    return replace(
+        limits,
+        vocabulary=min(limits.vocabulary, known[0] or limits.vocabulary),
+        max_length=min(limits.max_length, known[1] or limits.max_length),
+    )
+
+
+def _size(checkpoint: Path, names: Sequence[str]) -> int | None:
+    """A number of a model's config.json, of the part that is about text if there is one."""
+    config = read_json(checkpoint / "config.json")
+    text = config.get("text_config")
+    places = [text, config] if isinstance(text, dict) else [config]
+    found = (place.get(name) for place in places for name in names)
+    return next((size for size in found if type(size) is int and size > 0), None)
 
 
 def architecture(folder: Path) -> str | None:

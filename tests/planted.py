@@ -83,6 +83,7 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
         "shards": records,
         "quarantine": describe(folder / "quarantine.parquet", rows=0, tokens=0),
         "counts": counts,
+        "source": like.source.model_copy(update={"rows": len(rows)}),
     }
     manifests.write(folder, like.model_copy(update=update))
     return folder

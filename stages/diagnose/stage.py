@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_schemas.cache_shard import read_shard
 from data_schemas.manifest import Manifest
+from data_schemas.sealed_shards import sealed_shard
+from data_schemas.shard_content import limits_of
 from stages.diagnose import statistics
 from stages.diagnose.diagnosis import Diagnosis, Example, Histogram
 from stages.diagnose.findings import findings
@@ -125,7 +126,8 @@ def _with_text(
     for shard in manifest.shards:
         if position < shard.rows:
             names = ["prompt_ids", "chosen_ids", "rejected_ids"]
-            row = read_shard(cache / shard.file, names).slice(position, 1).to_pylist()[0]
+            table = sealed_shard(cache, shard, limits_of(manifest), names)
+            row = table.slice(position, 1).to_pylist()[0]
             prompt, chosen, rejected = (decoder(row[name] or []) for name in names)
             return example.model_copy(
                 update={"prompt": prompt, "chosen": chosen, "rejected": rejected}

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest, Shard
-from data_schemas.storage import at_once
+from data_schemas.sealed_shards import each_shard
 from stages.diagnose.diagnosis import Grouped
 from stages.diagnose.groups import Sums, grouped, sums
 from stages.diagnose.keys import Keys, contradictory, mixed, repeated
@@ -80,23 +79,23 @@ def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) ->
     """Read what is needed of every shard.
 
     Raises:
-        InputError: a shard is missing or damaged.
+        InputError: a shard is missing or damaged, or a row is not sound.
     """
     rows = sum(shard.rows for shard in manifest.shards)
-    if not rows:
-        raise InputError(f"{cache}: the cache holds no rows.")
     every = -(-rows // _MEASURED)
     compared_every = every * -(-rows // (every * _COMPARED))
-    first = np.cumsum([0, *(shard.rows for shard in manifest.shards)]).tolist()
+    ends = np.cumsum([shard.rows for shard in manifest.shards]).tolist()
+    ends_of = {shard.file: end for shard, end in zip(manifest.shards, ends, strict=True)}
     paired = manifest.kind == "paired"
     keeps: list[str] = manifest.rules.get("keep", [])
 
-    def look(numbered: tuple[int, Shard]) -> _Part:
-        start, shard = numbered
-        return _part(cache, shard, start, every, compared_every if paired else 0, keeps)
+    def look(shard: Shard, table: pa.Table) -> _Part:
+        start = ends_of[shard.file] - shard.rows
+        return _part(table, start, every, compared_every if paired else 0, keeps)
 
+    columns = COLUMNS + ["kept"] * bool(keeps)
     parts = []
-    for part in at_once(look, zip(first, manifest.shards, strict=False)):
+    for part in each_shard(cache, manifest, look, columns):
         parts.append(part)
         advance(1)
     keys = np.concatenate([part.keys for part in parts])
@@ -117,15 +116,7 @@ def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) ->
     )  # fmt: skip
 
 
-def _part(
-    cache: Path, shard: Shard, start: int, every: int, compared_every: int, keeps: list[str]
-) -> _Part:
-    table = read_shard(cache / shard.file, COLUMNS + ["kept"] * bool(keeps))
-    if table.num_rows != shard.rows:
-        raise InputError(
-            f"{cache / shard.file}: holds {table.num_rows} rows, the manifest says {shard.rows}. "
-            "Run `reflogp verify`."
-        )
+def _part(table: pa.Table, start: int, every: int, compared_every: int, keeps: list[str]) -> _Part:
     whole = measure(table)
     lots = mixed(np.arange(start, start + table.num_rows, dtype=np.uint64))
     rows = np.flatnonzero(lots % np.uint64(every) == 0)

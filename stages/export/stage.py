@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest, require_intact
+from data_schemas.manifest import Manifest
 from data_schemas.owned_folder import owned_folder
+from data_schemas.sealed_shards import each_shard
+from data_schemas.shard_content import Limits
 from stages.export.card import data_card
 from stages.export.form import Form
 from stages.export.tables import Decode, export_table
@@ -19,13 +20,20 @@ from stages.progress import Console
 
 
 def export(
-    cache: Path, manifest: Manifest, form: Form, tokenizer: Path, output: Path, console: Console
+    cache: Path,
+    manifest: Manifest,
+    limits: Limits,
+    form: Form,
+    tokenizer: Path,
+    output: Path,
+    console: Console,
 ) -> list[Path]:
     """Write the rows of a cache to `output`, whole or not at all.
 
     Args:
         cache: folder or URL of the cache.
         manifest: its manifest.
+        limits: what its rows must keep to.
         form: `parquet`, all that the cache has; `trl`, what TRL's own precompute makes.
         tokenizer: folder of the reference's tokenizer.
         output: a folder on disk that does not exist, is empty, or holds an earlier export alone.
@@ -56,14 +64,8 @@ def export(
         console.track("exporting", count, "shards") as advance,
     ):
         (folder / "data").mkdir()
-        for shard, name in zip(manifest.shards, names, strict=True):
-            require_intact(cache / shard.file, shard)
-            table = read_shard(cache / shard.file)
-            if table.num_rows != shard.rows:
-                raise InputError(
-                    f"{cache / shard.file}: damaged: it holds {table.num_rows} rows, the manifest "
-                    f"says {shard.rows}. Run `reflogp precompute` again."
-                )
+        tables = each_shard(cache, manifest, lambda _, table: table, limits=limits)
+        for table, name in zip(tables, names, strict=True):
             rows = export_table(table, form, decode)
             pq.write_table(rows, folder / "data" / name, compression="zstd", row_group_size=4096)
             advance(1)

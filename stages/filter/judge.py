@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest, Shard, require_intact
-from data_schemas.storage import at_once
+from data_schemas.manifest import Manifest, Shard
+from data_schemas.sealed_shards import each_shard
 from stages.diagnose.keys import Keys, contradictory, repeated
 from stages.diagnose.measures import COLUMNS, Measures, measure
 from stages.filter.config import FilterRules
@@ -93,9 +92,8 @@ def judged(
     marks = _marks(cache, manifest, rules)
     first = 0
     with console.track(what, manifest.counts.rows, "rows") as advance:
-        for shard in manifest.shards:
-            require_intact(cache / shard.file, shard)
-            table = read_shard(cache / shard.file, columns)
+        tables = each_shard(cache, manifest, lambda _, table: table, columns)
+        for table, shard in zip(tables, manifest.shards, strict=True):
             inside = slice(first, first + table.num_rows)
             its = Marks(*(mark[inside] for mark in marks))
             measures = measure(table)
@@ -128,11 +126,14 @@ def require_fitting(cache: Path, manifest: Manifest, rules: FilterRules) -> None
         )
     of_confidence = rules.of_confidence
     if of_confidence is not None and not any(
-        read_shard(cache / shard.file, ["confidence"]).column(0).null_count < shard.rows
-        for shard in manifest.shards
+        each_shard(cache, manifest, _has_confidence, ["confidence"])
     ):
         option = of_confidence.replace("_", "-")
         raise InputError(f"{cache}: --{option}: its rows have no confidence and no scores.")
+
+
+def _has_confidence(shard: Shard, table: pa.Table) -> bool:
+    return bool(table.column("confidence").null_count < shard.rows)
 
 
 def _marks(cache: Path, manifest: Manifest, rules: FilterRules) -> Marks:
@@ -141,10 +142,10 @@ def _marks(cache: Path, manifest: Manifest, rules: FilterRules) -> Marks:
     if not (rules.drop_contradictions or rules.drop_duplicates):
         return Marks(none, none)
 
-    def look(shard: Shard) -> tuple[Keys, NDArray[np.int64]]:
-        found = measure(read_shard(cache / shard.file, COLUMNS))
+    def look(_: Shard, table: pa.Table) -> tuple[Keys, NDArray[np.int64]]:
+        found = measure(table)
         return found.key, found.source_row
 
-    parts = list(at_once(look, manifest.shards))
+    parts = list(each_shard(cache, manifest, look, COLUMNS))
     keys, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Marks(contradictory(keys), repeated(keys, rows))

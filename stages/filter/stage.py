@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_schemas import manifest as manifests
-from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
+from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.manifest import (
     Counts,
@@ -27,8 +27,8 @@ from data_schemas.manifest import (
     Shard,
     Weights,
     missing_files,
-    require_intact,
 )
+from data_schemas.quarantine import batches
 from data_schemas.shard_origin import put_origin, read_origin
 from stages.filter.config import FilterRules
 from stages.filter.judge import judged, require_fitting, trial, weighing
@@ -36,7 +36,7 @@ from stages.precompute.faults import RowFault
 from stages.precompute.folder import claim, short
 from stages.precompute.leftovers import clear_up
 from stages.precompute.quarantine import Quarantine
-from stages.precompute.shards import count_tokens, describe, write_shard
+from stages.precompute.shards import describe, write_shard
 from stages.progress import Console
 
 _COUNTED = ("prompt", *RESPONSES)
@@ -82,9 +82,10 @@ def filter_cache(
     shards: list[Shard] = []
     counts: Counter[str] = Counter()
     aside = output / f"quarantine-{stem}.parquet"
+    record = manifest.quarantine
     with Quarantine(aside, prepare) as quarantine:
         quarantine.take_over(
-            cache / manifest.quarantine.file, manifest.counts.quarantined_by_reason
+            batches(cache / record.file, record), manifest.counts.quarantined_by_reason
         )
         for shard, table, _, wrong, stay in judged(cache, manifest, rules, console):
             _set_aside(quarantine, table, wrong, manifest.source.source)

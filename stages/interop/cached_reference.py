@@ -9,24 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
 from data_schemas.errors import InputError
 from data_schemas.location import location
-from data_schemas.manifest import Manifest, Shard, require_intact
+from data_schemas.manifest import Manifest
+from data_schemas.row_id import content_hash, stored_hashes
+from data_schemas.sealed_shards import each_shard
 from stages.precompute.columns import View, views
-from stages.precompute.row_ids import CONTENT_DIGITS, content_hash, packed
+from stages.precompute.row_ids import packed
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _SIDES = ("chosen", "rejected")
 _SUMS = [f"ref_{side}_logp_sum" for side in _SIDES]
 _LOGPS = [f"ref_{side}_logps" for side in _SIDES]
-_KEY = np.dtype(f"S{CONTENT_DIGITS // 2}")
 
 Keys = NDArray[np.bytes_]
+"""A hash of each row's token ids, S16."""
 
 
 class CachedReference:
@@ -50,12 +50,12 @@ class CachedReference:
         folders = [location(cache) for cache in caches]
         self.caches = [(folder, manifests.read(folder)) for folder in folders]
         _require_fitting(self.caches)
-        keys, values = [np.zeros(0, _KEY)], [np.zeros((0, 2))]
+        keys, values = [], []
         for folder, manifest in self.caches:
-            for shard in manifest.shards:
-                table = _read(folder, shard, ld_alpha)
-                keys.append(_stored_keys(table.column("row_id").combine_chunks()))
-                values.append(_sums(table, ld_alpha))
+            known = each_shard(folder, manifest, lambda _, table: _known(table, ld_alpha))
+            for its_keys, sums in known:
+                keys.append(its_keys)
+                values.append(sums)
         joined = np.concatenate(keys)
         order = np.argsort(joined)
         self._keys = joined[order]
@@ -92,7 +92,7 @@ def row_keys(table: pa.Table, max_length: int | None) -> Keys:
         max_length: most tokens of prompt and response; what is over is cut from the response.
     """
     rows = zip(*(views(table.column(name)) for name in IDS), strict=True)
-    return np.array([content_hash(*map(packed, cut(row, max_length))) for row in rows], _KEY)
+    return np.array([content_hash(*map(packed, cut(row, max_length))) for row in rows], "S16")
 
 
 def cut(
@@ -104,21 +104,9 @@ def cut(
     return (prompt, *(response[:room] for response in responses))
 
 
-def _read(folder: Path, shard: Shard, ld_alpha: float | None) -> pa.Table:
-    require_intact(folder / shard.file, shard)
-    columns = ["row_id", *_SUMS, *(_LOGPS if ld_alpha is not None else [])]
-    table = read_shard(folder / shard.file, columns)
-    if table.num_rows != shard.rows:
-        raise InputError(
-            f"{folder / shard.file}: damaged: it holds {table.num_rows} rows, the manifest says "
-            f"{shard.rows}. Run `reflogp precompute` again."
-        )
-    return table
-
-
-def _stored_keys(row_ids: pa.Array) -> Keys:
-    digits = "".join(pc.utf8_slice_codeunits(row_ids, 0, CONTENT_DIGITS).to_pylist())
-    return np.frombuffer(bytes.fromhex(digits), _KEY)
+def _known(table: pa.Table, ld_alpha: float | None) -> tuple[Keys, NDArray[np.float64]]:
+    """What a shard's rows are known by, and their values."""
+    return stored_hashes(table.column("row_id").combine_chunks()), _sums(table, ld_alpha)
 
 
 def _sums(table: pa.Table, ld_alpha: float | None) -> NDArray[np.float64]:

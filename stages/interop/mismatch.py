@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_schemas.cache_shard import read_shard
 from data_schemas.manifest import Manifest
+from data_schemas.sealed_shards import sealed_shard
+from data_schemas.shard_content import limits_of
 from stages.interop.cached_reference import IDS
 from stages.precompute.columns import views
 
@@ -99,7 +100,8 @@ def _kins(row: Sequence[Ids], caches: Sequence[tuple[Path, Manifest]]) -> Iterat
     flags = [f"{part}_truncated" for part in _PARTS]
     for folder, manifest in caches:
         for shard in manifest.shards:
-            table = read_shard(folder / shard.file, ["source_row", *IDS, *flags])
+            columns = ["source_row", *IDS, *flags]
+            table = sealed_shard(folder, shard, limits_of(manifest), columns)
             rows = zip(*(views(table.column(name)) for name in IDS), strict=True)
             for number, ids in enumerate(rows):
                 if _is_like(row, ids):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
 from data_schemas.quarantine import SCHEMA
-from data_schemas.storage import opened
 from stages.precompute.faults import RowFault
 
 _BATCH_ROWS = 1_000
@@ -82,12 +81,11 @@ class Quarantine:
         if len(self._batch) >= _BATCH_ROWS:
             self._flush()
 
-    def take_over(self, earlier: Path, reasons: Mapping[str, int]) -> None:
+    def take_over(self, earlier: Iterable[pa.RecordBatch], reasons: Mapping[str, int]) -> None:
         """Add the rows of a quarantine file that is closed, which are known by reason."""
         self.reasons.update(reasons)
-        with opened(earlier) as source, pq.ParquetFile(source) as file:
-            for batch in file.iter_batches():
-                self._opened().write_batch(batch)
+        for batch in earlier:
+            self._opened().write_batch(batch)
 
     def summary(self) -> str:
         """`3 rows set aside (empty_response 2, broken_json 1)`."""

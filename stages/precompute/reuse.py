@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from data_schemas.cache_shard import SCORE_FIELDS, SHARD_SCHEMA, read_shard, unweighted
 from data_schemas.errors import InputError
+from data_schemas.row_id import CONTENT_DIGITS, content_keys
+from data_schemas.shard_content import ANY, faults
 from data_schemas.shard_origin import Origin, read_origin
 from data_schemas.storage import at_once, entries
-from stages.precompute.row_ids import CONTENT_DIGITS, content_keys
 
 _SCORES = [field.name for field in SCORE_FIELDS]
 
@@ -63,14 +64,19 @@ class KnownRows:
             planned: rows of PLAN_SCHEMA.
 
         Returns:
-            The known rows as SHARD_SCHEMA, and the others as PLAN_SCHEMA.
+            The known rows as SHARD_SCHEMA, and the others as PLAN_SCHEMA. A row whose scores
+            cannot be right is not known.
         """
         scores, where = self._find(planned.column("row_id").combine_chunks())
         known = planned.take(pa.array(where))
         for name in _SCORES:
             known = known.append_column(SHARD_SCHEMA.field(name), scores.column(name))
-        unknown = np.delete(np.arange(planned.num_rows), where)
-        return unweighted(known), planned.take(pa.array(unknown))
+        known = unweighted(known)
+        sound = np.ones(known.num_rows, bool)
+        for fault in faults(known, ANY):
+            sound &= ~fault.rows
+        unknown = np.delete(np.arange(planned.num_rows), where[sound])
+        return known.filter(pa.array(sound)), planned.take(pa.array(unknown))
 
     def _find(self, wanted: pa.StringArray) -> tuple[pa.Table, NDArray[np.int64]]:
         """Scores of known rows, and their positions in `wanted`."""

@@ -19,11 +19,11 @@ from data_schemas.manifest import (
     Shard,
     Source,
     Timing,
-    file_sha256,
 )
-from data_schemas.quarantine import Reason
+from data_schemas.quarantine import Reason, batches
+from data_schemas.shard_content import Limits
 from data_schemas.verification import Verification
-from stages.loading import hub_commit, quantization
+from stages.loading import hub_commit, quantization, vocabulary
 from stages.precompute.account import accounts
 from stages.precompute.faults import RowFault
 from stages.precompute.finished import Finished, Survey, foreign, survey
@@ -50,7 +50,7 @@ def seal(job: Job, plan: Plan, console: Console) -> Manifest:
     """
     found = survey(job, plan.shards)
     _require_complete(job, plan, found)
-    shards = _checked(job, found.finished, console)
+    shards = _checked(job, plan, found.finished, console)
     problems = sum(len(one.origin.problems) for one in found.finished)
     if not sum(shard.rows for shard in shards):
         raise ReflogpError(
@@ -93,6 +93,7 @@ def _manifest(
             adapter_path=None if job.adapter is None else str(job.adapter),
             adapter_commit=hub_commit(job.adapter if config.adapter else None),
             stop_token_ids=record.stop_token_ids,
+            vocabulary=vocabulary(job.reference),
         ),
         engine=_engine(job, finished),
         source=Source(
@@ -132,17 +133,29 @@ def _require_complete(job: Job, plan: Plan, found: Survey) -> None:
         )
 
 
-def _checked(job: Job, finished: list[Finished], console: Console) -> list[Shard]:
+def _checked(job: Job, plan: Plan, finished: list[Finished], console: Console) -> list[Shard]:
     """The manifest's entries; every shard is read once more, whoever wrote it and when."""
     with console.track("checking", len(finished), "shards") as advance:
         expected = [_expected(job, one) for one in finished]
-        shards, wrong = examine(job.config.cache, expected, advance)
+        shards, wrong = examine(job.config.cache, expected, advance, _limits(job, plan))
     if wrong:
         raise ReflogpError(
             f"{job.config.cache}: the cache is not sealed: {'; '.join(wrong[:_NAMED])}. Delete "
             "what is damaged and run `reflogp precompute` again; the other shards are kept."
         )
     return shards
+
+
+def _limits(job: Job, plan: Plan) -> Limits:
+    """What the rows must keep to: what readers of the cache will hold them to."""
+    return Limits(
+        kind=plan.record.kind,
+        vocabulary=vocabulary(job.reference) or Limits.vocabulary,
+        max_length=job.config.max_length,
+        source_rows=plan.record.rows_read,
+        keep=job.config.keep,
+        most_weight=None,
+    )
 
 
 def _expected(job: Job, one: Finished) -> Shard:
@@ -157,10 +170,13 @@ def _expected(job: Job, one: Finished) -> Shard:
 def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
     """The planned quarantine, and the rows whose scores cannot be right, with their token ids."""
     planned = plan.folder / plan.record.quarantine.file
-    if file_sha256(planned) != plan.record.quarantine.sha256:
-        raise damaged(planned)
     with Quarantine(_quarantine_path(job)) as quarantine:
-        quarantine.take_over(planned, plan.record.quarantined_by_reason)
+        try:
+            quarantine.take_over(
+                batches(planned, plan.record.quarantine), plan.record.quarantined_by_reason
+            )
+        except InputError as error:
+            raise damaged(planned) from error
         for one in finished:
             if not one.origin.problems:
                 continue

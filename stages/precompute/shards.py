@@ -14,6 +14,7 @@ from data_schemas.atomic import atomic_path
 from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, unweighted
 from data_schemas.errors import ReflogpError
 from data_schemas.manifest import Shard
+from data_schemas.shard_content import ROUNDING
 from data_schemas.shard_origin import origin_of, read_origin
 from data_schemas.storage import opened
 from stages.precompute.columns import View, list_column, views
@@ -23,7 +24,6 @@ _REQUESTS_AT_ONCE = 256  # in one call of the engine, between two steps of the p
 # Up to so many responses of a shard, or a quarter of them, are rescored one by one. Where more are
 # wrong the engine is, and not they.
 _FEW = 16
-_ROUNDING = 1e-4  # a log-prob may exceed 0 by this much through the rounding of a log-sum-exp
 _LISTS = [
     f"{f.name}.list.element"
     for f in SHARD_SCHEMA
@@ -108,7 +108,7 @@ def check(
     for i in np.flatnonzero(~np.isfinite(sums)):
         problems.setdefault(int(i), "a log-prob is not finite")
     highest = np.maximum.reduceat(joined, starts)
-    for i in np.flatnonzero(highest > _ROUNDING):
+    for i in np.flatnonzero(highest > ROUNDING):
         problems.setdefault(int(i), f"a log-prob is {highest[i]:.4f}, above 0")
     return sums.tolist(), problems
 
@@ -194,8 +194,3 @@ def describe(path: Path, *, rows: int, tokens: int) -> Shard:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.seek(0, os.SEEK_END)
     return Shard(file=path.name, rows=rows, tokens=tokens, bytes=size, sha256=digest)
-
-
-def count_tokens(table: pa.Table, column: str) -> int:
-    """How many tokens stand in a column of ids."""
-    return sum(len(chunk.flatten()) for chunk in table.column(column).chunks)

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_schemas.cache_shard import RESPONSES
+from data_schemas.cache_shard import RESPONSES, count_tokens
 from data_schemas.shard_origin import Origin, Problem, put_origin
 from stages.precompute.job import Job
 from stages.precompute.plan import PlannedShard, read_plan
 from stages.precompute.reuse import KnownRows, in_planned_order
 from stages.precompute.scorers.choose import start
 from stages.precompute.scorers.protocol import Scorer
-from stages.precompute.shards import count_tokens, score_table, write_shard
+from stages.precompute.shards import score_table, write_shard
 
 
 class Done(NamedTuple):

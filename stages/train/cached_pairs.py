@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_schemas.manifest import Manifest
+from data_schemas.shard_content import Limits
 from stages.train.mapped_cache import MappedCache
 
 _SIDES = ("chosen", "rejected")
@@ -51,22 +52,25 @@ class Pair(NamedTuple):
 class CachedPairs(Dataset[Pair]):
     """The pairs of a cache, by position."""
 
-    def __init__(self, cache: Path, manifest: Manifest, *, tokens: bool = False) -> None:
+    def __init__(
+        self, cache: Path, manifest: Manifest, *, tokens: bool = False, limits: Limits | None = None
+    ) -> None:
         """Check the shards of a sealed cache and map what training reads of them.
 
         Args:
             cache: folder of the cache.
             manifest: its manifest; the cache is paired.
             tokens: read the log-probs of each token too, for `Pair.ref_shared_logps`.
+            limits: what the rows must keep to; None: what the manifest says.
 
         Raises:
-            InputError: a shard is missing or damaged.
+            InputError: a shard is missing or damaged, or a row is not sound.
         """
         if tokens:
             columns = _COLUMNS + _TOKEN_COLUMNS
-            self._rows = MappedCache(cache, manifest, columns, _with_shared_sums)
+            self._rows = MappedCache(cache, manifest, columns, _with_shared_sums, limits)
         else:
-            self._rows = MappedCache(cache, manifest, _COLUMNS)
+            self._rows = MappedCache(cache, manifest, _COLUMNS, limits=limits)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -8,6 +8,7 @@ from torch.utils.data import Subset
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest
+from data_schemas.shard_content import Limits
 from stages.train.cached_pairs import CachedPairs, Pair
 from stages.train.cached_unpaired import CachedUnpaired, Unpaired
 from stages.train.losses.objective import unpaired, uses
@@ -25,17 +26,23 @@ class Rows(Protocol):
 
 
 def cached_rows(
-    cache: Path, manifest: Manifest, losses: Iterable[str]
+    cache: Path, manifest: Manifest, losses: Iterable[str], limits: Limits | None = None
 ) -> CachedPairs | CachedUnpaired:
     """The rows of a cache with what these losses, which fit it, need of them.
 
+    Args:
+        cache: its folder.
+        manifest: its manifest.
+        losses: by name.
+        limits: what the rows must keep to; None: what the manifest says.
+
     Raises:
-        InputError: a shard is missing or damaged.
+        InputError: a shard is missing or damaged, or a row is not sound.
     """
     names = list(losses)
     if unpaired(names):
-        return CachedUnpaired(cache, manifest, kl=uses(names, "kl"))
-    return CachedPairs(cache, manifest, tokens=uses(names, "tokens"))
+        return CachedUnpaired(cache, manifest, kl=uses(names, "kl"), limits=limits)
+    return CachedPairs(cache, manifest, tokens=uses(names, "tokens"), limits=limits)
 
 
 def longest(rows: Rows) -> list[Row]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_schemas.manifest import Manifest
+from data_schemas.shard_content import Limits
 from stages.train.mapped_cache import MappedCache
 
 _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logp_sum",
@@ -43,19 +44,22 @@ class Unpaired(NamedTuple):
 class CachedUnpaired(Dataset[Unpaired]):
     """The rows of an unpaired cache, by position."""
 
-    def __init__(self, cache: Path, manifest: Manifest, *, kl: bool = False) -> None:
+    def __init__(
+        self, cache: Path, manifest: Manifest, *, kl: bool = False, limits: Limits | None = None
+    ) -> None:
         """Check the shards of a sealed cache and map what training reads of them.
 
         Args:
             cache: folder of the cache.
             manifest: its manifest; the cache is unpaired.
             kl: read the KL completions too, which it then has, for `Unpaired.mismatched`.
+            limits: what the rows must keep to; None: what the manifest says.
 
         Raises:
-            InputError: a shard is missing or damaged.
+            InputError: a shard is missing or damaged, or a row is not sound.
         """
         self._kl = kl
-        self._rows = MappedCache(cache, manifest, _COLUMNS + _KL_COLUMNS * kl)
+        self._rows = MappedCache(cache, manifest, _COLUMNS + _KL_COLUMNS * kl, limits=limits)
 
     def __len__(self) -> int:
         return len(self._rows)

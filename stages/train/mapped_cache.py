@@ -5,6 +5,7 @@ row is a few pages away, so the shuffle is over all of them, and what is residen
 to decide.
 """
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest, require_intact
+from data_schemas.manifest import Manifest
+from data_schemas.sealed_shards import each_shard
+from data_schemas.shard_content import Limits
 
 
 class MappedCache:
@@ -27,6 +28,7 @@ class MappedCache:
         manifest: Manifest,
         columns: list[str],
         derived: Callable[[pa.Table], pa.Table] = lambda table: table,
+        limits: Limits | None = None,
     ) -> None:
         """Check the shards of a sealed cache and map what is asked for.
 
@@ -35,29 +37,20 @@ class MappedCache:
             manifest: its manifest.
             columns: what to read of each shard.
             derived: makes of these columns, shard by shard, the ones to keep.
+            limits: what the rows must keep to; None: what the manifest says.
 
         Raises:
-            InputError: a shard is missing or damaged.
+            InputError: a shard is missing or damaged, or a row is not sound.
         """
         self._folder = tempfile.TemporaryDirectory(prefix="reflogp-")
         file = Path(self._folder.name) / "rows.arrow"
-        schema, rows = None, 0
-        with pa.OSFile(str(file), "wb") as sink:
-            writer = None
-            for shard in manifest.shards:
-                require_intact(cache / shard.file, shard)
-                table = derived(read_shard(cache / shard.file, columns).combine_chunks())
-                schema = schema or table.schema
-                writer = writer or pa.ipc.new_file(sink, schema)
+        tables = each_shard(
+            cache, manifest, lambda _, table: derived(table.combine_chunks()), columns, limits
+        )
+        first = next(tables)
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+            for table in itertools.chain([first], tables):
                 writer.write_table(table)
-                rows += table.num_rows
-            if writer is not None:
-                writer.close()
-        if rows != manifest.counts.rows:
-            raise InputError(
-                f"{cache}: the shards hold {rows} rows, the manifest says {manifest.counts.rows}. "
-                "Run `reflogp precompute` again."
-            )
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._ends = np.cumsum([batch.num_rows for batch in batches])

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from data_schemas import scored_pairs
-from data_schemas.cache_shard import read_shard
 from data_schemas.manifest import Manifest
+from data_schemas.sealed_shards import sealed_shard
+from data_schemas.shard_content import limits_of
 from stages.loading import load_saved_tokenizer
 from stages.response_logps import SUM_DTYPE
 from stages.train.cached_pairs import Pair
@@ -104,7 +105,8 @@ def _cached_rows(cache: Path, manifest: Manifest, positions: list[int]) -> list[
     for shard in manifest.shards:
         within = [p - first for p in positions if first <= p < first + shard.rows]
         if within:
-            rows += read_shard(cache / shard.file, _CACHED).take(within).to_pylist()
+            table = sealed_shard(cache, shard, limits_of(manifest), _CACHED)
+            rows += table.take(within).to_pylist()
         first += shard.rows
     return rows
 

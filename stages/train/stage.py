@@ -14,6 +14,7 @@ from data_schemas.atomic import write_text
 from data_schemas.errors import InputError, ReflogpError
 from data_schemas.run_record import RunRecord
 from stages.causal_lm import is_mixture
+from stages.loading import limits_under
 from stages.progress import Console
 from stages.signals import grace, keeping
 from stages.train.advice.callback import Adviser
@@ -165,9 +166,11 @@ def _require_fitting(job: Job) -> None:
 def _pairs(job: Job) -> tuple[Rows, Rows | None]:
     """What is trained on, and what is evaluated on if anything is."""
     config = job.config
-    pairs = cached_rows(config.cache, job.manifest, config.losses)
+    limits = limits_under(job.manifest, job.policy)
+    pairs = cached_rows(config.cache, job.manifest, config.losses, limits)
     if config.eval_cache is not None and job.eval_manifest is not None:
-        return pairs, cached_rows(config.eval_cache, job.eval_manifest, config.losses)
+        limits = limits_under(job.eval_manifest, job.policy)
+        return pairs, cached_rows(config.eval_cache, job.eval_manifest, config.losses, limits)
     trained, evaluated = held_out(pairs, config.eval_fraction, config.seed)
     if not trained:
         raise InputError(

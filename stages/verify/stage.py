@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from data_schemas.cache_shard import RESPONSES, read_shard
+from data_schemas.cache_shard import RESPONSES
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype, Shard
+from data_schemas.sealed_shards import sealed_shard
+from data_schemas.shard_content import Limits
 from data_schemas.verification import Verification
 from stages.adapter import tokenizer_folder
 from stages.causal_lm import is_mixture
-from stages.loading import load_config, load_saved_tokenizer
+from stages.loading import load_config, load_saved_tokenizer, vocabulary
 from stages.memory import lacks_room
 from stages.precompute.columns import views
 from stages.precompute.scorers.protocol import Logps, Request
@@ -51,8 +53,9 @@ def verify(
     Raises:
         InputError: the cache is empty, or a shard cannot be read.
     """
+    limits = Limits(vocabulary=vocabulary(checkpoint) or Limits.vocabulary)
     requests, cached, names = _sample(
-        cache, shards, tokenizer_folder(checkpoint, adapter), sample, seed
+        cache, shards, limits, tokenizer_folder(checkpoint, adapter), sample, seed
     )
     exact = _rescore(requests, checkpoint, adapter, "float32", console, alone=True)
     mixture = is_mixture(load_config(checkpoint))
@@ -90,7 +93,12 @@ def too_large(checkpoint: Path) -> str | None:
 
 
 def _sample(
-    cache: Path, shards: Sequence[Shard], tokenizer_from: Path, sample: int, seed: int
+    cache: Path,
+    shards: Sequence[Shard],
+    limits: Limits,
+    tokenizer_from: Path,
+    sample: int,
+    seed: int,
 ) -> tuple[list[Request], list[Logps], list[tuple[str, str, str]]]:
     """Random rows over all shards: what to rescore, the cached values, and their names."""
     rows = sum(shard.rows for shard in shards)
@@ -107,7 +115,7 @@ def _sample(
         first += shard.rows
         if not len(inside):
             continue
-        table = read_shard(cache / shard.file).take(inside)
+        table = sealed_shard(cache, shard, limits).take(inside)
         prompts = views(table.column("prompt_ids"))
         for side in RESPONSES:
             responses = views(table.column(f"{side}_ids"))

@@ -69,8 +69,8 @@ def test_what_is_serious_comes_first_with_a_command_that_mends_it(found):
 def test_sound_preferences_are_called_sound(cache, console, tmp_path):
     source = np.random.default_rng(0)
     plain = [
-        row([i], source.integers(0, 9999, 20 + source.integers(9)).tolist(),
-            source.integers(0, 9999, 20 + source.integers(9)).tolist(),
+        row([i], source.integers(0, 999, 20 + source.integers(9)).tolist(),
+            source.integers(0, 999, 20 + source.integers(9)).tolist(),
             logps=(-source.uniform(1, 2), -source.uniform(1, 2)), confidence=1.0)
         for i in range(1000)
     ]  # fmt: skip

@@ -126,8 +126,8 @@ def test_what_cannot_be_weighted_by_is_refused(faulty, unpaired, tmp_path, conso
     assert not manifests.is_sealed(tmp_path / "out")
 
 
-@pytest.mark.parametrize("value", [float("nan"), -1.0])
-def test_a_weight_that_is_none_is_damage(pairs, tmp_path, console, value):
+@pytest.mark.parametrize(("value", "what"), [(float("nan"), "is not finite"), (-1.0, "is under 0")])
+def test_a_weight_that_is_none_is_damage(pairs, tmp_path, console, value, what):
     run_filter(pairs, tmp_path, FilterRules(weight_by="similarity"), console)
     manifest = manifests.read(tmp_path)
     shard = manifest.shards[0]
@@ -139,7 +139,7 @@ def test_a_weight_that_is_none_is_damage(pairs, tmp_path, console, value):
     write_shard(table.set_column(place, table.schema.field("weight"), wrong), path)
     other = describe(path, rows=shard.rows, tokens=shard.tokens)
     manifests.write(tmp_path, manifest.model_copy(update={"shards": [other, *manifest.shards[1:]]}))
-    assert run_integrity(tmp_path, console) == [f"{path}: a weight is not finite or is under 0"]
+    assert run_integrity(tmp_path, console) == [f"{path}, row 0: weight {what} (and 1 more row)"]
 
 
 def test_rows_can_be_chosen_by_a_kept_column(cache, tmp_path, console):

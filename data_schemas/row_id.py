@@ -1,0 +1,102 @@
+"""A row's id: a hash of its token ids, so that the same row has the same id in every cache."""
+
+import hashlib
+import struct
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+CONTENT_DIGITS = 32
+"""How much of an id its content decides; what follows only tells copies apart."""
+
+PATTERN = rf"^[0-9a-f]{{{CONTENT_DIGITS}}}(-[1-9][0-9]{{0,17}})?$"
+"""What an id looks like. The second row of the same content ends in -1, the third in -2."""
+
+
+def content_hash(*parts: Any) -> bytes:
+    """BLAKE2b-128 of the token ids of a row, 16 bytes.
+
+    Args:
+        parts: int32 [tokens] each: prompt, chosen, rejected, and the KL completion where the row
+            has one; None for a response that is absent.
+    """
+    content = hashlib.blake2b(digest_size=CONTENT_DIGITS // 2)
+    for part in parts:
+        # the length first, so that [1], [2, 3] and [1, 2], [3] differ; -1 marks what is absent
+        content.update(struct.pack("i", -1 if part is None else len(part)))
+        content.update(part or b"")
+    return content.digest()
+
+
+def content_hashes(parts: list[pa.Array]) -> NDArray[np.bytes_]:
+    """`content_hash` of every row, S16 [rows].
+
+    Args:
+        parts: list<int32> [rows] each: prompt, chosen, rejected, KL completion. A row whose KL
+            completion is null is hashed without one.
+    """
+    lengths = np.stack([pc.fill_null(pc.list_value_length(part), -1).to_numpy() for part in parts])
+    # where each part begins in one buffer of all rows; a length stands before its ids
+    headed = np.ones_like(lengths)
+    headed[3:] = lengths[3:] >= 0
+    sizes = np.maximum(lengths, 0) + headed
+    ends = np.cumsum(sizes.T.ravel()).reshape(sizes.T.shape).T
+    content = np.empty(int(ends[-1, -1]) if ends.size else 0, np.int32)
+    for part, length, head, size, end in zip(parts, lengths, headed, sizes, ends, strict=True):
+        there = head > 0
+        content[(end - size)[there]] = length[there]
+        counts = np.maximum(length, 0)
+        before = np.cumsum(counts) - counts
+        places = np.repeat(end - counts - before, counts) + np.arange(int(counts.sum()))
+        content[places] = part.flatten().to_numpy()
+    view = memoryview(content.view(np.uint8).data)
+    bounds = [0, *(4 * ends[-1]).tolist()]
+    size = CONTENT_DIGITS // 2
+    digests = [
+        hashlib.blake2b(view[start:end], digest_size=size).digest()
+        for start, end in pairwise(bounds)
+    ]
+    return np.frombuffer(b"".join(digests), f"S{size}")
+
+
+def stored_hashes(row_ids: pa.Array) -> NDArray[np.bytes_]:
+    """The content hash in each id, S16 [rows].
+
+    Raises:
+        ValueError: one is no row id.
+    """
+    digits = "".join(pc.utf8_slice_codeunits(row_ids, 0, CONTENT_DIGITS).to_pylist())
+    found = np.frombuffer(bytes.fromhex(digits), f"S{CONTENT_DIGITS // 2}")
+    if len(found) != len(row_ids):
+        raise ValueError("a row id is too short")
+    return found
+
+
+def content_keys(row_ids: pa.Array) -> NDArray[np.uint64]:
+    """The first 64 bits of the content hash in each id, uint64 [rows].
+
+    Raises:
+        ValueError: one is no row id.
+    """
+    digits = "".join(pc.utf8_slice_codeunits(row_ids, 0, 16).to_pylist())
+    keys = np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
+    if len(keys) != len(row_ids):
+        raise ValueError("a row id is too short")
+    return keys
+
+
+def unique_keys(row_ids: pa.Array) -> NDArray[np.uint64]:
+    """A key of each id that is another for another copy of the same content, uint64 [rows].
+
+    Raises:
+        ValueError: one is no row id.
+    """
+    copies = pc.utf8_slice_codeunits(row_ids, CONTENT_DIGITS + 1)
+    texts = pc.if_else(pc.equal(copies, ""), "0", copies)
+    numbers: NDArray[np.uint64] = texts.cast(pa.uint64()).to_numpy()
+    # an odd factor spreads the copies' numbers over all bits; the product wraps around
+    return content_keys(row_ids) ^ (numbers * np.uint64(0x9E3779B97F4A7C15))
