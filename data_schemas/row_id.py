@@ -39,28 +39,28 @@ def content_hashes(parts: list[pa.Array]) -> NDArray[np.bytes_]:
         parts: list<int32> [rows] each: prompt, chosen, rejected, KL completion. A row whose KL
             completion is null is hashed without one.
     """
-    lengths = np.stack([pc.fill_null(pc.list_value_length(part), -1).to_numpy() for part in parts])
-    # where each part begins in one buffer of all rows; a length stands before its ids
-    headed = np.ones_like(lengths)
-    headed[3:] = lengths[3:] >= 0
-    sizes = np.maximum(lengths, 0) + headed
-    ends = np.cumsum(sizes.T.ravel()).reshape(sizes.T.shape).T
-    content = np.empty(int(ends[-1, -1]) if ends.size else 0, np.int32)
-    for part, length, head, size, end in zip(parts, lengths, headed, sizes, ends, strict=True):
-        there = head > 0
-        content[(end - size)[there]] = length[there]
-        counts = np.maximum(length, 0)
-        before = np.cumsum(counts) - counts
-        places = np.repeat(end - counts - before, counts) + np.arange(int(counts.sum()))
-        content[places] = part.flatten().to_numpy()
-    view = memoryview(content.view(np.uint8).data)
-    bounds = [0, *(4 * ends[-1]).tolist()]
+    pieces = [piece for place, part in enumerate(parts) for piece in _pieces(part, place > 2)]
     size = CONTENT_DIGITS // 2
     digests = [
-        hashlib.blake2b(view[start:end], digest_size=size).digest()
-        for start, end in pairwise(bounds)
+        hashlib.blake2b(b"".join(row), digest_size=size).digest()
+        for row in zip(*pieces, strict=True)
     ]
     return np.frombuffer(b"".join(digests), f"S{size}")
+
+
+def _pieces(part: pa.Array, optional: bool) -> tuple[list[bytes], list[memoryview]]:
+    """Of each row the length of a part, as it is hashed, and its ids."""
+    lengths = pc.fill_null(pc.list_value_length(part), -1).to_numpy()
+    ids = memoryview(part.flatten().to_numpy()).cast("B")
+    bounds = [0, *(4 * np.cumsum(np.maximum(lengths, 0), dtype=np.int64)).tolist()]
+    heads = {
+        length: b"" if optional and length < 0 else struct.pack("i", length)
+        for length in np.unique(lengths).tolist()
+    }
+    return (
+        [heads[length] for length in lengths.tolist()],
+        [ids[start:end] for start, end in pairwise(bounds)],
+    )
 
 
 def stored_hashes(row_ids: pa.Array) -> NDArray[np.bytes_]:

@@ -223,7 +223,8 @@ def verify(
     """Is a cache whole, every bit of it? With --sample also: are its numbers the reference's?
 
     Checks checksums, schema, counts, ids, lengths and values of every file. --sample N rescores N
-    rows in float32 and as training does. Exit code 1 if anything is wrong.
+    rows in float32 and as training does. Exit code 2 if the cache is damaged, 1 if its numbers are
+    not the reference's.
     """
     console, folder = TerminalConsole(), location(cache)
     damage = run_integrity(folder, console)
@@ -237,7 +238,9 @@ def verify(
         console.json(dumps({"whole": not damage, "damage": damage, "rescored": found}, indent=2))
     else:
         console.table("", verify_rows(damage, rescored))
-    if damage or (rescored is not None and not rescored.passed):
+    if damage:
+        raise typer.Exit(2)
+    if rescored is not None and not rescored.passed:
         raise typer.Exit(1)
 
 

@@ -124,6 +124,9 @@ def test_a_cache_with_the_scores_of_other_rows_fails_and_names_the_worst(cache, 
         moved = [values * 1.05 for values in views(table.column(field.name)) if values is not None]
         index = table.schema.get_field_index(field.name)
         table = table.set_column(index, field, list_column(moved, field.type))
+        sums = pa.array([values.sum(dtype=np.float64) for values in moved])
+        index = table.schema.get_field_index("ref_chosen_logp_sum")
+        table = table.set_column(index, table.schema.field(index), sums)
         write_shard(table, tmp_path / shard.file)
         shards.append(describe(tmp_path / shard.file, rows=shard.rows, tokens=shard.tokens))
     manifests.write(tmp_path, manifest.model_copy(update={"shards": shards}))

@@ -1,0 +1,98 @@
+"""A sealed cache -> the same with other content, and with checksums, counts and a seal that fit.
+
+Whoever makes a cache up can do that much; so nothing of it may be taken for a sign of sound rows.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas import manifest as manifests
+from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
+from data_schemas.manifest import Manifest
+from data_schemas.row_id import content_hash
+from stages.precompute.row_ids import packed
+from stages.precompute.shards import describe
+
+Row = dict[str, Any]
+Rows = list[Row]
+_PARTS = ("prompt", *RESPONSES)
+
+
+def forge(
+    cache: Path, folder: Path, change: Callable[[Rows], Any], *, shard: int = 0, **manifest: Any
+) -> Path:
+    """Copy `cache` to `folder` and change the rows of one shard.
+
+    Args:
+        cache: sealed.
+        folder: does not exist.
+        change: the rows, in place.
+        shard: which one.
+        manifest: fields of the manifest to replace.
+    """
+    shutil.copytree(cache, folder)
+    path = folder / manifests.read(cache).shards[shard].file
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    schema = SHARD_SCHEMA.with_metadata(table.schema.metadata)
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    reseal(folder, **manifest)
+    return folder
+
+
+def reseal(folder: Path, **update: Any) -> Manifest:
+    """Make the manifest fit whatever is in the folder's shards now."""
+    manifest = manifests.read(folder)
+    shards, totals = [], dict.fromkeys(_PARTS, 0)
+    for one in manifest.shards:
+        table = pq.read_table(folder / one.file)
+        tokens = {part: count_tokens(table, f"{part}_ids") for part in _PARTS}
+        totals = {part: totals[part] + tokens[part] for part in _PARTS}
+        shards.append(describe(folder / one.file, rows=table.num_rows, tokens=sum(tokens.values())))
+    counts = manifest.counts.model_copy(
+        update={"rows": sum(one.rows for one in shards)}
+        | {f"{part}_tokens": count for part, count in totals.items()}
+    )
+    changed = {"shards": shards, "counts": counts} | update
+    return manifests.write(folder, manifest.model_copy(update=changed))
+
+
+def rehash(row: Row) -> None:
+    """Give a row the id that its token ids have now."""
+    ids = [row[f"{part}_ids"] for part in _PARTS]
+    parts = ids if ids[-1] is not None else ids[:-1]
+    row["row_id"] = content_hash(*(None if one is None else packed(one) for one in parts)).hex()
+
+
+def rescore(row: Row, side: str, logp: float = -1.0) -> None:
+    """Give a response log-probs, and a sum, that are right in themselves."""
+    ids = row[f"{side}_ids"]
+    row[f"ref_{side}_logps"] = None if ids is None else [logp] * len(ids)
+    row[f"ref_{side}_logp_sum"] = None if ids is None else logp * len(ids)
+
+
+def with_ids(part: str, ids: Sequence[int] | None, number: int = 0) -> Callable[[Rows], None]:
+    """A change: the token ids of a part of a row, and all else as it then must be."""
+
+    def change(rows: Rows) -> None:
+        rows[number][f"{part}_ids"] = None if ids is None else list(ids)
+        if part != "prompt":
+            rescore(rows[number], part)
+        rehash(rows[number])
+
+    return change
+
+
+def with_value(field: str, value: Any, number: int = 0) -> Callable[[Rows], None]:
+    """A change: one value of a row, and nothing else."""
+
+    def change(rows: Rows) -> None:
+        rows[number][field] = value(rows[number][field]) if callable(value) else value
+
+    return change
