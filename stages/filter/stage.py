@@ -27,6 +27,7 @@ from data_schemas.manifest import (
     Shard,
     Weights,
     missing_files,
+    require_intact,
 )
 from data_schemas.quarantine import batches
 from data_schemas.shard_origin import put_origin, read_origin
