@@ -123,7 +123,8 @@ def standing_run(
         return None
     if record is None:
         return None
-    if record.fingerprint == fingerprint.of(record.settings) and _whole(output, mark):
+    same = record.fingerprint == fingerprint.of(record.settings)
+    if same and _whole(output, mark):
         return record
     unknown = sorted(record.settings.keys() - TrainConfig.model_fields.keys())
     if config.overwrite:
@@ -138,10 +139,10 @@ def standing_run(
             f"--output {output}: reflogp {record.reflogp_version} wrote the run in there, and this "
             f"one cannot read all of its record. {advice}"
         )
-    changed = fingerprint.changed(record.settings)
+    changed = ", ".join(fingerprint.changed(record.settings)) or "cache or policy"
+    why = "files of the model are missing in" if same else f"{changed} changed since"
     console.say(
-        f"stage two: runs again: changed since {output}: {', '.join(changed) or 'cache or policy'}."
-        " What is there stays until the new result is whole"
+        f"stage two: runs again: {why} {output}. What is there stays until the new result is whole"
     )
     return None
 

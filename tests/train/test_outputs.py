@@ -288,8 +288,10 @@ def test_an_option_that_came_later_does_not_make_an_old_run_stale(cache, output,
     chosen = config.model_copy(update={"layout": "separate"})
     other = Fingerprint(chosen, inputs, manifest, None)
     assert standing_run(chosen, other, mark, console) is None
-    assert "changed since" in console.said[-1]
-    assert "layout" in console.said[-1]
+    assert "runs again: layout changed since" in console.said[-1]
+    (output / "adapter_config.json").unlink()
+    assert standing_run(config, now, mark, console) is None
+    assert "files of the model are missing" in console.said[-1]
 
 
 def test_another_kind_of_result_is_replaced_only_when_that_is_asked_for(cache, tmp_path, console):
