@@ -254,7 +254,7 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
             config.cache, shards, job.reference, job.dtype, config.verify_sample, console,
             adapter=job.adapter,
         )  # fmt: skip
-    except (InputError, RuntimeError) as error:  # RuntimeError: a kernel that is not there
+    except (ReflogpError, RuntimeError) as error:  # RuntimeError: a kernel that is not there
         if (kind := quantization(job.reference)) is None:
             raise
         console.warn(f"no rows are verified: transformers cannot run this {kind} model: {error}")

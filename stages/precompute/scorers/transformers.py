@@ -17,7 +17,8 @@ import torch
 
 from data_schemas.errors import ReflogpError
 from stages.adapter import load_adapter
-from stages.causal_lm import load_causal_lm
+from stages.causal_lm import CANNOT_RUN, load_causal_lm
+from stages.loading import cause
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.response_logps import predicting, response_logps
 
@@ -46,6 +47,7 @@ class TransformersScorer:
         self.method = "transformers forward, response tokens only"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_tokens = batch_tokens
+        self._folder = model
         self._model = load_causal_lm(model, getattr(torch, dtype), eager=eager)
         if adapter is not None:
             self._model = load_adapter(self._model, adapter)
@@ -53,10 +55,22 @@ class TransformersScorer:
         self._embeddings = self._model.get_input_embeddings().weight.shape[0]
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
-        """See Scorer.score. A token that the model has no embedding of makes its sequence NaN."""
+        """See Scorer.score. A token that the model has no embedding of makes its sequence NaN.
+
+        Raises:
+            ReflogpError: the model asks for inputs other than text tokens.
+        """
         found = [np.full(len(request.response_ids), np.nan, np.float32) for request in requests]
         for batch in self._batches(requests):
-            scores = self._score_batch([requests[i] for i in batch])
+            try:
+                scores = self._score_batch([requests[i] for i in batch])
+            except RuntimeError:  # of a device that fails or is full
+                raise
+            except CANNOT_RUN as error:
+                raise ReflogpError(
+                    f"{self._folder}: transformers cannot run this {type(self._model).__name__}: "
+                    f"{cause(error)}"
+                ) from error
             for i, logps in zip(batch, scores, strict=True):
                 found[i] = logps
         return found
@@ -68,7 +82,7 @@ class TransformersScorer:
             self._model.set_attn_implementation("eager")
             return [self.score([request])[0] for request in requests]
         except RuntimeError as error:  # what torch raises when a device fails or is full
-            raise ReflogpError(f"a transformers forward failed: {error}") from error
+            raise ReflogpError(f"a transformers forward failed: {cause(error)}") from error
         finally:
             self._model.set_attn_implementation(attention)
 
