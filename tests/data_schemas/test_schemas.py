@@ -14,6 +14,7 @@ from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
 from data_schemas.errors import InputError
 from data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA
 from data_schemas.manifest import Manifest
+from data_schemas.ownership import Mark
 from data_schemas.plan_record import PlanRecord
 from data_schemas.run_record import RunRecord
 from data_schemas.shard_origin import Origin
@@ -41,7 +42,7 @@ def test_every_column_is_documented_in_the_file_itself_and_in_the_readme(schema)
 
 
 def test_every_field_that_is_written_as_json_is_documented():
-    models = (Manifest, RunRecord, PlanRecord, Origin, SweepRecord)
+    models = (Manifest, RunRecord, PlanRecord, Origin, SweepRecord, Mark)
     names = {name for model in models for name in model_fields(model)} | {*quarantine.Reason}
     assert len(names) > 60
     assert [name for name in sorted(names) if f"`{name}`" not in DOCUMENTATION] == []
