@@ -226,6 +226,10 @@ def verify(
     rows in float32 and as training does. Exit code 2 if the cache is damaged, 1 if its numbers are
     not the reference's.
     """
+    if not sample and (reference is not None or adapter is not None or seed):
+        raise InputError(
+            "--reference, --adapter and --seed say how to rescore: give --sample, too."
+        )
     console, folder = TerminalConsole(), location(cache)
     damage = run_integrity(folder, console)
     for problem in damage:
@@ -325,6 +329,8 @@ def export(
 ) -> None:
     """Write a sealed cache as a plain data set, for TRL, pandas, datasets; docs/trl.md."""
     console, folder = TerminalConsole(), location(cache)
+    if public and format != "hub":
+        raise InputError(f"--public is for --format hub; --format {format} writes a folder.")
     if format == "hub":
         address = run_push(folder, output, reference, console, adapter, public=public)
         console.table("", [("data set", address)])
@@ -358,7 +364,9 @@ def report(
 
     Several runs stand side by side. Without a run the page holds the explorer of the loss alone.
     """
-    folders = [] if explorer_only else runs or []
+    if explorer_only and runs:
+        raise InputError(f"--explorer-only: the page is of no run. Leave out {runs[0]}.")
+    folders = runs or []
     console = TerminalConsole()
     for path in run_report(folders, output, png, svg, console):
         console.text(str(path))

@@ -72,6 +72,8 @@ def make_plan(job: Job, console: Console) -> Plan:
     else:
         job.claim()
         _tell_of_shard_tokens(job, plan, console)
+    if plan.record.kind == "paired" and not job.config.kl_completions:
+        console.warn("--no-kl-completions: of no effect, for the data are pairs")
     if plan.record.quarantined_by_reason:
         console.warn(plan.record.quarantine_summary)
     count = len(plan.shards)

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from data_schemas import manifest as manifests
 from data_schemas.errors import InputError
 from pipeline import settle
+from pipeline.cli import app
 from pipeline.config import build
 from pipeline.fingerprint import precompute_inputs
 from pipeline.settle import require_effect, settled_method
@@ -149,6 +151,30 @@ def test_options_of_ray_are_refused_without_it(option):
         build(PrecomputeConfig, base, option)
     found = build(PrecomputeConfig, base, option | {"backend": "ray"})
     assert PrecomputeConfig.model_validate(found.model_dump(mode="json")) == found
+
+
+def test_pairs_have_no_use_for_kl_completions(config, console):
+    inputs = precompute_inputs(Path(config.reference), None, config, TRANSFORMERS, "float32")
+    given = config.model_copy(update={"kl_completions": False})
+    make_plan(Job(given, Path(config.reference), "float32", TRANSFORMERS, inputs), console)
+    assert "--no-kl-completions: of no effect, for the data are pairs" in console.warned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "CACHE", "--reference", "r"], "without --sample"),
+        (["verify", "CACHE", "--seed", "3"], "without --sample"),
+        (["export", "CACHE", "--output", "OUT", "--public"], "--public is for --format hub"),
+        (["report", "RUN", "--explorer-only"], "Leave out RUN"),
+    ],
+)
+def test_options_that_other_commands_would_not_use_are_refused(cache, tmp_path, arguments, message):
+    places = {"CACHE": str(cache), "OUT": str(tmp_path / "out")}
+    done = CliRunner().invoke(app, [places.get(argument, argument) for argument in arguments])
+    assert isinstance(done.exception, InputError)
+    assert message in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("option", ["reference", "adapter", "data", "cache"])
