@@ -227,9 +227,7 @@ def verify(
     not the reference's.
     """
     if not sample and (reference is not None or adapter is not None or seed):
-        raise InputError(
-            "--reference, --adapter and --seed say how to rescore: give --sample, too."
-        )
+        raise InputError("--reference, --adapter and --seed are of no use without --sample.")
     console, folder = TerminalConsole(), location(cache)
     damage = run_integrity(folder, console)
     for problem in damage:
