@@ -12,6 +12,7 @@ import pytest
 from data_schemas import manifest as manifests
 from data_schemas import ownership
 from data_schemas.errors import InputError, ReflogpError
+from data_schemas.manifest import Manifest
 from pipeline.curate import run_filter
 from pipeline.run import (
     require_output_of_both,
@@ -49,9 +50,9 @@ def shorter(settings) -> PrecomputeConfig:
 
 
 @pytest.fixture
-def copy(cache, settings) -> Path:
-    """A sealed cache where `settings` wants its own."""
-    return shutil.copytree(cache, settings.cache)
+def sealed(cache, settings) -> Manifest:
+    """Of the cache that `settings` would make, which is there."""
+    return manifests.read(shutil.copytree(cache, settings.cache))
 
 
 def overwriting(settings: PrecomputeConfig) -> PrecomputeConfig:
@@ -119,11 +120,12 @@ def test_a_foreign_manifest_in_a_marked_folder_is_not_replaced_either(
     assert remembered(settings.cache) == before
 
 
-def test_foreign_files_in_a_cache_outlive_every_command(settings, shorter, console, tmp_path):
-    first = run_precompute(settings, console)
+def test_foreign_files_in_a_cache_outlive_every_command(
+    sealed, settings, shorter, console, tmp_path
+):
     with pytest.MonkeyPatch.context() as patch:
         killed_before_its_seal(shorter, console, patch)
-    digests = [short(first.inputs)]
+    digests = [short(sealed.inputs)]
     digests += [path.name[5:] for path in settings.cache.glob("plan-*")]
     planted = plant(settings.cache, digests)
     before = remembered(settings.cache, planted)
@@ -192,9 +194,8 @@ def test_rows_that_were_never_sealed_stay_unless_the_user_says_otherwise(
 
 
 def test_a_command_that_is_killed_before_it_clears_up_is_finished_by_the_next(
-    settings, shorter, console, monkeypatch
+    sealed, settings, shorter, console, monkeypatch
 ):
-    run_precompute(settings, console)
     with monkeypatch.context() as patch:
         patch.setattr("stages.precompute.seal.clear_up", lambda *_: None)
         run_precompute(shorter, console)
@@ -203,11 +204,12 @@ def test_a_command_that_is_killed_before_it_clears_up_is_finished_by_the_next(
     assert sorted(path.name for path in settings.cache.iterdir()) == file_names(manifest)
 
 
-def test_a_cache_that_is_wanted_again_is_not_cleared_away(settings, shorter, console, monkeypatch):
-    first = run_precompute(settings, console)
+def test_a_cache_that_is_wanted_again_is_not_cleared_away(
+    sealed, settings, shorter, console, monkeypatch
+):
     killed_before_its_seal(shorter, console, monkeypatch)  # names the first as replaced
-    assert run_precompute(settings, console) == first
-    assert run_precompute(overwriting(settings), console) == first
+    assert run_precompute(settings, console) == sealed
+    assert run_precompute(overwriting(settings), console) == sealed
     assert run_integrity(settings.cache, console) == []
 
 
@@ -229,9 +231,8 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize("change", [flip, newer, cut])
 def test_a_scored_cache_that_cannot_be_read_is_not_taken_for_none(
-    commands, settings, console, change, marked
+    commands, sealed, settings, change, marked
 ):
-    run_precompute(settings, console)
     change(settings.cache / manifests.FILE_NAME)
     if not marked:  # as earlier releases left it
         (settings.cache / ownership.FILE_NAME).unlink()
@@ -244,27 +245,22 @@ def test_a_scored_cache_that_cannot_be_read_is_not_taken_for_none(
 
 @pytest.mark.parametrize("change", [flip, newer, cut])
 def test_overwrite_makes_a_manifest_anew_and_scores_nothing_twice(
-    settings, shorter, console, monkeypatch, change
+    sealed, settings, console, monkeypatch, change
 ):
-    first = run_precompute(settings, console)
     names = [path.relative_to(settings.cache) for path in settings.cache.glob("shard-*")]
     shards = remembered(settings.cache, names)
     change(settings.cache / manifests.FILE_NAME)
     with monkeypatch.context() as patch:
         no_engine(patch)
         again = run_precompute(overwriting(settings), console)
-    assert (again.shards, again.quarantine) == (first.shards, first.quarantine)
+    assert (again.shards, again.quarantine) == (sealed.shards, sealed.quarantine)
     assert shards.items() <= remembered(settings.cache).items()
-    change(settings.cache / manifests.FILE_NAME)
-    other = run_precompute(overwriting(shorter), console)  # of other inputs: takes its place
-    assert sorted(path.name for path in settings.cache.iterdir()) == file_names(other)
 
 
 @pytest.mark.parametrize("shard_tokens", [1000, 100_000])
 def test_a_cache_that_is_made_anew_in_other_shards_scores_nothing_twice(
-    settings, console, monkeypatch, shard_tokens
+    sealed, settings, console, monkeypatch, shard_tokens
 ):
-    run_precompute(settings, console)
     before = rows_by_id(settings.cache)
     flip(settings.cache / manifests.FILE_NAME)
     no_engine(monkeypatch)
@@ -276,22 +272,23 @@ def test_a_cache_that_is_made_anew_in_other_shards_scores_nothing_twice(
 
 
 def test_a_cache_that_cannot_be_read_stays_until_the_new_one_is_sealed(
-    settings, shorter, console, monkeypatch
+    sealed, settings, shorter, console, monkeypatch
 ):
-    run_precompute(settings, console)
     newer(settings.cache / manifests.FILE_NAME)
     before = remembered(settings.cache)
-    monkeypatch.setattr(worker, "write_shard", None)
-    with pytest.raises(TypeError):
-        run_precompute(overwriting(shorter), console)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "write_shard", None)
+        with pytest.raises(TypeError):
+            run_precompute(overwriting(shorter), console)
     del before[Path(ownership.FILE_NAME)]
     assert before.items() <= remembered(settings.cache).items()
+    manifest = run_precompute(overwriting(shorter), console)
+    assert sorted(path.name for path in settings.cache.iterdir()) == file_names(manifest)
 
 
-def test_a_cache_of_an_earlier_release_has_no_mark_and_goes_on(settings, shorter, console):
-    first = run_precompute(settings, console)
+def test_a_cache_of_an_earlier_release_has_no_mark_and_goes_on(sealed, settings, shorter, console):
     (settings.cache / ownership.FILE_NAME).unlink()
-    assert run_precompute(settings, console) == first
+    assert run_precompute(settings, console) == sealed
     second = run_precompute(shorter, console)
     assert sorted(path.name for path in settings.cache.iterdir()) == file_names(second)
 
