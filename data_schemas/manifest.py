@@ -14,6 +14,7 @@ from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
 from data_schemas.job_record import JobRecord
 from data_schemas.location import is_local
+from data_schemas.reading import Reading
 from data_schemas.record import Count, Record
 from data_schemas.storage import entries, opened, read_bytes, require_inside
 from data_schemas.verification import Verification
@@ -96,6 +97,9 @@ class Source(Record):
     split: str
     form: str = Field(description="The input form that was detected.")
     rows: Count = Field(description="Rows read, the quarantined ones included.")
+    reading: Reading | None = Field(
+        None, description="What reading them found; None: an earlier release made the cache."
+    )
 
 
 class Shard(Record):

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from data_schemas.atomic import write_text
 from data_schemas.manifest import Inputs, Shard
+from data_schemas.reading import Reading
 from data_schemas.record import SealedRecord
 from data_schemas.storage import read_bytes
 
@@ -26,6 +27,9 @@ class PlanRecord(SealedRecord):
     inputs: Inputs
     kind: Literal["paired", "unpaired"]
     form: str = Field(description="The input form that was detected.")
+    reading: Reading | None = Field(
+        None, description="What reading the preferences found; None: an earlier release made it."
+    )
     rows_read: int = Field(ge=0, description="Rows read, the quarantined ones included.")
     template_diverged: int = Field(ge=0)
     stop_token_ids: list[int]

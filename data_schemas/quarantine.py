@@ -26,6 +26,7 @@ class Reason(enum.StrEnum):
     NULL_FIELD = "null_field"
     WRONG_TYPE = "wrong_type"
     BAD_MESSAGES = "bad_messages"
+    UNSUPPORTED = "unsupported"
     EMPTY_PROMPT = "empty_prompt"
     EMPTY_RESPONSE = "empty_response"
     IDENTICAL_RESPONSES = "identical_responses"
@@ -55,7 +56,8 @@ SCHEMA = pa.schema(
         pa.field("file", pa.string(), nullable=False,
                  metadata={"doc": "The file, or the hub data set, that the row came from."}),
         pa.field("line", pa.int64(), nullable=False,
-                 metadata={"doc": "1-based line of a JSONL file, else 1-based row of the file."}),
+                 metadata={"doc": "1-based line of a JSONL file, else 1-based row of the file; "
+                 "0: not known."}),
         pa.field("reason", pa.string(), nullable=False,
                  metadata={"doc": "One of the reasons listed in data_schemas/quarantine.py."}),
         pa.field("field", pa.string(), nullable=True,

@@ -31,6 +31,10 @@ def cache_rows(cache: Path, manifest: Manifest) -> Rows:
     ]
     if counts.quarantined:
         rows.append(("set aside", _reasons(manifest)))
+    reading = manifest.source.reading
+    if reading is not None:
+        rows.append(("columns", str(reading.columns)))
+        rows += [("note", str(notice)) for notice in reading.notices]
     return rows
 
 

@@ -25,11 +25,13 @@ from data_schemas.manifest import (
     Inputs,
     Manifest,
     Shard,
+    Source,
     Weights,
     missing_files,
     require_intact,
 )
 from data_schemas.quarantine import batches
+from data_schemas.reading import locate
 from data_schemas.shard_origin import put_origin, read_origin
 from stages.filter.config import FilterRules
 from stages.filter.judge import judged, require_fitting, trial, weighing
@@ -89,7 +91,7 @@ def filter_cache(
             batches(cache / record.file, record), manifest.counts.quarantined_by_reason
         )
         for shard, table, _, wrong, stay in judged(cache, manifest, rules, console):
-            _set_aside(quarantine, table, wrong, manifest.source.source)
+            _set_aside(quarantine, table, wrong, manifest.source)
             kept = table.take(pa.array(stay))
             if found is not None:
                 some = slice(counts["rows"], counts["rows"] + len(stay))
@@ -118,16 +120,18 @@ def filter_cache(
 
 
 def _set_aside(
-    quarantine: Quarantine, table: pa.Table, wrong: dict[int, RowFault], source: str
+    quarantine: Quarantine, table: pa.Table, wrong: dict[int, RowFault], source: Source
 ) -> None:
+    parts = source.reading.parts if source.reading else []
     ids, numbers = table.column("row_id"), table.column("source_row")
     for row, fault in sorted(wrong.items()):
         number = numbers[row].as_py()
+        file, line = locate(parts, number, source.source)
         quarantine.add(
             fault,
             source_row=number,
-            file=source,
-            line=number + 1,
+            file=file,
+            line=line,
             row={"row_id": ids[row].as_py()},
         )
 

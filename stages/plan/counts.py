@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_schemas.errors import InputError
 from stages.plan.config import PlanConfig
-from stages.precompute.planning import load_tokenizer
+from stages.precompute.planning import load_tokenizer, tell
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.rows import Rows
 from stages.precompute.scorers.shared_beginnings import common_length
@@ -56,7 +56,7 @@ class Counts:
 def count(
     config: PlanConfig, reference: Path, console: Console, adapter: Path | None = None
 ) -> Counts:
-    """Tokenize the rows of `config`, or every so-manieth of them, exactly as stage one would.
+    """Tokenize the rows of `config`, or every n-th of them, exactly as stage one would.
 
     Raises:
         InputError: the data or the tokenizer cannot be used, or no row of the sample can.
@@ -75,6 +75,9 @@ def count(
             raise InputError(
                 f"{config.data}: not one of {rows.read} rows can be used: {aside.summary()}."
             )
+    tell(rows.reading(), console)
+    if aside.reasons:
+        console.warn(aside.summary())
     figures = np.array(measured)
     read = read or rows.read
     scale = read / rows.read

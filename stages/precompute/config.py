@@ -9,7 +9,7 @@ from stages.assignments import Arguments, Columns, Names
 from stages.precompute.crew import crew
 from stages.precompute.share import share
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Goes up with every change to the code that can give other rows or ids for the same input."""
 
 SCORING_VERSION = 1
@@ -62,7 +62,14 @@ class DataConfig(BaseModel):
     split: str = Field("train", description="Which split of a hub data set or of a folder.")
     columns: Columns = Field(
         default_factory=dict,
-        description="Your columns under the standard names: prompt=question,chosen=good,...",
+        description="Your columns under the standard names: prompt=question,chosen=good,... A plus "
+        "sign joins columns of text: prompt=instruction+input.",
+    )
+    ignore: Names = Field(
+        default_factory=tuple,
+        description="Columns that are left out although they may belong to the prompt: "
+        "system,tools,... If chosen and rejected begin with the prompt, name the other columns "
+        "of text here.",
     )
     keep: Names = Field(
         default_factory=tuple,
@@ -204,7 +211,8 @@ class PrecomputeConfig(DataConfig):
             "split", "columns", "min_confidence", "max_length", "truncate", "kl_completions"
         }  # fmt: skip
         # what is not given leaves the fingerprint of caches that were made before it was an option
-        more: dict[str, Any] = {"keep": list(self.keep)} if self.keep else {}
+        lists = {"keep": list(self.keep), "ignore": list(self.ignore)}
+        more: dict[str, Any] = {name: value for name, value in lists.items() if value}
         if self.data_config is not None:
             more["data_config"] = self.data_config
         return {"version": RULES_VERSION, **self.model_dump(include=names), **more}

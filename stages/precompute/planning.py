@@ -12,6 +12,7 @@ from data_schemas import plan_record
 from data_schemas.errors import InputError
 from data_schemas.manifest import Shard
 from data_schemas.plan_record import PlanRecord
+from data_schemas.reading import Reading
 from data_schemas.storage import entries, require_space
 from stages.adapter import tokenizer_folder
 from stages.loading import load_config, load_saved_tokenizer
@@ -74,6 +75,8 @@ def make_plan(job: Job, console: Console) -> Plan:
         _tell_of_shard_tokens(job, plan, console)
     if plan.record.kind == "paired" and not job.config.kl_completions:
         console.warn("--no-kl-completions: of no effect, for the data are pairs")
+    if plan.record.reading is not None:
+        tell(plan.record.reading, console)
     if plan.record.quarantined_by_reason:
         console.warn(plan.record.quarantine_summary)
     count = len(plan.shards)
@@ -92,6 +95,13 @@ def _tell_of_shard_tokens(job: Job, plan: Plan, console: Console) -> None:
         console.warn(
             f"--shard-tokens {wanted}: of no effect, for {plan.folder} was made with {was}"
         )
+
+
+def tell(reading: Reading, console: Console) -> None:
+    """Say which columns were used as what, and what is worth knowing of the rows."""
+    console.say(f"columns: {reading.columns}")
+    for notice in reading.notices:
+        console.warn(str(notice))
 
 
 def find_plan(folder: Path) -> Plan | None:
@@ -160,6 +170,7 @@ def _write(job: Job, console: Console) -> Plan:
         inputs=job.inputs,
         kind="paired" if rows.form.paired else "unpaired",
         form=rows.form.name,
+        reading=rows.reading(),
         rows_read=rows.read,
         template_diverged=tokenizer.template_diverged,
         stop_token_ids=stops,

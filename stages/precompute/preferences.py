@@ -9,20 +9,29 @@ conversations differ before their last turn, the row is set aside; TRL would tak
 the common beginning as the response, later questions of the user included.
 """
 
-import os
-import re
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
 from stages.precompute import fields
 from stages.precompute.faults import RowFault
-from stages.precompute.fields import Content, Message
+from stages.precompute.labels import is_good
+from stages.precompute.messages import (
+    Content,
+    Message,
+    content,
+    is_empty,
+    require_unicode,
+    same_turns,
+)
+from stages.precompute.whole_texts import split_texts
 
 _CONVERSATION = ("messages", "conversations", "conversation")
-_TURN, _USER_TURN = "\n\nAssistant:", "\n\nHuman:"
+PROMPT_NAMES = ("question", "instruction", "query", "input", "context")
+"""Common names of a prompt's column. They are proposed, never assumed."""
 COLUMNS = {"prompt", "chosen", "rejected", "completion", "label", "system", "confidence"}.union(
     _CONVERSATION, *fields.SCORES
 )
@@ -39,6 +48,12 @@ class Preference:
 
     All of `prompt`, `chosen` and `rejected` are text, or all are lists of messages with `role` and
     `content`; each response is one assistant turn.
+
+    Attributes:
+        rejected_prompt: the messages before the rejected response, where their other keys (ids,
+            ratings, ...) differ from the prompt's; the chat template decides whether that makes
+            another prompt.
+        bad_score: what is wrong with its scores, where there are some that cannot be read.
     """
 
     source_row: int
@@ -46,9 +61,20 @@ class Preference:
     chosen: Content | None
     rejected: Content | None
     confidence: float | None = None
+    rejected_prompt: Content | None = None
+    bad_score: RowFault | None = None
 
 
-Reader = Callable[[Mapping[str, Any]], tuple[Content, Content | None, Content | None]]
+class _Parts(NamedTuple):
+    """The contents of a Preference."""
+
+    prompt: Content
+    chosen: Content | None
+    rejected: Content | None
+    rejected_prompt: Content | None = None
+
+
+Reader = Callable[[Mapping[str, Any]], _Parts]
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,11 @@ class Form:
     name: str
     paired: bool
     reader: Reader
+
+    @property
+    def columns(self) -> list[str]:
+        """The standard names of the columns that make it."""
+        return self.name.split("+")
 
 
 def detect(columns: set[str]) -> Form | None:
@@ -81,10 +112,13 @@ def detect(columns: set[str]) -> Form | None:
 
 def no_form(columns: set[str], where: str) -> InputError:
     """The error for columns that make no form."""
+    question = next((name for name in PROMPT_NAMES if name in columns), None)
+    example = "prompt=question,chosen=good,rejected=bad"
+    if question and detect(columns | {"prompt"}):
+        example = f"prompt={question}"
     return InputError(
         f"{where}: the columns {', '.join(sorted(columns)) or '(none)'} make no known input form. "
-        f"Known: {FORMS_HELP}. Name yours with --columns, for example "
-        "--columns prompt=question,chosen=good,rejected=bad."
+        f"Known: {FORMS_HELP}. Name yours with --columns, for example --columns {example}."
     )
 
 
@@ -94,68 +128,83 @@ def normalize(row: Mapping[str, Any], form: Form, source_row: int) -> Preference
     Raises:
         RowFault: the row cannot be used.
     """
-    prompt, chosen, rejected = form.reader(row)
-    if not fields.text(prompt).strip():
-        raise RowFault(Reason.EMPTY_PROMPT, "prompt", "the prompt is empty")
-    for field, response in (("chosen", chosen), ("rejected", rejected)):
-        if response is not None and not fields.text(response).strip():
+    parts = form.reader(row)
+    if is_empty(parts.prompt):
+        alone = "; chosen and rejected hold only the response: name the prompt with --columns"
+        why = f"the prompt is empty{alone * (form.name == 'chosen+rejected')}"
+        raise RowFault(Reason.EMPTY_PROMPT, "prompt", why)
+    for field, response in (("chosen", parts.chosen), ("rejected", parts.rejected)):
+        if response is not None and is_empty(response):
             column = next(name for name in (field, "completion", *_CONVERSATION) if name in row)
             raise RowFault(Reason.EMPTY_RESPONSE, column, f"the response in {column!r} is empty")
-    if chosen == rejected:
+    if parts.chosen == parts.rejected:
         raise RowFault(Reason.IDENTICAL_RESPONSES, "chosen", "chosen and rejected are the same")
-    for field, content in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        fields.require_unicode(field, content)
-    return Preference(source_row, prompt, chosen, rejected, fields.confidence(row))
+    for field in ("prompt", "chosen", "rejected"):
+        require_unicode(field, getattr(parts, field))
+    score, bad_score = _score(row)
+    return Preference(
+        source_row, parts.prompt, parts.chosen, parts.rejected, score, parts.rejected_prompt,
+        bad_score,
+    )  # fmt: skip
 
 
-def _explicit(row: Mapping[str, Any], prompt_field: str) -> tuple[Content, Content, Content]:
-    prompt = fields.content(row, prompt_field)
-    chosen, rejected = fields.content(row, "chosen"), fields.content(row, "rejected")
+def _score(row: Mapping[str, Any]) -> tuple[float | None, RowFault | None]:
+    """The confidence, and what is wrong with it: scores matter only to those who ask for them."""
+    try:
+        return fields.confidence(row), None
+    except RowFault as fault:
+        return None, fault
+
+
+def _explicit(row: Mapping[str, Any], prompt_field: str) -> _Parts:
+    prompt = content(row, prompt_field)
+    chosen, rejected = content(row, "chosen"), content(row, "rejected")
     if all(isinstance(part, str) for part in (prompt, chosen, rejected)):
-        return prompt, chosen, rejected
+        return _Parts(prompt, chosen, rejected)
     messages = _with_system(row, _as_messages(prompt, "user"))
-    return (
+    return _Parts(
         messages,
         _one_turn("chosen", _after_prompt(messages, _as_messages(chosen, "assistant"))),
         _one_turn("rejected", _after_prompt(messages, _as_messages(rejected, "assistant"))),
     )
 
 
-def _implicit(row: Mapping[str, Any]) -> tuple[Content, Content, Content]:
-    chosen, rejected = fields.content(row, "chosen"), fields.content(row, "rejected")
+def _implicit(row: Mapping[str, Any]) -> _Parts:
+    chosen, rejected = content(row, "chosen"), content(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        return _split_texts(chosen, rejected)
+        return _Parts(*split_texts(chosen, rejected))
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise RowFault(
             Reason.WRONG_TYPE, "chosen", "one of chosen and rejected is text, the other messages"
         )
-    if chosen[:-1] != rejected[:-1]:
+    if not same_turns(chosen[:-1], rejected[:-1]):
         raise RowFault(
             Reason.PROMPTS_DIFFER, "chosen", "the two conversations differ before their last turn"
         )
-    return (
+    other = None if chosen[:-1] == rejected[:-1] else _with_system(row, rejected[:-1])
+    return _Parts(
         _with_system(row, chosen[:-1]),
         _one_turn("chosen", chosen[-1:]),
         _one_turn("rejected", rejected[-1:]),
+        other,
     )
 
 
-def _completion(row: Mapping[str, Any]) -> tuple[Content, Content | None, Content | None]:
-    prompt, completion = fields.content(row, "prompt"), fields.content(row, "completion")
+def _completion(row: Mapping[str, Any]) -> _Parts:
+    prompt, completion = content(row, "prompt"), content(row, "completion")
     if not (isinstance(prompt, str) and isinstance(completion, str)):
         prompt = _with_system(row, _as_messages(prompt, "user"))
         answer = _after_prompt(prompt, _as_messages(completion, "assistant"))
         completion = _one_turn("completion", answer)
-    return (prompt, completion, None) if fields.label(row) else (prompt, None, completion)
+    return _Parts(prompt, completion, None) if is_good(row) else _Parts(prompt, None, completion)
 
 
-def _labelled(row: Mapping[str, Any], field: str) -> tuple[Content, Content | None, Content | None]:
-    messages = fields.content(row, field)
+def _labelled(row: Mapping[str, Any], field: str) -> _Parts:
+    messages = content(row, field)
     if isinstance(messages, str):
         raise RowFault(Reason.WRONG_TYPE, field, f"{field!r} is text, not messages")
-    prompt = _with_system(row, messages[:-1])
-    response = _one_turn(field, messages[-1:])
-    return (prompt, response, None) if fields.label(row) else (prompt, None, response)
+    prompt, response = _with_system(row, messages[:-1]), _one_turn(field, messages[-1:])
+    return _Parts(prompt, response, None) if is_good(row) else _Parts(prompt, None, response)
 
 
 def _as_messages(content: Content, role: str) -> list[Message]:
@@ -165,15 +214,26 @@ def _as_messages(content: Content, role: str) -> list[Message]:
 def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
     """ShareGPT data keeps the system message in a column of its own."""
     system = row.get("system")
-    if isinstance(system, str) and system and not any(m["role"] == "system" for m in messages):
-        return [{"role": "system", "content": system}, *messages]
-    return messages
+    if system is None or (isinstance(system, float) and math.isnan(system)):  # an empty CSV cell
+        return messages
+    if not isinstance(system, str):
+        raise RowFault(Reason.WRONG_TYPE, "system", "'system' is not text")
+    own = [m["content"] for m in messages if m["role"] == "system"]
+    if not system.strip() or system.strip() in map(str.strip, own):
+        return messages
+    if own:
+        raise RowFault(
+            Reason.BAD_MESSAGES,
+            "system",
+            "the column 'system' and the system message differ; --ignore system takes the message",
+        )
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _after_prompt(prompt: list[Message], response: list[Message]) -> list[Message]:
     """A response that is a whole conversation, less the prompt it begins with."""
     for beginning in (prompt, [m for m in prompt if m["role"] != "system"]):
-        if beginning and response[: len(beginning)] == beginning:
+        if beginning and same_turns(response[: len(beginning)], beginning):
             return response[len(beginning) :]
     return response
 
@@ -190,33 +250,3 @@ def _one_turn(field: str, messages: list[Message]) -> list[Message]:
             f"roles are {', '.join(roles[:5])}",
         )
     return messages
-
-
-def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split two whole texts into prompt, chosen and rejected.
-
-    The prompt of transcripts is all up to the last assistant turn; that of other texts their common
-    beginning, up to the end of a word, so that a tokenizer sees whole words in both responses.
-    """
-    if _TURN in chosen and _TURN in rejected:
-        cut = chosen.rindex(_TURN) + len(_TURN)
-        if chosen[:cut] != rejected[: rejected.rindex(_TURN) + len(_TURN)]:
-            raise RowFault(
-                Reason.PROMPTS_DIFFER, "chosen", "the two dialogues differ before their last turn"
-            )
-        for field, response in (("chosen", chosen[cut:]), ("rejected", rejected[cut:])):
-            if _USER_TURN in response:
-                raise RowFault(
-                    Reason.BAD_MESSAGES, field, f"the dialogue in {field!r} ends in a user's turn"
-                )
-    else:
-        common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - of texts, not paths
-        word = re.search(r"\S(?=\s+\S*\Z)", common)
-        if word is None:
-            raise RowFault(
-                Reason.EMPTY_PROMPT,
-                "chosen",
-                "there is no prompt: chosen and rejected do not begin with the same words",
-            )
-        cut = word.end()
-    return chosen[:cut], chosen[cut:], rejected[cut:]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
 from data_schemas.quarantine import SCHEMA
+from data_schemas.reading import place
 from stages.precompute.faults import RowFault
 
 _BATCH_ROWS = 1_000
@@ -65,7 +66,7 @@ class Quarantine:
     def add(self, fault: RowFault, *, source_row: int, file: str, line: int, row: Any) -> None:
         """Set one row aside. `row` is kept as JSON, or as it is if it is text."""
         self.reasons[str(fault.reason)] += 1
-        self.first = self.first or f"{file}, row {line}: {fault.detail}"
+        self.first = self.first or f"{place(file, line)}: {fault.detail}"
         text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
         self._batch.append(
             {

@@ -7,11 +7,15 @@ from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
+from data_schemas.reading import Reading, Remark, Whereabouts, numbered
+from stages.precompute.column_use import ColumnUse
 from stages.precompute.config import DataConfig
 from stages.precompute.faults import RowFault
 from stages.precompute.fields import as_text
 from stages.precompute.kl_completions import with_kl_completions
-from stages.precompute.preferences import COLUMNS, Form, Preference, detect, no_form, normalize
+from stages.precompute.labels import Labels
+from stages.precompute.notices import Notices
+from stages.precompute.preferences import Form, Preference, detect, no_form, normalize
 from stages.precompute.quarantine import Quarantine
 from stages.precompute.sources import RawRow, read_source
 from stages.precompute.tokenize import TokenizedRow, Tokenizer
@@ -29,11 +33,15 @@ class Rows:
     """
 
     form: Form
+    _labels: Labels
 
     def __init__(self, config: DataConfig, quarantine: Quarantine) -> None:
         self.read = 0
         self._config = config
         self._quarantine = quarantine
+        self._columns = ColumnUse(config)
+        self._notices = Notices()
+        self._whereabouts = Whereabouts()
 
     def tokenized(
         self, tokenizer: Tokenizer, advance: Callable[[float], None], every: int = 1
@@ -43,10 +51,11 @@ class Rows:
         Args:
             tokenizer: with the rules.
             advance: told of each row.
-            every: take each so-manieth row only.
+            every: read every n-th row only.
 
         Raises:
-            InputError: the source cannot be read, is empty, or its columns make no known form.
+            InputError: the source cannot be read, is empty, its columns make no known form or
+                would be ignored, or it lost all rows of one label.
         """
         source = read_source(*self._config.source())
         raw_rows = itertools.islice(source, 0, None, every)
@@ -56,6 +65,17 @@ class Rows:
         if self._config.kl_completions and not self.form.paired:
             usable = with_kl_completions(usable, self._config.max_length)
         yield from usable
+        if not self.form.paired and every == 1:
+            self._labels.require_both()
+
+    def reading(self) -> Reading:
+        """What became of the columns, and what is worth knowing of the rows, read so far."""
+        parts = self._whereabouts.parts
+        return Reading(
+            columns=self._columns.record(self.form),
+            notices=self._notices.records(parts),
+            parts=parts,
+        )
 
     def _usable(
         self, raw_rows: Iterator[RawRow], tokenizer: Tokenizer, advance: Callable[[float], None]
@@ -64,7 +84,7 @@ class Rows:
             self.read += len(some)
             preferences = [self._normalized(raw) for raw in some]
             usable = [found for found in preferences if isinstance(found, Preference)]
-            rows = iter(tokenizer.many(usable))
+            rows = iter(tokenizer.many(usable, self._notices))
             for raw, preference in zip(some, preferences, strict=True):
                 advance(1)
                 found = next(rows) if isinstance(preference, Preference) else preference
@@ -76,10 +96,9 @@ class Rows:
                         line=raw.line,
                         row=raw.text if raw.data is None else raw.data,
                     )
-                elif self._config.keep:
-                    yield replace(found, kept=self._kept(raw))
-                else:
-                    yield found
+                    continue
+                self._labels.use(good=found.chosen_ids is not None)
+                yield replace(found, kept=self._kept(raw)) if self._config.keep else found
 
     def _detect(self, head: list[RawRow]) -> Form:
         if not head:
@@ -90,46 +109,38 @@ class Rows:
         if not tables:
             broken = head[0].fault
             raise InputError(
-                f"{head[0].file}: none of the first {len(head)} rows can be read; line "
-                f"{head[0].line}: {broken.detail if broken else 'empty'}. Check --data."
+                f"{head[0].file}: none of the first {len(head)} rows can be read; "
+                f"{numbered(head[0].file, head[0].line)}: {broken.detail if broken else 'empty'}. "
+                "Check --data."
             )
-        self._check_columns(set().union(*tables))
-        forms = (detect(set(self._standard(row))) for row in tables)
-        form = next((form for form in forms if form is not None), None)
+        for row in tables:
+            self._columns.see(row)
+        self._columns.require(self._all_columns(set().union(*tables)))
+        form = detect(self._columns.standard_names())
         if form is None:
-            raise no_form(set(tables[0]), self._config.data)
+            raise no_form(set().union(*tables), self._config.data)
+        rows = [row for row in map(self._standard, tables) if row is not None]
+        self._columns.require_some_supported(rows)
+        self._labels = Labels(self._config.data, rows)
         return form
 
-    def _check_columns(self, there: set[str]) -> None:
-        for standard, column in self._config.columns.items():
-            where = f"{self._config.data}: --columns {standard}={column}"
-            if standard not in COLUMNS:
-                raise InputError(
-                    f"{where}: {standard!r} is no standard name; those are "
-                    f"{', '.join(sorted(COLUMNS))}."
-                )
-            if column not in there:
-                raise InputError(
-                    f"{where}: there is no column {column!r}; there are {', '.join(sorted(there))}."
-                )
-        for column in self._config.keep:
-            if column not in there:
-                raise InputError(
-                    f"{self._config.data}: --keep {column}: there is no column {column!r}; there "
-                    f"are {', '.join(sorted(there))}."
-                )
+    def _standard(self, table: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            return self._columns.standard(table)
+        except RowFault:
+            return None
+
+    def _all_columns(self, there: set[str]) -> set[str]:
+        """The columns of the first rows, or of all if options name one that is not among them."""
+        if not self._columns.all_named(there):
+            for raw in read_source(*self._config.source()):
+                there.update(raw.data or ())
+        return there
 
     def _kept(self, raw: RawRow) -> list[dict[str, str | None]]:
         """What the cache shall keep of other columns, under their own names."""
         row = raw.data or {}
         return [{"name": name, "value": as_text(row.get(name))} for name in self._config.keep]
-
-    def _standard(self, row: dict[str, Any]) -> dict[str, Any]:
-        """`row` with the user's columns under their standard names."""
-        mapped = {*self._config.columns, *self._config.columns.values()}
-        kept = {name: value for name, value in row.items() if name not in mapped}
-        renamed = {new: row[old] for new, old in self._config.columns.items() if old in row}
-        return kept | renamed
 
     def _normalized(self, raw: RawRow) -> Preference | RowFault:
         try:
@@ -138,21 +149,48 @@ class Rows:
             return fault
 
     def _normalize(self, raw: RawRow) -> Preference:
-        if raw.fault is not None:
-            raise raw.fault
-        preference = normalize(self._standard(raw.data or {}), self.form, raw.index)
-        least = self._config.min_confidence
-        if least is not None:
-            if preference.confidence is None:
-                raise RowFault(
-                    Reason.BAD_CONFIDENCE,
-                    "confidence",
-                    "--min-confidence is set, but the row has no confidence and no two scores",
-                )
-            if preference.confidence < least:
-                raise RowFault(
-                    Reason.LOW_CONFIDENCE,
-                    "confidence",
-                    f"confidence {preference.confidence:g} is under {least:g}",
-                )
+        self._whereabouts.add(raw.index, raw.file, raw.line)
+        if raw.fault is not None or raw.data is None:
+            raise raw.fault or RowFault(Reason.NOT_AN_OBJECT, None, "not a row")
+        where = f"{raw.file}: {numbered(raw.file, raw.line)}"
+        if self._columns.see(raw.data):
+            self._require_form(where)
+        row = self._columns.standard(raw.data)
+        if not self.form.paired:
+            row["label"] = self._labels.read(row)
+        self._columns.require_supported(row)
+        self._columns.require_prompt_known(row, self.form, where)
+        preference = normalize(row, self.form, raw.index)
+        self._columns.require_all_used(row, preference, self.form, where)
+        self._require_confidence(preference)
+        if preference.bad_score is not None:
+            self._notices.add(Remark.UNREADABLE_SCORE, raw.index, preference.bad_score.detail)
         return preference
+
+    def _require_form(self, where: str) -> None:
+        """Refuse a source whose later rows have columns that make it another form."""
+        form = detect(self._columns.standard_names())
+        if form is not None and form.name != self.form.name:
+            raise InputError(
+                f"{where}: this is the first row with the columns {form.name}, while the rows "
+                f"before it were read as {self.form.name}. Put rows of one form into one file."
+            )
+
+    def _require_confidence(self, preference: Preference) -> None:
+        least = self._config.min_confidence
+        if least is None:
+            return
+        if preference.bad_score is not None:
+            raise preference.bad_score
+        if preference.confidence is None:
+            raise RowFault(
+                Reason.BAD_CONFIDENCE,
+                "confidence",
+                "--min-confidence is set, but the row has no confidence and no two scores",
+            )
+        if preference.confidence < least:
+            raise RowFault(
+                Reason.LOW_CONFIDENCE,
+                "confidence",
+                f"confidence {preference.confidence:g} is under {least:g}",
+            )

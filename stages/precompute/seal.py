@@ -21,6 +21,7 @@ from data_schemas.manifest import (
     Timing,
 )
 from data_schemas.quarantine import Reason, batches
+from data_schemas.reading import locate
 from data_schemas.shard_content import Limits
 from data_schemas.verification import Verification
 from stages.loading import hub_commit, quantization, vocabulary
@@ -103,6 +104,7 @@ def _manifest(
             split=config.split,
             form=record.form,
             rows=record.rows_read,
+            reading=record.reading,
         ),
         rules=config.rules(),
         shards=shards,
@@ -170,6 +172,7 @@ def _expected(job: Job, one: Finished) -> Shard:
 def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
     """The planned quarantine, and the rows whose scores cannot be right, with their token ids."""
     planned = plan.folder / plan.record.quarantine.file
+    parts = plan.record.reading.parts if plan.record.reading else []
     with Quarantine(_quarantine_path(job)) as quarantine:
         try:
             quarantine.take_over(
@@ -186,11 +189,12 @@ def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
             rows = {row["source_row"]: row for row in those.to_pylist()}
             for problem in one.origin.problems:
                 number = problem.source_row
+                file, line = locate(parts, number, job.config.data)
                 quarantine.add(
                     RowFault(Reason.BAD_SCORE, problem.field, problem.detail),
                     source_row=number,
-                    file=job.config.data,
-                    line=number + 1,
+                    file=file,
+                    line=line,
                     row=rows[number],
                 )
     return quarantine

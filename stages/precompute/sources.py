@@ -2,12 +2,12 @@
 
 CSV, Parquet, Arrow and hub data sets are read through `datasets`, streamed, one file after the
 other. JSON is parsed here, line by line: `datasets` infers one schema for a whole file, so that a
-single broken line, or one field of another type, would cost all the others.
+single broken line, or one field of another type, would cost all the others. How much of a file is
+in memory at a time is bounded (bounded.py).
 """
 
 import codecs
 import glob
-import gzip
 import json
 import re
 import zlib
@@ -18,6 +18,8 @@ from typing import Any
 
 from data_schemas.errors import InputError
 from data_schemas.quarantine import Reason
+from stages.loading import cause
+from stages.precompute import bounded
 from stages.precompute.faults import RowFault
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -94,7 +96,8 @@ def read_source(
         parts = [(source, _hub_rows(source, split, revision, config))]
     else:
         parts = [(str(path), _file_rows(path)) for path in source_files(source, split)]
-    for file, rows in parts:
+    for name, rows in parts:
+        file = name.encode("utf-8", "backslashreplace").decode("utf-8")  # as it can be written
         for line, content in rows:
             if isinstance(content, dict):
                 yield RawRow(index, file, line, content)
@@ -150,12 +153,17 @@ def _local_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
     options: dict[str, Any] = {"data_files": glob.escape(str(path)), "split": "train"}
     try:
         if suffix in _SEPARATORS:
+            for _ in bounded.lines(path):  # pandas would take a line of any length
+                pass
             yield from _dataset_rows("csv", **options, **_csv_options(path, _SEPARATORS[suffix]))
         elif suffix == ".parquet":
+            bounded.require_row_groups(path)
             # by default a batch is the first row group, and a file without rows has none
             yield from _dataset_rows("parquet", **options, batch_size=1_000)
         else:
             yield from _dataset_rows("arrow", **options)
+    except InputError:
+        raise
     except Exception as error:  # datasets, pandas and Arrow raise all sorts of types
         raise _unreadable(path, error) from error
 
@@ -186,8 +194,8 @@ def _hub_rows(
         yield from _dataset_rows(name, name=config, split=split, revision=revision)
     except Exception as error:  # the hub, its client and every builder: all sorts of types
         raise InputError(
-            f"hub data set {name}: cannot be read: {_first_line(error)}. Check the name, the "
-            "network, --split and --data-config."
+            f"hub data set {name}: cannot be read: {cause(error)}. Check the name, the network, "
+            "--split and --data-config."
         ) from error
 
 
@@ -202,10 +210,9 @@ def _dataset_rows(builder: str, **options: Any) -> Iterator[tuple[int, _Content]
 
 def _json_lines(path: Path) -> Iterator[tuple[int, _Content]]:
     try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _parse(line)
+        for number, line in enumerate(bounded.lines(path), 1):
+            if line.strip():
+                yield number, _parse(line)
     except (OSError, EOFError, zlib.error) as error:  # a gzip stream that was cut or is none
         raise _unreadable(path, error) from error
 
@@ -213,8 +220,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, _Content]]:
 def _json_document(path: Path) -> Iterator[tuple[int, _Content]]:
     """A JSON array of objects; a file of JSON lines that is only called .json is read as such."""
     try:
-        with _open(path) as file:
-            content = file.read().removeprefix(codecs.BOM_UTF8)
+        content = bounded.content(path).removeprefix(codecs.BOM_UTF8)
         if not content.lstrip().startswith(b"["):
             yield from _json_lines(path)
             return
@@ -244,16 +250,7 @@ def _not_an_object(text: str) -> tuple[str, RowFault]:
     return text, RowFault(Reason.NOT_AN_OBJECT, None, "not a JSON object with named fields")
 
 
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-
-
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, UnicodeDecodeError):
         return InputError(f"{path}: not UTF-8 ({error.reason}). Save it as UTF-8.")
-    return InputError(f"{path}: cannot be read: {_first_line(error)}. Check the file.")
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(". ")
+    return InputError(f"{path}: cannot be read: {cause(error)}. Check the file.")

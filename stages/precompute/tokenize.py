@@ -31,12 +31,15 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from data_schemas.quarantine import Reason
+from data_schemas.reading import Remark
 from stages.loading import loading
+from stages.precompute.chat_template import ChatTemplate
 from stages.precompute.config import Truncate
 from stages.precompute.faults import RowFault
-from stages.precompute.fields import Content
+from stages.precompute.notices import Notices
 from stages.precompute.preferences import Preference
 from stages.precompute.row_ids import RowIds, TokenIds, packed
+from stages.precompute.texts import Texts, texts_of
 
 Result = TypeVar("Result")
 
@@ -79,6 +82,7 @@ class Tokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: TokenRules) -> None:
         self._tokenizer = tokenizer
         self._rules = rules
+        self._template = ChatTemplate(tokenizer)
         self._bos = _special_prefix(tokenizer)
         self._row_ids = RowIds()
         self.template_diverged = 0
@@ -94,30 +98,42 @@ class Tokenizer:
             raise found
         return found
 
-    def many(self, preferences: Sequence[Preference]) -> list[TokenizedRow | RowFault]:
-        """The same of many at once: tokenizers that are not Python's take all cores for them."""
-        texts = [_or_fault(self._texts, preference) for preference in preferences]
-        joined = [text for found in texts if not isinstance(found, RowFault) for text in found]
-        ids = iter(self._all_ids(joined))
-        return [
-            found
-            if isinstance(found, RowFault)
-            else _or_fault(self._row, preference, found, list(islice(ids, len(found))))
-            for preference, found in zip(preferences, texts, strict=True)
-        ]
+    def many(
+        self, preferences: Sequence[Preference], notices: Notices | None = None
+    ) -> list[TokenizedRow | RowFault]:
+        """The same of many at once: tokenizers that are not Python's take all cores for them.
 
-    def _row(self, preference: Preference, texts: list[str], ids: list[list[int]]) -> TokenizedRow:
+        Args:
+            preferences: the rows.
+            notices: told of what is worth knowing of the rows that can be used.
+        """
+        made = [_or_fault(texts_of, preference, self._template) for preference in preferences]
+        joined = [text for found in made if not isinstance(found, RowFault) for text in found.texts]
+        ids = iter(self._all_ids(joined))
+        rows: list[TokenizedRow | RowFault] = []
+        for preference, found in zip(preferences, made, strict=True):
+            row: TokenizedRow | RowFault
+            if isinstance(found, RowFault):
+                row = found
+            else:
+                row = _or_fault(self._row, preference, found, list(islice(ids, len(found.texts))))
+                if notices is not None and not isinstance(row, RowFault):
+                    for remark, detail in found.remarks.items():
+                        notices.add(remark, preference.source_row, detail)
+            rows.append(row)
+        return rows
+
+    def _row(self, preference: Preference, made: Texts, ids: list[list[int]]) -> TokenizedRow:
         responses = [preference.chosen, preference.rejected]
-        prompt, tails = self._parted(texts, ids, raw=isinstance(preference.prompt, str))
-        tails = [self._close(tail, raw=isinstance(preference.prompt, str)) for tail in tails]
+        raw = isinstance(preference.prompt, str)
+        prompt, tails = self._parted(made.texts, ids, raw=raw)
+        tails = [self._close(tail, raw=raw) for tail in tails]
+        eos = self._tokenizer.eos_token_id
+        if eos is None and not all(map(self._ends_in_stop, tails)):
+            made.remarks.setdefault(Remark.NO_END, "")
         kept_prompt, kept = self._truncate(prompt, tails)
         if len(kept) == 2 and kept[0] == kept[1]:
-            within = f" within max_length {self._rules.max_length}" * (tails[0] != tails[1])
-            raise RowFault(
-                Reason.IDENTICAL_RESPONSES,
-                "chosen",
-                f"chosen and rejected have the same tokens{within}",
-            )
+            raise self._identical(tails, raw=raw)
         cut = iter([len(short) < len(long) for short, long in zip(kept, tails, strict=True)])
         left = map(packed, kept)
         prompt_ids = packed(kept_prompt)
@@ -134,14 +150,14 @@ class Tokenizer:
             confidence=preference.confidence,
         )
 
-    def _texts(self, preference: Preference) -> list[str]:
-        """The prompt, and the prompt with each response."""
-        prompt = preference.prompt
-        responses = [r for r in (preference.chosen, preference.rejected) if r is not None]
-        if isinstance(prompt, str):
-            return [prompt, *(prompt + str(response) for response in responses)]
-        wholes = [self._render(prompt + list(response)) for response in responses]  # type: ignore[arg-type]
-        return [self._render(prompt, add_generation_prompt=True), *wholes]
+    def _identical(self, tails: list[list[int]], *, raw: bool) -> RowFault:
+        if tails[0] != tails[1]:
+            why = f" within max_length {self._rules.max_length}"
+        else:
+            why = "" if raw else ": the chat template drops what differs between them"
+        return RowFault(
+            Reason.IDENTICAL_RESPONSES, "chosen", f"chosen and rejected have the same tokens{why}"
+        )
 
     def _parted(
         self, texts: list[str], all_ids: list[list[int]], *, raw: bool
@@ -175,24 +191,6 @@ class Tokenizer:
         """Ids of `text` without the space that SentencePiece puts before the first word of all."""
         line, found = self._ids("\n"), self._ids("\n" + text)
         return found[len(line) :] if found[: len(line)] == line else self._ids(text)
-
-    def _render(self, messages: Content, *, add_generation_prompt: bool = False) -> str:
-        if self._tokenizer.chat_template is None:
-            raise RowFault(
-                Reason.TEMPLATE_FAILED, "prompt", "messages, but the tokenizer has no chat template"
-            )
-        try:
-            text = str(
-                self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-            text.encode("utf-8")  # half a surrogate pair in a role, say, which no tokenizer takes
-            return text
-        except Exception as error:  # a template is a program and can raise anything
-            raise RowFault(
-                Reason.TEMPLATE_FAILED, "prompt", f"the chat template refused the messages: {error}"
-            ) from error
 
     def _close(self, response: list[int], *, raw: bool) -> list[int]:
         eos = self._tokenizer.eos_token_id

@@ -95,7 +95,7 @@ def read(row: dict[str, Any]) -> Preference:
         ),
         pytest.param(MESSAGES | {"system": "Be brief."}, BRIEF, id="system column"),
         pytest.param(
-            MESSAGES | {"prompt": BRIEF, "system": "Be long."},
+            MESSAGES | {"prompt": BRIEF, "system": "Be brief."},
             BRIEF,
             id="system column and message",
         ),
@@ -190,10 +190,12 @@ def test_other_keys_of_a_message_are_kept_and_nulls_dropped():
 
 
 def test_known_names_of_the_roles_are_made_one():
-    names = ("human", "gpt", "bot", "model", "observation", "function", "narrator")
+    names = ("Human", "prompter", "gpt", "bot", "model", "AI", "observation", "function", " System",
+             "narrator")  # fmt: skip
     prompt = read(MESSAGES | {"prompt": [said(name, "x") for name in names]}).prompt
     assert [m["role"] for m in prompt if isinstance(m, dict)] == [
-        "user", "assistant", "assistant", "assistant", "tool", "tool", "narrator",
+        "user", "user", "assistant", "assistant", "assistant", "assistant", "tool", "tool",
+        "system", "narrator",
     ]  # fmt: skip
 
 
@@ -262,7 +264,7 @@ def test_confidence_is_a_column_or_the_difference_of_two_scores(extra, confidenc
          Reason.EMPTY_RESPONSE, "chosen"),
         # unpaired
         ({"prompt": "Q", "completion": "A", "label": None}, Reason.NULL_FIELD, "label"),
-        ({"prompt": "Q", "completion": "A", "label": "good"}, Reason.WRONG_TYPE, "label"),
+        ({"prompt": "Q", "completion": "A", "label": "maybe"}, Reason.WRONG_TYPE, "label"),
         ({"prompt": "Q", "completion": "A", "label": 2}, Reason.WRONG_TYPE, "label"),
         ({"prompt": "Q", "completion": "A", "label": [1]}, Reason.WRONG_TYPE, "label"),
         ({"prompt": "Q", "completion": "", "label": 1}, Reason.EMPTY_RESPONSE, "completion"),
@@ -272,14 +274,9 @@ def test_confidence_is_a_column_or_the_difference_of_two_scores(extra, confidenc
         ({"messages": [], "label": True}, Reason.EMPTY_RESPONSE, "messages"),
         ({"messages": ASKED, "label": True}, Reason.BAD_MESSAGES, "messages"),
         ({"messages": GOOD, "label": True}, Reason.EMPTY_PROMPT, "prompt"),
-        # scores
-        (TEXT | {"confidence": None}, Reason.BAD_CONFIDENCE, "confidence"),
-        (TEXT | {"confidence": "high"}, Reason.BAD_CONFIDENCE, "confidence"),
-        (TEXT | {"confidence": float("nan")}, Reason.BAD_CONFIDENCE, "confidence"),
-        (TEXT | {"confidence": 10**400}, Reason.BAD_CONFIDENCE, "confidence"),
-        (TEXT | {"confidence": [1]}, Reason.BAD_CONFIDENCE, "confidence"),
-        (TEXT | {"chosen_score": 1, "rejected_score": float("inf")},
-         Reason.BAD_CONFIDENCE, "rejected_score"),
+        # a system text
+        (MESSAGES | {"prompt": BRIEF, "system": "Be long."}, Reason.BAD_MESSAGES, "system"),
+        (MESSAGES | {"system": ["Be long."]}, Reason.WRONG_TYPE, "system"),
     ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_used_says_why_and_where(row, reason, field):
@@ -287,6 +284,37 @@ def test_a_row_that_cannot_be_used_says_why_and_where(row, reason, field):
         read(row)
     assert (caught.value.reason, caught.value.field) == (reason, field)
     assert caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ({"confidence": "high"}, "confidence"),
+        ({"confidence": float("inf")}, "confidence"),
+        ({"confidence": 10**400}, "confidence"),
+        ({"confidence": [1]}, "confidence"),
+        ({"chosen_score": 1, "rejected_score": "N/A"}, "rejected_score"),
+    ],
+)
+def test_a_score_that_is_no_number_leaves_the_row_without_confidence(extra, field):
+    found = read(TEXT | extra)
+    assert found.confidence is None
+    assert found.bad_score is not None
+    assert found.bad_score.field == field
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"confidence": None},
+        {"confidence": ""},
+        {"chosen_rating": None, "rejected_rating": None},
+        {"chosen_rating": 4.5, "rejected_rating": None},
+    ],
+)
+def test_a_score_that_is_null_is_no_score(extra):
+    found = read(TEXT | extra)
+    assert (found.confidence, found.bad_score) == (None, None)
 
 
 @pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])

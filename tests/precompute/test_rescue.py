@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM
 from data_schemas.cache_shard import read_shard
 from data_schemas.errors import ReflogpError
 from data_schemas.quarantine import Reason
+from pipeline.curate import run_filter
 from pipeline.run import run_precompute
+from stages.filter.config import FilterRules
 from stages.precompute import worker
 from stages.precompute.config import PrecomputeConfig
 from stages.precompute.scorers import vllm_engine
@@ -113,6 +115,37 @@ def test_what_stays_wrong_is_set_aside_with_both_reasons(
     assert rows + manifest.counts.quarantined == manifest.source.rows == 24
     (detail,) = details(settings.cache / manifest.quarantine.file)
     assert detail == "rejected: a log-prob is not finite; when rescored: a log-prob is not finite"
+
+
+def test_a_row_that_goes_late_is_named_by_its_own_file_and_line(
+    settings, checkpoint, few_preferences, console, monkeypatch, tmp_path
+):
+    """Two files with blank lines; a row that stays wrong, and rows that a filter drops."""
+    lines = few_preferences.read_text(encoding="utf-8").splitlines()
+    places: dict[int, tuple[str, int]] = {}
+    for name, some in (("a.jsonl", lines[:5]), ("b.jsonl", lines[5:])):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n" + "\n\n".join(some) + "\n", encoding="utf-8")
+        for row in range(len(some)):
+            places[len(places)] = (str(path), 2 + 2 * row)
+    spoiling = Spoiling(transformers_engine(checkpoint))
+    monkeypatch.setattr(
+        spoiling, "rescore", lambda requests: [np.full(1, np.nan, np.float32)] * len(requests)
+    )
+    monkeypatch.setattr(worker, "start", lambda *_: spoiling)
+    both = settings.model_copy(update={"data": str(tmp_path / "data")})
+    wrong = run_precompute(both, console)
+    short = FilterRules(max_length_difference=20)
+    made = run_filter(both.cache, tmp_path / "out", short, console)
+    for cache, manifest, reason in (
+        (both.cache, wrong, Reason.BAD_SCORE),
+        (tmp_path / "out", made, Reason.LENGTH_DIFFERENCE),
+    ):
+        rows = pq.read_table(cache / manifest.quarantine.file).to_pylist()
+        late = [row for row in rows if row["reason"] == reason]
+        assert late
+        assert all(places[row["source_row"]] == (row["file"], row["line"]) for row in late)
 
 
 @pytest.mark.parametrize("error", [ReflogpError("the weights do not fit"), None])

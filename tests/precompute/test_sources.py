@@ -333,6 +333,6 @@ def test_a_hub_that_is_out_of_reach_gives_one_line(monkeypatch):
     with pytest.raises(InputError) as caught:
         read("owner/name")
     assert str(caught.value) == (
-        "hub data set owner/name: cannot be read: Couldn't reach 'owner/name' on the Hub. "
-        "Check the name, the network and --split."
+        "hub data set owner/name: cannot be read: Couldn't reach 'owner/name' on the Hub more. "
+        "Check the name, the network, --split and --data-config."
     )

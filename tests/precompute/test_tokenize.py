@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from data_schemas.quarantine import Reason
 from stages.precompute.faults import RowFault
-from stages.precompute.fields import Content
+from stages.precompute.messages import Content
 from stages.precompute.preferences import Preference
 from stages.precompute.tokenize import TokenizedRow, stop_ids
 from tests.checkpoints import CHATML, EXAMPLES, example_texts, make_tokenizer
@@ -244,8 +244,10 @@ def test_an_unpaired_row_has_one_response():
         (None, CHAT, Reason.TEMPLATE_FAILED, "no chat template"),
         (OWN_END, CHAT | {"prompt": [system("Be brief."), user("Hi.")]}, Reason.TEMPLATE_FAILED,
          "refused the messages: no system role"),
-        (CHATML, CHAT | {"prompt": [{"role": "\ud800", "content": "Hi."}]}, Reason.TEMPLATE_FAILED,
-         "surrogates not allowed"),
+        (CHATML, CHAT | {"prompt": [{"role": "\ud800", "content": "Hi."}]}, Reason.BAD_MESSAGES,
+         "does not know the role"),
+        (CHATML, CHAT | {"prompt": [{"role": "function_call", "content": "{}"}]},
+         Reason.BAD_MESSAGES, "does not know the role 'function_call'"),
         ("{{ 1 // 0 }}", CHAT, Reason.TEMPLATE_FAILED, "by zero"),
         ("{% if messages | length > 1 %}{{ messages[-1]['content'] }}{% endif %}", CHAT,
          Reason.EMPTY_PROMPT, "no tokens"),
