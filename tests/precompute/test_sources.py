@@ -315,8 +315,9 @@ def test_a_folder_of_that_name_goes_before_the_hub(tmp_path, monkeypatch):
 
 
 def test_rows_of_the_hub_are_streamed_and_carry_its_name(monkeypatch):
-    def load_dataset(name: str, *, split: str, streaming: bool) -> datasets.IterableDataset:
-        assert (name, split, streaming) == ("owner/name", "test", True)
+    def load_dataset(path: str, **options: object) -> datasets.IterableDataset:
+        wanted = {"name": None, "split": "test", "revision": None, "streaming": True}
+        assert (path, options) == ("owner/name", wanted)
         return datasets.Dataset.from_list(ROWS).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
