@@ -115,7 +115,8 @@ def locate(parts: Sequence[Part], source_row: int, otherwise: str = "") -> tuple
     part = parts[found - 1]
     if part.first_line == UNKNOWN:
         return part.file, UNKNOWN
-    return part.file, part.first_line + part.step * (source_row - part.first_row)
+    line = part.first_line + part.step * (source_row - part.first_row)
+    return part.file, line if line < 2**63 else UNKNOWN  # a manifest can come from a stranger
 
 
 class Whereabouts:
