@@ -13,7 +13,7 @@ from data_schemas.ownership import Mark, read_mark, require_apart
 from data_schemas.run_record import RunRecord
 from stages.progress import Console
 from stages.train.config import TrainConfig
-from stages.train.unfinished import files_without_mark, require_run_output
+from stages.train.unfinished import files_without_mark, require_result_output
 
 _PLACES = {"cache", "eval_cache", "output", "policy", "adapter"}
 # they do not change the policy that comes out
@@ -94,7 +94,7 @@ def require_own_output(config: TrainConfig, policy: Path, adapter: Path | None) 
     require_apart("--output", config.output, inputs)
     if read_mark(config.output) is None and _readable(config.output):
         return Mark(kind="run", files=files_without_mark(config.output))
-    return require_run_output(config.output, overwrite=config.overwrite)
+    return require_result_output(config.output, "run", overwrite=config.overwrite)
 
 
 def standing_run(

@@ -24,7 +24,6 @@ from data_schemas.ownership import (
     read_mark,
     remove_owned,
     require_apart,
-    require_output,
     write_mark,
 )
 from data_schemas.run_record import RunRecord
@@ -40,6 +39,7 @@ from pipeline.sweep_table import TITLE, markdown
 from stages.processes import processes
 from stages.progress import Console
 from stages.train.config import TrainConfig
+from stages.train.unfinished import require_result_output
 
 Axes = dict[str, list[Any]]
 """The settings that vary, each with its values."""
@@ -157,19 +157,15 @@ def _own_files(common: TrainConfig) -> list[str]:
     """
     output = common.output
     require_apart("--output", output, {"cache": common.cache})
-    mark = read_mark(output)
-    if mark is None and sweep_record.is_there(output):  # an earlier reflogp left no mark
+    if read_mark(output) is None and sweep_record.is_there(
+        output
+    ):  # an earlier reflogp left no mark
         own = [sweep_record.FILE_NAME]
         if (output / _TABLE).is_file() and (output / _TABLE).read_text().startswith(TITLE):
             own.append(_TABLE)
     else:
-        mark = require_output(output, "sweep", option="--output", overwrite=common.overwrite)
+        mark = require_result_output(output, "sweep", overwrite=common.overwrite)
         own = mark.files if mark is not None else []
-    if mark is not None and mark.kind == "cache":
-        raise InputError(
-            f"--output {output}: the folder holds a cache, and a sweep never takes the place of "
-            "scored rows. Give another folder."
-        )
     for name in _FILES:
         if name not in own and os.path.lexists(output / name):
             raise InputError(

@@ -70,7 +70,10 @@ def short_names(places: Sequence[Path]) -> list[str]:
 
 
 def _run(folder: Path, name: str) -> Run:
-    record = run_record.read(folder)
+    try:
+        record = run_record.read(folder)
+    except InputError as error:
+        raise InputError(f"{error} Give another run, or train this one again.") from error
     if record is None:
         raise InputError(
             f"{folder}: no finished run: it has no {run_record.FILE_NAME}. "

@@ -17,6 +17,7 @@ from data_schemas.errors import InputError, ReflogpError
 from data_schemas.ownership import (
     FILE_NAME,
     HALF_MARK,
+    Kind,
     Mark,
     read_mark,
     remove_owned,
@@ -59,21 +60,21 @@ def unfinished_folders(output: Path) -> list[Path]:
     ]
 
 
-def require_run_output(output: Path, *, overwrite: bool = False) -> Mark | None:
-    """As `require_output`, of a run: no cache is replaced by one, and the path can be a folder.
+def require_result_output(output: Path, kind: Kind, *, overwrite: bool = False) -> Mark | None:
+    """As `require_output`, of a run or a sweep: none takes the place of scored rows.
 
     Raises:
-        InputError: a run cannot be written there.
+        InputError: the result cannot be written there.
     """
     if (output.is_symlink() and not output.exists()) or _blocked(output):
         raise InputError(f"--output {output}: nothing can be written there. Check the path.")
-    mark = require_output(output, "run", option="--output", overwrite=overwrite)
+    mark = read_mark(output)
     if mark is not None and mark.kind == "cache":
         raise InputError(
-            f"--output {output}: the folder holds a cache, and a run never takes the place of "
+            f"--output {output}: the folder holds a cache, and a {kind} never takes the place of "
             "scored rows. Give another folder."
         )
-    return mark
+    return require_output(output, kind, option="--output", overwrite=overwrite)
 
 
 def require_free_names(output: Path, folder: Path, own: Collection[str], *, kept: bool) -> None:

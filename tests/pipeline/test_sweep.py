@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from data_schemas import manifest as manifests
 from data_schemas import run_record
 from data_schemas.errors import InputError
-from data_schemas.ownership import read_mark
+from data_schemas.ownership import Mark, read_mark, write_mark
 from data_schemas.sweep_record import FILE_NAME, SweepRecord
 from pipeline import sweep
 from pipeline.child import ChildFailedError, ChildKilledError, call_in_child
@@ -170,6 +170,14 @@ def test_a_folder_with_somebody_elses_files_is_refused(cache, tmp_path, console,
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_a_sweep_never_replaces_a_cache(cache, tmp_path, console):
+    write_mark(tmp_path, Mark(kind="cache"))
+    for overwrite in (False, True):
+        given = {"cache": cache, "output": tmp_path, "overwrite": overwrite}
+        with pytest.raises(InputError, match="holds a cache"):
+            run_sweep(given, {}, {"seed": [1]}, console)
+
+
 def test_a_sweep_replaces_only_its_own_files(swept, base, tmp_path, console):
     output = Path(shutil.copytree(base["output"], tmp_path / "copy"))
     again = base | {"output": str(output)}
@@ -184,6 +192,15 @@ def test_a_sweep_replaces_only_its_own_files(swept, base, tmp_path, console):
     run_sweep(again, {}, {"loss": ["dpo"], "lora_targets": ["q_proj"]}, console)
     assert (output / "notes.txt").read_text() == "mine"
     assert (output / "sweep.md").read_text().startswith("# A sweep over loss")
+    (output / "old.md").write_text("an old chart")
+    write_mark(output, Mark(kind="charts", files=["old.md", "sweep.md"]))
+    (output / "sweep.json").unlink()
+    with pytest.raises(InputError, match="--overwrite"):
+        run_sweep(again, {}, {"loss": ["dpo"], "lora_targets": ["q_proj"]}, console)
+    asked = again | {"overwrite": True}
+    run_sweep(asked, {}, {"loss": ["dpo"], "lora_targets": ["q_proj"]}, console)
+    assert not (output / "old.md").exists()
+    assert (output / "notes.txt").read_text() == "mine"
     mark = read_mark(output)
     assert mark is not None
     assert (mark.kind, mark.files) == ("sweep", ["sweep.json", "sweep.md"])

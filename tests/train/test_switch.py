@@ -20,7 +20,7 @@ from stages.train.unfinished import (
     alone,
     new_result,
     require_free_names,
-    require_run_output,
+    require_result_output,
     unfinished_folder,
     working,
 )
@@ -311,7 +311,7 @@ def test_a_kill_while_the_run_makes_its_folders_is_no_obstacle_to_the_next_one(t
     for number in range(20):
         output = tmp_path / str(number)
         killed = killed_at(output, number, "before", begin)
-        assert require_run_output(output) is None or read_mark(output) == Mark(kind="run")
+        assert require_result_output(output, "run") is None or read_mark(output) == Mark(kind="run")
         require_free_names(output, unfinished_folder(output, "1" * 64), [], kept=True)
         switch(output, make_result(output, "1" * 64, OLD))
         assert {name.partition("/")[0] for name in files(output)} == {
