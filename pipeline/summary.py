@@ -41,17 +41,21 @@ def cache_rows(cache: Path, manifest: Manifest) -> Rows:
 def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
     """All that is worth knowing of a cache."""
     counts, source = manifest.counts, manifest.source
+    reference = manifest.reference
+    models = (
+        _at(reference.name, reference.commit), _at(reference.adapter, reference.adapter_commit)
+    )  # fmt: skip
     rows = cache_rows(cache, manifest)
     if not counts.quarantined:
         rows.append(("set aside", "none"))
     rows += [
         ("method", manifest.engine.method),
         ("shards", str(len(manifest.shards))),
-        ("source", f"{source.source}, split {source.split}, form {source.form}"),
         (
-            "reference",
-            " + ".join(filter(None, (manifest.reference.name, manifest.reference.adapter))),
+            "source",
+            f"{_at(source.source, source.commit)}, split {source.split}, form {source.form}",
         ),
+        ("reference", " + ".join(filter(None, models))),
         ("rules", _settings(manifest.rules)),
         ("verified", manifest.verification.summary() if manifest.verification else "no"),
         ("template", f"diverged in {counts.template_diverged:,} rows"),
@@ -63,6 +67,11 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
     rows += _jobs(manifest.jobs)
     rows += [(f"{name} hash", digest[:16]) for name, digest in manifest.inputs.model_dump().items()]
     return rows
+
+
+def _at(name: str | None, commit: str | None) -> str:
+    """A model or data set, and on the hub the commit that was read."""
+    return f"{name or ''} at {commit}" if commit else name or ""
 
 
 def filter_rows(filtered: Filtered) -> Rows:

@@ -20,6 +20,7 @@ from data_schemas.errors import InputError
 from data_schemas.manifest import Manifest
 from pipeline.checkpoint import start_folders
 from pipeline.run import run_precompute, run_share, run_verify
+from pipeline.summary import inspect_rows
 from stages.precompute.config import PrecomputeConfig
 from tests.caches import rows_by_id
 
@@ -83,6 +84,9 @@ def test_data_are_read_at_the_commit_that_the_fingerprint_names(hub, settings, c
     assert (first.inputs.data, first.source.commit, first.source.config) == (OLD, OLD, None)
     assert first.reference.commit == OLD
     assert run_precompute(settings, console) == first
+    shown = dict(inspect_rows(settings.cache, first))
+    assert shown["reference"] == f"owner/model at {OLD}"
+    assert shown["source"].startswith(f"owner/data at {OLD}, split train")
     hub.main = NEW
     second = run_precompute(settings, console)
     assert second.inputs.differences(first.inputs) == ["data"]
