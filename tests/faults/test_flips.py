@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_schemas import ownership
 from data_schemas.errors import ReflogpError
 from pipeline.run import run_precompute
 from tests.caches import rows
@@ -25,7 +26,7 @@ def unsealed(configured: Make, sound: Path, tmp_path_factory) -> Path:
     cache = tmp_path_factory.mktemp("unsealed") / "cache"
     assert processes.kill_at(processes.precompute(configured(cache)), cache, sealing, "before")
     kinds = {name.partition("-")[0] for name in names(cache)}
-    assert kinds == {"shard", "plan", "job", "quarantine"}
+    assert kinds == {"shard", "plan", "job", "quarantine", ownership.FILE_NAME}
     return cache
 
 

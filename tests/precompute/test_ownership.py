@@ -293,6 +293,16 @@ def test_a_cache_of_an_earlier_release_has_no_mark_and_goes_on(sealed, settings,
     assert sorted(path.name for path in settings.cache.iterdir()) == file_names(second)
 
 
+def test_a_damaged_mark_is_refused_and_a_cache_goes_on_without_it(sealed, settings, console):
+    mark = settings.cache / ownership.FILE_NAME
+    mark.write_text(mark.read_text()[:-20])
+    for config in (settings, overwriting(settings)):
+        with pytest.raises(InputError, match=r"reflogp\.json: not a mark .*delete it"):
+            run_precompute(config, console)
+    mark.unlink()
+    assert run_precompute(settings, console) == sealed
+
+
 def test_a_run_of_an_earlier_release_that_was_killed_goes_on(settings, console, monkeypatch):
     killed_before_its_seal(settings, console, monkeypatch)
     (settings.cache / ownership.FILE_NAME).unlink()
