@@ -83,8 +83,8 @@ def read_mark(folder: Path) -> Mark | None:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{path}: not a mark that this reflogp can read: {reason}. Give another folder, or "
-            "install the reflogp that wrote it. If the file is damaged, delete it: a cache or a run "
-            "is known without it."
+            "install the reflogp that wrote it. If the file is damaged, delete it: a cache and a "
+            "run are known without it."
         ) from error
 
 
