@@ -105,9 +105,9 @@ def test_losses_are_those_with_the_reference_in_memory_and_no_forward_is_its(
     assert ours.ref_model is None
     found = losses(ours)
     assert len(forwards) == STEPS * ACCUMULATION  # with a reference it would be twice as many
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5)
     assert max(expected) - min(expected) > 0.005  # it moved, so the comparison says something
-    assert ours.evaluate()["eval_loss"] == pytest.approx(expected_evaluation, abs=1e-5)
+    assert ours.evaluate()["eval_loss"] == pytest.approx(expected_evaluation, rel=1e-5)
     assert len(forwards) == STEPS * ACCUMULATION + 2  # six pairs, four at a time
 
 

@@ -170,7 +170,7 @@ def test_a_cache_holds_every_row_once_with_sums_that_add_up(cache):
             logps = row[f"ref_{side}_logps"]
             assert len(logps) == len(row[f"{side}_ids"])
             assert max(logps) <= 0
-            assert row[f"ref_{side}_logp_sum"] == pytest.approx(sum(logps), abs=1e-9)
+            assert row[f"ref_{side}_logp_sum"] == pytest.approx(sum(logps), rel=1e-12)
     assert tables[0].schema.equals(SHARD_SCHEMA, check_metadata=True)
     assert manifest.counts.chosen_tokens == sum(len(row["chosen_ids"]) for row in rows)
     assert manifest.counts.truncated == sum(

@@ -121,7 +121,7 @@ def test_the_shade_of_a_token_follows_its_log_ratio(run):
             )
             order = np.argsort(ratios[: len(levels)], kind="stable")
             assert np.all(np.diff(np.array(levels)[order]) >= 0)
-            assert response.log_ratio == pytest.approx(ratios.sum(), abs=1e-3)
+            assert response.log_ratio == pytest.approx(ratios.sum(), rel=1e-5, abs=1e-3)
 
 
 def test_runs_side_by_side_say_what_differs(run, tmp_path):

@@ -100,5 +100,5 @@ def test_checkpointed_activations_change_nothing_but_memory(cache, console, tmp_
         run_train(settings(cache, tmp_path / str(on), gradient_checkpointing=on), console)
         for on in (False, True)
     ]
-    assert records[1].last.loss == pytest.approx(records[0].last.loss, abs=1e-6)
+    assert records[1].last.loss == pytest.approx(records[0].last.loss, rel=1e-5)
     assert abs(records[1].last.loss - records[1].first.loss) > 0.05
