@@ -83,7 +83,7 @@ def _adapter(model: Any, rank: int, targets: str | None) -> int:
     wanted = lora_targets(model, targets)
     count = 0
     for name, module in model.base_model.named_modules():
-        named = wanted == "all-linear" or name.rpartition(".")[2] in wanted
+        named = name.rpartition(".")[2] in wanted
         if isinstance(module, nn.Linear) and named:
             count += rank * (module.in_features + module.out_features)
     return count

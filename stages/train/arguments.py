@@ -49,7 +49,6 @@ def training_arguments(config: TrainConfig, dtype: Dtype, folder: Path) -> Train
         "weight_decay": config.weight_decay,
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": autocast == "bfloat16",
-        "fp16": autocast == "float16",
         "seed": config.seed,
         "data_seed": config.seed,
         "logging_steps": 1,

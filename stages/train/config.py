@@ -75,8 +75,8 @@ class TrainConfig(BaseModel):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the adapter.")
     lora_targets: str | None = Field(
         None,
-        description="Modules that get an adapter: names with commas, or 'all-linear'. Default: "
-        "q_proj,v_proj where the model has them, else all-linear.",
+        description="Modules that get an adapter: names with commas, or 'all-linear', which is "
+        "the default: every linear layer but the head and, in a mixture of experts, the router.",
     )
     quantize: Literal["none", "nf4"] = Field(
         "none",
@@ -85,7 +85,7 @@ class TrainConfig(BaseModel):
         "was scored; how far is said before the first step.",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak rate. Default: 5e-5 with LoRA, 5e-6 without."
+        None, gt=0, description="Peak rate. Default: 5e-5 with LoRA, 1e-6 without."
     )
     schedule: Schedule = Field("linear", description="How the rate falls from its peak.")
     warmup: float = Field(
@@ -133,7 +133,7 @@ class TrainConfig(BaseModel):
         "1: each such share of them; 0: at the end only.",
     )
     best_metric: Literal["rewards/margins", "rewards/accuracies", "loss"] = Field(
-        "rewards/margins",
+        "loss",
         description="Of the evaluation: the checkpoint where it is best is the one that is kept.",
     )
     early_stopping: int = Field(
@@ -263,4 +263,4 @@ class TrainConfig(BaseModel):
     @property
     def peak_rate(self) -> float:
         """The learning rate, or its default for what is trained."""
-        return self.learning_rate or (5e-5 if self.lora_r else 5e-6)
+        return self.learning_rate or (5e-5 if self.lora_r else 1e-6)

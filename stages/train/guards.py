@@ -31,7 +31,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Look at the gradient that is about to be taken."""
-        if args.fp16 or model is None:  # a loss scaler skips the steps that overflow
+        if model is None:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm: Any = torch.nn.utils.get_total_norm(gradients)

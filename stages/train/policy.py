@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
@@ -32,7 +33,8 @@ def load_policy(
 ) -> nn.Module:
     """Load the policy at its start: with a fresh LoRA adapter, or with `adapter` to train further.
 
-    With LoRA the frozen weights keep the cache's dtype, or are rounded to 4 bits (Dettmers et al.
+    With LoRA the frozen weights keep the cache's dtype (float32 where that is float16, see
+    stages/train/precision.py), or are rounded to 4 bits (Dettmers et al.
     2023, 2305.14314), and the adapter is float32. In full fine-tuning they have what
     stages/train/precision.py says, and an adapter is merged into them, in float32.
 
@@ -58,12 +60,17 @@ def load_policy(
 
 def _adapted(model: nn.Module, config: TrainConfig) -> Any:
     """The model with a fresh adapter."""
+    targets = lora_targets(model, config.lora_targets)
+    # a name can be that of other layers, too
+    excluded = [name for name in _left_alone(model) if name.rpartition(".")[2] in targets]
+    every = config.lora_targets in (None, "all-linear")
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=lora_targets(model, config.lora_targets),
+        target_modules=targets,
+        exclude_modules=excluded if every and excluded else None,
     )
     try:
         return get_peft_model(model, lora)
@@ -158,12 +165,37 @@ def _four_bits(compute: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": settings, "device_map": {"": PartialState().device}}
 
 
-def lora_targets(model: nn.Module, wanted: str | None) -> str | list[str]:
-    """What PEFT takes as target_modules for `wanted`, or for the default."""
-    if wanted is not None:
-        return wanted if wanted == "all-linear" else [name.strip() for name in wanted.split(",")]
-    suffixes = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    return ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= suffixes else "all-linear"
+def lora_targets(model: nn.Module, wanted: str | None) -> list[str]:
+    """Names of the modules that get an adapter: those wanted, or every linear layer's."""
+    if wanted is not None and wanted != "all-linear":
+        return [name.strip() for name in wanted.split(",")]
+    head, left_alone = model.get_output_embeddings(), _left_alone(model)  # type: ignore[operator]
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+            if name not in left_alone
+        }
+    )
+
+
+def _left_alone(model: nn.Module) -> list[str]:
+    """Linear layers that "all-linear" does not mean, beside the head.
+
+    Routers: some give more than one tensor, which no adapter can be added to, and a policy that
+    chooses other experts at every step no longer computes what the reference did. And what a
+    state-space layer gives out, whose fused kernel reads the weight and never calls the layer.
+    """
+    modules = dict(model.named_modules())
+    found = []
+    for name in modules:
+        parent, _, own = name.rpartition(".")
+        siblings = modules.get(parent)
+        router = hasattr(siblings, "experts") and ("router" in own or "gate" in own.split("_"))
+        if router or (own == "out_proj" and hasattr(siblings, "conv1d")):
+            found.append(name)
+    return found
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:

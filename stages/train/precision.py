@@ -14,6 +14,9 @@ the forward pass sees them rounded: in both ways. Six steps of SmolLM2 on 16 pai
 to 0.71 in float32, to 0.03 with copies, to -0.01 under autocast. So weights are spread at random at
 the start, each within what rounds to it. They are the same to bfloat16, and from then on as many
 round to a neighbour as their updates are worth: the margin comes to 0.70 with copies.
+
+What was scored in float16 is trained in float32. Gradients below 6e-8 vanish in float16, which
+takes a loss scaler that skips steps; float32 takes twice the memory and loses nothing.
 """
 
 from collections.abc import Iterable
@@ -29,13 +32,19 @@ from stages.processes import processes
 from stages.train.config import TrainConfig
 
 
+def computed_in(dtype: Dtype) -> Dtype:
+    """The dtype of a policy's forward and backward pass, of a cache that was scored in `dtype`."""
+    return "float32" if dtype == "float16" else dtype
+
+
 def weights_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
     """The dtype that the policy's weights are held in, in this process.
 
     Args:
         config: of the run.
-        dtype: of the cache, which training computes in.
+        dtype: of the cache.
     """
+    dtype = computed_in(dtype)
     alone = processes() == 1 and not config.fsdp
     if config.lora_r or (dtype == "bfloat16" and alone and _GRADIENTS_MAY_DIFFER):
         return dtype
@@ -44,6 +53,7 @@ def weights_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
 
 def autocast_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
     """The dtype of autocast, "float32" for none; arguments as of `weights_dtype`."""
+    dtype = computed_in(dtype)
     # an adapter is float32 over frozen weights, and is in the forward pass as it is
     return "float32" if config.lora_r or weights_dtype(config, dtype) == dtype else dtype
 

@@ -105,6 +105,11 @@ def _trainer(
         f"{config.loss}"
     )
     require_room(job.folder, config, trained, total, job.manifest.engine.dtype)
+    if job.manifest.engine.dtype == "float16":
+        console.say(
+            "the cache is in float16, and training computes in float32: gradients vanish in "
+            "float16. A cache in bfloat16 takes half the memory here"
+        )
     if job.manifest.weights is not None:
         console.say(f"each loss is multiplied by the row's weight, {job.manifest.weights}")
     if job.adapter is not None and config.lora_r:

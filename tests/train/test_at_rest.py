@@ -11,6 +11,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     MixtralConfig,
     OPTConfig,
     PhiConfig,
@@ -51,6 +52,9 @@ NOISY = {
     "phi": PhiConfig(
         **(SMALL | {"num_key_value_heads": 2}), resid_pdrop=0.5, embd_pdrop=0.5,
         attention_dropout=0.5,
+    ),
+    "mamba": MambaConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, state_size=4
     ),
     "mixtral": MixtralConfig(
         **SMALL, **EXPERTS, router_jitter_noise=0.5, attention_dropout=0.5
@@ -117,3 +121,24 @@ def test_gradient_checkpointing_still_saves_activations(noisy):
     ids = torch.arange(3, 33)[None]
     policy(input_ids=ids, use_cache=False).logits.sum().backward()
     assert len(calls) == 2  # once more in the backward pass
+
+
+def test_every_linear_layer_but_head_and_router_gets_an_adapter(noisy):
+    def adapted(name: str, **given: Any) -> set[str]:
+        policy = load_policy(noisy[name], options(**given), "float32")
+        trained = [n for n, weight in policy.named_parameters() if weight.requires_grad]
+        assert all(".lora_" in name for name in trained)
+        return {name.partition(".lora_")[0].rpartition(".")[2] for name in trained}
+
+    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert adapted("llama") == attention | {"gate_proj", "up_proj", "down_proj"}
+    assert adapted("llama", lora_targets="all-linear") == adapted("llama")
+    assert adapted("llama", lora_targets="q_proj,v_proj") == {"q_proj", "v_proj"}
+    assert adapted("gpt2") == {"c_attn", "c_proj", "c_fc"}
+    assert adapted("phimoe") == adapted("mixtral") == attention  # experts are no linear layers
+    assert adapted("mamba") == {
+        "in_proj",
+        "x_proj",
+        "dt_proj",
+    }  # its kernel reads out_proj's weight
+    assert "out_proj" in adapted("opt")
