@@ -41,7 +41,7 @@ def columns(tmp_path):
     """What became of the columns of a source."""
 
     def run(data, **options):
-        config = DataConfig(reference="", data=str(data), **options)
+        config = DataConfig(reference="x", data=str(data), **options)
         with Quarantine(tmp_path / "quarantine.parquet") as aside:
             rows = Rows(config, aside)
             list(rows.tokenized(tokenizer_of(trained_tokenizer()), lambda amount: None))

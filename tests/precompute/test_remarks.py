@@ -49,7 +49,7 @@ def notices(tmp_path):
     """The remarks on rows of a file, how often, and of which line first."""
 
     def run(rows, tokenizer):
-        config = DataConfig(reference="", data=str(save(tmp_path / "rows.jsonl", rows)))
+        config = DataConfig(reference="x", data=str(save(tmp_path / "rows.jsonl", rows)))
         with Quarantine(tmp_path / "quarantine.parquet") as aside:
             reader = Rows(config, aside)
             list(reader.tokenized(tokenizer, lambda amount: None))
