@@ -41,7 +41,8 @@ def atomic_path(
             if keep is None or not keep():
                 put(temporary, path, alias)
         return
-    temporary = path.with_name(hidden(alias or path.name, "tmp"))
+    # Arrow takes c:d for a URL, and /home/me/c:d for a path.
+    temporary = path.absolute().with_name(hidden(alias or path.name, "tmp"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -76,7 +76,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(path.absolute(), page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error}). {advice}") from error
     found = (table.schema.metadata or {}).get(b"reflogp.schema_version", b"none").decode()

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -372,6 +373,9 @@ def report(
 
 def main() -> None:
     """Run the command; turn signals and what a user can meet into a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal need not know every letter of a name
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     console = TerminalConsole()
     try:
         with ending(console.say):
@@ -391,3 +395,8 @@ def main() -> None:
             "are kept."
         )
         sys.exit(1)
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # all that pathlib says of it
+            raise
+        console.error(f"{error}: this link leads back to itself. Check the path.")
+        sys.exit(2)

@@ -27,6 +27,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "sweep": TrainConfig,  # its keys; each value is a list of what the key is set to
 }
+_LONGEST = 1_000_000  # characters of a file
 _OWNERS = ("precompute", "train")
 
 
@@ -39,7 +40,13 @@ def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None:
         return {name: {} for name in SECTIONS}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)  # a device need not end
+        if len(text) > _LONGEST:
+            raise InputError(f"--config {path}: longer than {_LONGEST:,} characters.")
+        content = yaml.safe_load(text) or {}
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"--config {path}: cannot be read: {error.strerror}.") from error
     except Exception as error:  # YAML's own, and whatever int() and datetime make of a value

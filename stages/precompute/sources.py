@@ -10,6 +10,7 @@ import codecs
 import glob
 import json
 import re
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -145,7 +146,18 @@ def _file_rows(path: Path) -> Iterable[tuple[int, _Content]]:
     suffix = _suffix(path)
     if suffix == ".json":
         return _json_document(path)
-    return _json_lines(path) if suffix in _LINES else _local_rows(path, suffix)
+    return _json_lines(path) if suffix in _LINES else _named_rows(path, suffix)
+
+
+def _named_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
+    """`_local_rows` of a file whose name may hold ::, which `datasets` takes for two URLs."""
+    if "::" not in str(path):
+        yield from _local_rows(path, suffix)
+        return
+    with tempfile.TemporaryDirectory(prefix="reflogp-") as folder:
+        link = Path(folder) / f"rows{path.suffix}"
+        link.symlink_to(path.absolute())
+        yield from _local_rows(link, suffix)
 
 
 def _local_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:

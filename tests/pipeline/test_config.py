@@ -1,6 +1,7 @@
 """One YAML file and the command line make one validated model; a mistake is named and put right."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from data_schemas.errors import InputError
-from pipeline.cli import app
+from pipeline.cli import app, main
 from pipeline.config import SECTIONS, build, load_file
 from stages.precompute.config import PrecomputeConfig
 from stages.train.config import TrainConfig
@@ -240,3 +241,23 @@ def test_the_table_of_losses_fits_80_columns_and_names_each():
         assert name in words
         assert loss.paper.split()[0] in words
     assert "label_smoothing=0.001" in words
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/dev/full", "loop", "folder", "", "x" * 5000])
+def test_a_place_that_holds_nothing_to_read_is_refused_in_a_line(
+    place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("folder").mkdir()
+    for given in (
+        ["train", "--config", place], ["report", place], ["inspect", place], ["verify", place],
+        ["train", "--cache", place, "--output", "run"], ["export", place, "--output", "export"],
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["reflogp", *given])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr().err.splitlines()
+        assert end.value.code in {1, 2}, given
+        assert said[-1].startswith("error: "), given
+    assert {path.name for path in tmp_path.iterdir()} == {"loop", "folder"}

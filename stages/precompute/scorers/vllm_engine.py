@@ -1,6 +1,9 @@
 """What both vLLM scorers share: environment, start, end, and the plain way beside the engine."""
 
+import atexit
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ from stages.precompute.scorers import vllm_lora
 from stages.precompute.scorers.protocol import Logps, Request
 from stages.precompute.scorers.vllm_log import QUIET, EngineLog
 
+_SOCKETS = "VLLM_RPC_BASE_PATH"
 _CORES = "VLLM_CPU_OMP_THREADS_BIND"
 _PATIENCE_SECONDS = 1.0  # between two looks at whether the engine is still alive
 
@@ -38,6 +42,9 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if _SOCKETS not in os.environ:  # vLLM leaves its sockets behind
+        os.environ[_SOCKETS] = folder = tempfile.mkdtemp(prefix="reflogp-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def device_type() -> str:
