@@ -131,6 +131,10 @@ LOG = [
         (LOG, "ValueError: no room for it"),
         ([*LOG, "torch.OutOfMemoryError: CUDA out of memory."],
          "torch.OutOfMemoryError: CUDA out of memory"),
+        ([*LOG, f"{PREFIX}RuntimeError: no kernel for this:", f"{PREFIX}  head size 100."],
+         "RuntimeError: no kernel for this: head size 100"),
+        (["ValueError: it does not fit:", "  needed 3 GiB", "", "bye"],
+         "ValueError: it does not fit: needed 3 GiB"),
         (["terminate called", "", "Aborted (core dumped)"], "Aborted (core dumped)"),
         ([], None),
     ],
@@ -140,5 +144,5 @@ def test_the_cause_is_the_last_exception_that_points_to_no_other(lines, cause):
 
 
 def test_an_error_that_says_why_is_quoted_as_it_is():
-    assert EngineLog().root_cause(ValueError("too long.\nmore")) == "too long"
+    assert EngineLog().root_cause(ValueError("too long.\nmore")) == "too long. more"
     assert EngineLog().root_cause(KeyError()) == "KeyError"

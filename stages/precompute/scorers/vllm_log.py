@@ -1,10 +1,11 @@
-"""What vLLM's processes write -> the one line that says why they ended.
+"""What vLLM's processes write -> what says why they ended, in one line.
 
 vLLM raises "See root cause above" in our process, and the cause stands in a traceback that another
 process printed. So what those processes print is kept in a file that has no name, from which the
 cause is quoted. Who sets VLLM_LOGGING_LEVEL to see more sees all, and nothing is kept.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -12,9 +13,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from stages.loading import cause
+
 QUIET = "ERROR"
 _KEPT_BYTES = 1 << 16
-_LONGEST = 400
+_LONGEST, _MOST_LINES = 400, 4
 # "(EngineCore pid=7) (Worker pid=8) ERROR 11-21 16:04:12 [core.py:1234] " before a line
 _PREFIX = re.compile(r"^(\(\S+ pid=\d+\)\s*)*([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] ?)?")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -50,7 +53,7 @@ class EngineLog:
     def root_cause(self, error: Exception) -> str:
         """Why `error` was raised here: what it says, unless it points to what was written."""
         if not _POINTS_ELSEWHERE.search(str(error)):
-            return _first_message(error)
+            return _message(error)
         size = os.fstat(self._file.fileno()).st_size
         # Not read and seek: the position in the file is shared with those that write.
         kept = os.pread(self._file.fileno(), _KEPT_BYTES, max(0, size - _KEPT_BYTES))
@@ -60,21 +63,33 @@ class EngineLog:
 
 
 def last_cause(text: str) -> str | None:
-    """The last line of a log that names an exception and does not point elsewhere for the cause.
+    """What a log says of the last exception in it that does not point elsewhere for the cause.
 
-    Where there is none: the last line that says anything.
+    The lines after its first are part of it as long as they are written in the same way. Where
+    there is no exception: the last line that says anything.
     """
-    lines = [_PREFIX.sub("", _COLOUR.sub("", line)).strip() for line in text.splitlines()]
-    telling = [line for line in lines if line and not _POINTS_ELSEWHERE.search(line)]
-    raised = [line for line in telling if _RAISED.match(line)]
-    return next((found[-1][:_LONGEST].rstrip(".") for found in (raised, telling) if found), None)
+    plain = (_COLOUR.sub("", line) for line in text.splitlines())
+    lines = [
+        (match.group(), line[match.end() :]) for line in plain if (match := _PREFIX.match(line))
+    ]
+    telling = [
+        number
+        for number, (_, line) in enumerate(lines)
+        if line.strip() and not _POINTS_ELSEWHERE.search(line)
+    ]
+    raised = [number for number in telling if _RAISED.match(lines[number][1].strip())]
+    if not raised:
+        return lines[telling[-1]][1].strip()[:_LONGEST].rstrip(".") if telling else None
+    way = lines[raised[-1]][0]
+    rest = itertools.takewhile(lambda line: line[0] == way and line[1].strip(), lines[raised[-1] :])
+    said = " ".join(line.strip() for _, line in itertools.islice(rest, _MOST_LINES))
+    return said[:_LONGEST].rstrip(".")
 
 
-def _first_message(error: Exception) -> str:
-    """One line of an exception; of pydantic's, the message of the first thing that is wrong."""
+def _message(error: Exception) -> str:
+    """What an exception says; of pydantic's, the message of the first thing that is wrong."""
     problems = error.errors() if hasattr(error, "errors") else None
-    text = problems[0]["msg"] if problems else str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0][:_LONGEST].rstrip(".")
+    return str(problems[0]["msg"]).rstrip(".") if problems else cause(error)
 
 
 def _flush() -> None:
