@@ -12,7 +12,7 @@ from stages.loading import load_config, loading
 from stages.stored_weights import require_weights
 
 # Of the largest logit, what may be rounded otherwise with other tokens: next to nothing in dense
-# models, since the shapes are the same; more where they change an expert's batch or a scale.
+# models, since the shapes are the same; more where they change an expert's batch.
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}
 _ROUNDING_REDUCED = 1e-3
 _ROUNDING_TOGETHER = 2e-2
@@ -130,6 +130,8 @@ def _sees_what_follows(model: nn.Module) -> bool:
     Encoders of BERT's kind load as causal language models, too, and read both ways.
     """
     settings: Any = model.config
+    if getattr(settings, "quantization_config", None) is not None:
+        return False  # activations of all tokens may share one scale
     device = next(model.parameters()).device
     ids = torch.arange(1, 13, device=device) * 37 % settings.get_text_config().vocab_size
     pair = ids[:8], torch.cat([ids[:4], ids[8:]])
@@ -141,6 +143,7 @@ def _sees_what_follows(model: nn.Module) -> bool:
         return False
     finally:
         model.train(training)
-    together = is_mixture(settings) or getattr(settings, "quantization_config", None) is not None
-    allowed = _ROUNDING_TOGETHER if together else _ROUNDING.get(one.dtype, _ROUNDING_REDUCED)
+    allowed = (
+        _ROUNDING_TOGETHER if is_mixture(settings) else _ROUNDING.get(one.dtype, _ROUNDING_REDUCED)
+    )
     return bool((one - two).abs().max() > allowed * (one - one.mean()).abs().max())

@@ -90,7 +90,7 @@ def test_buffers_that_older_versions_saved_are_no_fault(name, tmp_path):
     load(edited(tmp_path, lambda weights: weights | {f"h.0.attn.{name}": torch.zeros(4)}))
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "fp8", "int4"])
 def test_packed_weights_are_no_fault_and_missing_ones_are(kind, checkpoint, tmp_path):
     folder, _ = quantize(checkpoint, tmp_path, kind, torch.float32)
     load(folder)
