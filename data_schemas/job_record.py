@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import AwareDatetime, Field, ValidationError
 
 from data_schemas.atomic import write_text
-from data_schemas.record import Count, Record
+from data_schemas.record import MOST_BYTES, Count, Record
 from data_schemas.storage import read_bytes
 
 
@@ -36,6 +36,6 @@ def write(path: Path, record: JobRecord) -> None:
 def read(path: Path) -> JobRecord | None:
     """The record at `path`; None where it cannot be read, for it is an account and no result."""
     try:
-        return JobRecord.model_validate_json(read_bytes(path))
+        return JobRecord.model_validate_json(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError, ValidationError):
         return None

@@ -15,14 +15,13 @@ from data_schemas.errors import InputError
 from data_schemas.job_record import JobRecord
 from data_schemas.location import is_local
 from data_schemas.reading import Reading
-from data_schemas.record import Count, Record
+from data_schemas.record import MOST_BYTES, Count, Record
 from data_schemas.storage import entries, opened, read_bytes, require_inside
 from data_schemas.verification import Verification
 
 SCHEMA_VERSION: Literal[3] = 3
 FILE_NAME = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
-_MOST_BYTES = 128 << 20  # of a manifest: half a million shards
 
 UNITS = {"paired": "pairs", "unpaired": "unpaired rows"}
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -284,7 +283,7 @@ def read(cache: Path) -> Manifest:
     path = cache / FILE_NAME
     try:
         require_inside(path)
-        content = read_bytes(path, _MOST_BYTES)
+        content = read_bytes(path, MOST_BYTES)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         there = cache.is_dir() if is_local(cache) else bool(entries(cache))
         state = "is not sealed: it has no" if there else "does not exist: no"

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
 from data_schemas.location import is_local
-from data_schemas.record import Record
+from data_schemas.record import MOST_BYTES, Record
 from data_schemas.storage import entries, read_bytes
 
 FILE_NAME = "reflogp.json"
@@ -76,7 +76,7 @@ def read_mark(folder: Path) -> Mark | None:
     """
     path = folder / FILE_NAME
     try:
-        return Mark.model_validate(from_json(read_bytes(path), allow_inf_nan=False))
+        return Mark.model_validate(from_json(read_bytes(path, MOST_BYTES), allow_inf_nan=False))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from pydantic import Field
 from data_schemas.atomic import write_text
 from data_schemas.manifest import Inputs, Shard
 from data_schemas.reading import Reading
-from data_schemas.record import SealedRecord
+from data_schemas.record import MOST_BYTES, SealedRecord
 from data_schemas.storage import read_bytes
 
 FILE_NAME = "plan.json"
@@ -52,6 +52,6 @@ def write(folder: Path, record: PlanRecord) -> None:
 def read(folder: Path) -> PlanRecord | None:
     """The plan in `folder`; None where there is none, or one of another release or damaged."""
     try:
-        return PlanRecord.from_sealed_json(read_bytes(folder / FILE_NAME))
+        return PlanRecord.from_sealed_json(read_bytes(folder / FILE_NAME, MOST_BYTES))
     except (OSError, ValueError):
         return None

@@ -12,6 +12,9 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+MOST_BYTES = 128 << 20
+"""Of a JSON file that is read: far more than any has, and not more than memory does."""
+
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """What Arrow can count; a larger one in a file from elsewhere would be too large for a float."""
 

@@ -10,6 +10,8 @@ from pydantic_core import from_json
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
 from data_schemas.manifest import Weights
+from data_schemas.record import MOST_BYTES
+from data_schemas.storage import read_bytes
 
 FILE_NAME = "reflogp_run.json"
 SCHEMA_VERSION = 1
@@ -102,7 +104,8 @@ def read(output: Path) -> RunRecord | None:
     """
     path = output / FILE_NAME
     try:
-        return RunRecord.model_validate(from_json(path.read_bytes(), allow_inf_nan=False))
+        content = read_bytes(path, MOST_BYTES)
+        return RunRecord.model_validate(from_json(content, allow_inf_nan=False))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ A sample, for people to look at; nothing is trained on it. Each column's meaning
 file as field metadata.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_schemas.atomic import atomic_path
+from data_schemas.bounded_parquet import UnsoundError, read_table
 from data_schemas.errors import InputError
+from data_schemas.storage import opened
 
 FILE_NAME = "pairs.parquet"
 SCHEMA_VERSION = 1
@@ -73,16 +76,33 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / FILE_NAME
     advice = "Train again, or remove the file: a report does without it."
-    if not path.exists():
-        return []
     try:
-        table = pq.read_table(path.absolute(), page_checksum_verification=True)
+        with opened(path) as source:
+            metadata = pq.read_schema(source).metadata or {}
+            found = metadata.get(b"reflogp.schema_version", b"none").decode()
+            if found != str(SCHEMA_VERSION):
+                raise UnsoundError(f"its schema version is {found[:20]}, not {SCHEMA_VERSION}")
+            rows = read_table(source, SCHEMA, "sample of pairs").to_pylist()
+        _require_sound(rows)
+    except FileNotFoundError:
+        return []
+    except UnsoundError as error:
+        raise InputError(f"{path}: {error}. {advice}") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error}). {advice}") from error
-    found = (table.schema.metadata or {}).get(b"reflogp.schema_version", b"none").decode()
-    if found != str(SCHEMA_VERSION) or not table.schema.equals(SCHEMA):
-        raise InputError(
-            f"{path}: not the columns of schema version {SCHEMA_VERSION} (it says {found}). "
-            f"{advice}"
-        )
-    return table.to_pylist()  # type: ignore[no-any-return]
+    return rows  # type: ignore[no-any-return]
+
+
+def _require_sound(rows: list[dict[str, Any]]) -> None:
+    """Refuse rows that cannot be shown: lists of other lengths, or numbers that are not finite."""
+    for number, row in enumerate(rows):
+        for part in ("prompt", "chosen", "rejected"):
+            names = [f"{part}_ids", f"{part}_pieces"]
+            if part != "prompt":
+                names += [f"{model}_{part}_logps" for model in ("ref", "policy")]
+            if len({len(row[name]) for name in names}) > 1:
+                raise UnsoundError(f"row {number}: {', '.join(names)} are not of one length")
+        for name, value in row.items():
+            values = value if isinstance(value, list) else [value]
+            if not all(math.isfinite(one) for one in values if isinstance(one, float)):
+                raise UnsoundError(f"row {number}: {name} is not finite")

@@ -91,7 +91,14 @@ def read_plan(shard: PlannedShard) -> pa.Table:
         ) from error
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise damaged(shard.path)
-    return pa.ipc.open_file(pa.BufferReader(content)).read_all()
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+        table.validate(full=True)  # offsets, which IPC takes as they are
+    except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
+        raise damaged(shard.path) from error
+    if not table.schema.equals(PLAN_SCHEMA) or table.num_rows != shard.rows:
+        raise damaged(shard.path)
+    return table
 
 
 def damaged(path: Path) -> ReflogpError:

@@ -128,6 +128,8 @@ class Tokenizer:
         raw = isinstance(preference.prompt, str)
         prompt, tails = self._parted(made.texts, ids, raw=raw)
         tails = [self._close(tail, raw=raw) for tail in tails]
+        if not all(tails):
+            raise RowFault(Reason.EMPTY_RESPONSE, None, "a response has no tokens")
         eos = self._tokenizer.eos_token_id
         if eos is None and not all(map(self._ends_in_stop, tails)):
             made.remarks.setdefault(Remark.NO_END, "")

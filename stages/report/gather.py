@@ -1,6 +1,5 @@
 """A run's folder -> what its report shows: record, metrics by step, scored pairs."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic_core import from_json
 from data_schemas import run_record, scored_pairs
 from data_schemas.errors import InputError
 from data_schemas.run_record import RunRecord
+from data_schemas.storage import opened
 
 Floats = NDArray[np.float64]
 METRICS = (
@@ -20,6 +20,8 @@ METRICS = (
     *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
 )
 _HELD_OUT = "eval_"
+_LONGEST_LINE = 1 << 20  # bytes of metrics.jsonl; a line has about 500
+_LARGEST = 1e300  # a number that JSON can hold, and float64 cannot, is no metric
 
 
 class Curve(NamedTuple):
@@ -93,8 +95,9 @@ def read_metrics(path: Path) -> dict[str, Curve]:
     """
     points: dict[str, list[tuple[float, float]]] = {}
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+        with opened(path) as file:
+            lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+            for number, line in enumerate(lines, start=1):
                 _add(points, _parsed(path, number, line))
     except OSError as error:
         raise InputError(
@@ -125,4 +128,4 @@ def _names() -> Iterable[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and -_LARGEST < value < _LARGEST

@@ -13,7 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from data_schemas.atomic import write_text
 from data_schemas.errors import InputError
 from data_schemas.manifest import Dtype
-from data_schemas.record import Record
+from data_schemas.record import MOST_BYTES, Record
+from data_schemas.storage import read_bytes
 from stages.train.config import TrainConfig
 from stages.train.switch import sync
 
@@ -91,7 +92,7 @@ def _seal(folder: Path, step: int, fingerprint: str) -> None:
 def _whole(folder: Path) -> CheckpointSeal | None:
     """The seal of a checkpoint all of whose files are there, at their sizes."""
     try:
-        seal = CheckpointSeal.model_validate(from_json((folder / _SEAL).read_bytes()))
+        seal = CheckpointSeal.model_validate(from_json(read_bytes(folder / _SEAL, MOST_BYTES)))
         whole = all((folder / name).stat().st_size == size for name, size in seal.sizes.items())
     except (OSError, ValueError, ValidationError):
         return None
