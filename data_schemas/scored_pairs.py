@@ -78,10 +78,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
     advice = "Train again, or remove the file: a report does without it."
     try:
         with opened(path) as source:
-            metadata = pq.read_schema(source).metadata or {}
-            found = metadata.get(b"reflogp.schema_version", b"none").decode()
-            if found != str(SCHEMA_VERSION):
-                raise UnsoundError(f"its schema version is {found[:20]}, not {SCHEMA_VERSION}")
+            schema = pq.read_schema(source)
+            found = (schema.metadata or {}).get(b"reflogp.schema_version", b"none").decode()
+            if found != str(SCHEMA_VERSION) or not schema.equals(SCHEMA):
+                raise UnsoundError(
+                    f"not the columns of schema version {SCHEMA_VERSION} (it says {found[:20]})"
+                )
             rows = read_table(source, SCHEMA, "sample of pairs").to_pylist()
         _require_sound(rows)
     except FileNotFoundError:
