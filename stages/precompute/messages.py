@@ -94,7 +94,7 @@ def _messages_in(field: str, value: str) -> Any:
     for parse in (json.loads, _literal):
         try:
             found = parse(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         turns = [found] if isinstance(found, Mapping) else found
         return found if isinstance(turns, list) and all(map(_is_turn, turns)) else None

@@ -45,10 +45,18 @@ def test_other_text_stays_text(text):
     assert content({"prompt": text}, "prompt") == text
 
 
-def test_text_that_looks_like_messages_and_cannot_be_read_is_refused():
-    numpy = "[{'role': 'user', 'content': 'a'}\n {'role': 'assistant', 'content': 'b'}]"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{'role': 'user', 'content': 'a'}\n {'role': 'assistant', 'content': 'b'}]",  # NumPy's
+        "{'role': 'user', {}: 1}",
+        "{'role': 'user', 'content': open('a')}",
+        "{'role': " + "[" * 5_000 + "}",
+    ],
+)
+def test_text_that_looks_like_messages_and_cannot_be_read_is_refused(text):
     with pytest.raises(RowFault, match="neither JSON nor a Python literal") as caught:
-        content({"prompt": numpy}, "prompt")
+        content({"prompt": text}, "prompt")
     assert caught.value.reason is Reason.BAD_MESSAGES
 
 
