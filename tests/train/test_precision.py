@@ -77,8 +77,8 @@ def test_who_holds_which_weights(monkeypatch, tmp_path):
         kinds: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
         found.append([(weights_dtype(full, k), autocast_dtype(full, k)) for k in kinds])
     alone, together = found
-    assert alone == [("float32", "float32"), ("bfloat16", "float32"), ("float32", "float16")]
-    assert together == [("float32", "float32"), ("float32", "bfloat16"), ("float32", "float16")]
+    assert alone == [("float32", "float32"), ("bfloat16", "float32"), ("float32", "float32")]
+    assert together == [("float32", "float32"), ("float32", "bfloat16"), ("float32", "float32")]
 
 
 def weights(*values: float, dtype: torch.dtype = torch.bfloat16) -> nn.Parameter:
