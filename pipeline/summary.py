@@ -189,7 +189,13 @@ def verify_rows(damage: list[str], verification: Verification | None) -> Rows:
             f"max {found.max:.4f}, slope {found.slope:+.5f} (t {found.slope_t:+.1f}), "
             f"a response's sd {found.response_sd:.3f}",
         )
-        for found in (verification.float32, verification.training, verification.training_noise)
+        for found in (
+            verification.float32,
+            verification.training,
+            verification.training_noise,
+            verification.repeat,
+        )
+        if found is not None
     ]
     rows += [
         (f"{worst.difference:+.3f} nats", f"{worst.row_id} {worst.side}: {worst.text!r}")
