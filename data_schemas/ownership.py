@@ -163,7 +163,7 @@ def require_apart(option: str, output: Path, inputs: Mapping[str, Path | None]) 
             continue
         place, other = _place(output), _place(given)
         if place == other:
-            raise InputError(f"{option} {output}: this is the {name} itself. Give another place.")
+            raise InputError(f"{option} {output}: this is the {name}. Give another place.")
         if other in place.parents:
             raise InputError(
                 f"{option} {output}: this lies inside the {name}, {given}. Give another place."

@@ -6,8 +6,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data_schemas.atomic import write_text
-from data_schemas.record import Record
+from data_schemas.record import MOST_BYTES, Record
 from data_schemas.run_record import RunRecord
+from data_schemas.storage import read_bytes
 
 FILE_NAME = "sweep.json"
 
@@ -39,7 +40,7 @@ def write(output: Path, record: SweepRecord) -> None:
 def is_there(output: Path) -> bool:
     """Whether a record of a sweep stands in `output`."""
     try:
-        SweepRecord.model_validate_json((output / FILE_NAME).read_bytes())
+        SweepRecord.model_validate_json(read_bytes(output / FILE_NAME, MOST_BYTES))
     except (OSError, ValueError):
         return False
     return True

@@ -109,7 +109,7 @@ def _option(name: str) -> str:
 
 
 def _explain(problem: Any) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
     if not problem["loc"]:  # of several options together; it names them
         return str(message)
     option = _option(str(problem["loc"][0]))
