@@ -25,6 +25,9 @@ _RATE_SECONDS = 600.0  # over which a rate is taken; what comes in large pieces 
 _NO_WIDTH = 10_000  # columns of a file
 _NAME_WIDTH = 8  # of "PROBLEM" and its like
 
+Cell = str | tuple[str, ...]
+"""Of a table: a line, or several."""
+
 # What moves the cursor, clears the screen, begins a line or turns the direction of writing: control
 # characters, separators, marks of direction, what has no width, and bytes that are not UTF-8.
 _UNSEEN = re.compile(
@@ -36,6 +39,11 @@ _UNSEEN = re.compile(
 def visible(text: str) -> str:
     """`text` in one line, with an escape for each character that a terminal would act on."""
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _shown(cell: Cell) -> Text:
+    lines = (cell,) if isinstance(cell, str) else cell
+    return Text("\n".join(map(visible, lines)))
 
 
 def visible_json(text: str) -> str:
@@ -131,12 +139,14 @@ class TerminalConsole:
             self.say(f"{what}: {task.completed:,.0f} {unit}")
 
     def table(
-        self, title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()
+        self, title: Cell, rows: Sequence[tuple[Cell, ...]], header: tuple[str, ...] = ()
     ) -> None:
-        """Print rows on stdout, the first column being names. A file gets each in one line."""
-        title = visible(title)
+        """Print rows on stdout, the first column being names. A file gets each in one line.
+
+        A title or a cell of several lines is a tuple of them.
+        """
         table = Table(
-            title=Text(title) if title else None, show_header=bool(header), title_justify="left",
+            title=_shown(title) if title else None, show_header=bool(header), title_justify="left",
             box=None, pad_edge=False,
         )  # fmt: skip
         names = header or ("",) * max(map(len, rows))
@@ -144,7 +154,7 @@ class TerminalConsole:
         for name in names[1:]:
             table.add_column(Text(visible(name)), overflow="fold")
         for row in rows:
-            table.add_row(*(Text(visible(cell)) for cell in row))
+            table.add_row(*map(_shown, row))
         if self._results.is_terminal:
             self._results.print(table)
             return

@@ -8,6 +8,7 @@ from data_schemas.job_record import JobRecord
 from data_schemas.manifest import UNITS, Filtered, Manifest, Weights
 from data_schemas.run_record import RunRecord
 from data_schemas.verification import Verification
+from pipeline.console import Cell
 
 Rows = list[tuple[str, str]]
 _JOBS_SHOWN = 3
@@ -155,18 +156,18 @@ def _evaluation_rows(record: RunRecord) -> Rows:
     ]
 
 
-def losses_table() -> tuple[str, list[tuple[str, str, str]]]:
+def losses_table() -> tuple[Cell, list[tuple[Cell, ...]]]:
     """What the letters of the formulas mean, and a row for each loss."""
     from stages.train.losses.arguments import parameters
     from stages.train.losses.registry import EVERY_LOSS, LETTERS, LOSSES
 
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name, loss in EVERY_LOSS.items():
         arguments = [f"{p.name}={p.default}" for p in parameters(loss.function).values()]
         needs = ", ".join(["pairs" if name in LOSSES else "unpaired", *sorted(loss.needs)])
-        said = f"{loss.formula}\n{loss.paper}\nwhen: {loss.choose}"
-        rows.append((name, said, "\n".join([needs, *arguments])))
-    return LETTERS, rows
+        said = (*loss.formula.splitlines(), loss.paper, f"when: {loss.choose}")
+        rows.append((name, said, (needs, *arguments)))
+    return tuple(LETTERS.splitlines()), rows
 
 
 def _noise(record: RunRecord) -> str:

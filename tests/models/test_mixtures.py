@@ -115,7 +115,11 @@ def test_only_what_the_policy_itself_is_unsure_of_is_allowed(cache):
     def off(rows) -> Any:
         return Scored([3.0] * 2 * len(rows))
 
-    rows: Any = [Row() for _ in range(8)]
+    class Rows(list):
+        def longest(self):
+            return [0]
+
+    rows: Any = Rows(Row() for _ in range(8))
     assert "do not agree" in str(disagreement(flips, rows, manifest, 4))
     assert disagreement(flips, rows, manifest, 4, mixture=True) is None
     assert "do not agree" in str(disagreement(off, rows, manifest, 4, mixture=True))

@@ -41,7 +41,7 @@ def precompute(**given: Any) -> PrecomputeConfig:
          "'max_length'?"),
         ("train:\n  learning-rate: 1", "train: there is no key 'learning-rate'; did you mean "
          "'learning_rate'?"),
-        ("train: {xyzzy: 1}", "train: there is no key 'xyzzy'; known: cache, output, policy"),
+        ("train: {xyzzy: 1}", "train: there is no key 'xyzzy'; known: cache, output, overwrite"),
         ("train: {max_length: 5}", "no key 'max_length'; it belongs under 'precompute'."),
         ("precompute: {beta: 5}", "no key 'beta'; it belongs under 'train'."),
         ("precomput: {}", "there is no section 'precomput'; did you mean 'precompute'?"),
@@ -123,8 +123,8 @@ def test_what_a_yaml_file_leaves_out_is_left_to_the_defaults(content, yaml_file)
         (TrainConfig, {"gradient_checkpointing": "maybe"}, "--gradient-checkpointing"),
         (TrainConfig, {"beta": float("inf")}, "--beta (in YAML: beta): input should be a finite"),
         (TrainConfig, {"seed": 2**32}, "--seed (in YAML: seed): input should be less than"),
-        (TrainConfig, {"output": "a\0b"}, r"--output (in YAML: output): PosixPath('a\x00b') holds "
-         "a null character"),
+        (TrainConfig, {"output": "a\0b"}, r"--output (in YAML: output): 'a\x00b': a path must be "
+         "UTF-8 without a null character"),
         (PrecomputeConfig, {"min_confidence": float("nan")}, "--min-confidence"),
         # a file name in Latin-1, as Python gives it: the manifest could not say what was scored
         (PrecomputeConfig, {"data": "caf\udce9.jsonl"}, "--data (in YAML: data): "

@@ -122,8 +122,9 @@ def flatter(model: Any) -> Any:
 
 def test_a_lora_run_learns_and_says_what_it_was(crossed, console, tmp_path):
     settings = config(
-        crossed, tmp_path, batch_size=5, accumulation=2, max_steps=-1, epochs=8, learning_rate=1e-2
-    )
+        crossed, tmp_path, batch_size=5, accumulation=2, max_steps=-1, epochs=8,
+        learning_rate=1e-2, lora_targets="q_proj,v_proj",
+    )  # fmt: skip
     record = run_train(settings, console)
     assert record.kind == "unpaired"
     assert record.first.loss == pytest.approx(0.5, abs=1e-4)
