@@ -99,7 +99,9 @@ def precompute(model: str, data: Path, cache: Path, engine: str) -> None:
     rows = [tokenize(tokenizer, json.loads(line)) for line in lines]
     sequences = [(row["prompt"], row[side]) for row in rows for side in SIDES]
     scores = iter(score(engine, model, sequences))
-    columns = {f"{name}_ids": [row[name] for row in rows] for name in ("prompt", *SIDES)}
+    columns: dict[str, list[Any]] = {
+        f"{name}_ids": [row[name] for row in rows] for name in ("prompt", *SIDES)
+    }
     both = [(next(scores), next(scores)) for _ in rows]
     columns |= {f"ref_{side}_logp_sum": [pair[i] for pair in both] for i, side in enumerate(SIDES)}
     pq.write_table(pa.table(columns), cache)
@@ -131,7 +133,7 @@ def train(
             both = torch.stack([logp(policy, row["prompt_ids"], row[f"{s}_ids"]) for s in SIDES])
             reference = torch.tensor([row[f"ref_{s}_logp_sum"] for s in SIDES], dtype=torch.float64)
             loss = dpo_loss(both, reference, beta) / len(batch)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -55,7 +56,7 @@ def run_minimal(checkpoint: Path, data: Path, output: Path, engine: str, steps: 
     return [float(loss) for loss in re.findall(r"^step \d+: loss (\S+)$", done.stdout, re.M)]
 
 
-def sums(found: list[dict]) -> dict[tuple, list[float]]:
+def sums(found: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[float]]:
     """Both log-probs of each row, by its token ids."""
     parts = ("prompt_ids", "chosen_ids", "rejected_ids")
     return {

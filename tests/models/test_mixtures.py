@@ -115,7 +115,7 @@ def test_only_what_the_policy_itself_is_unsure_of_is_allowed(cache):
     def off(rows) -> Any:
         return Scored([3.0] * 2 * len(rows))
 
-    class Rows(list):
+    class Rows(list[Row]):
         def longest(self):
             return [0]
 
