@@ -274,6 +274,6 @@ def test_training_does_not_write_over_what_it_starts_from(
 ):
     own = shutil.copytree(other_adapter, tmp_path / "adapter")
     run_precompute(settings(checkpoint, own, few_preferences, tmp_path / "cache"), console)
-    with pytest.raises(InputError, match="training starts from what is in there"):
+    with pytest.raises(InputError, match="this is the adapter"):
         run_train(TrainConfig(cache=tmp_path / "cache", output=own), console)
     assert (own / "adapter_model.safetensors").is_file()
