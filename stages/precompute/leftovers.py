@@ -6,6 +6,7 @@ clears up leaves things behind; so every later command that finds the cache seal
 """
 
 import re
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from data_schemas.errors import InputError, StorageError
 from data_schemas.location import is_local
 from data_schemas.manifest import Manifest
 from data_schemas.ownership import HALF_MARK, read_mark, remove_owned, write_mark
-from data_schemas.storage import entries, remove, remove_if_empty
+from data_schemas.storage import at_once, entries, remove, remove_if_empty
 from stages.precompute.folder import PLAN, SHARD, short, unsealed
 from stages.progress import Console
 
@@ -81,7 +82,6 @@ def _remove(path: Path) -> None:
     if not PLAN.fullmatch(path.name):
         remove(path)
     elif not (is_local(path) and path.is_symlink()):
-        for name in entries(path):
-            if _OF_A_PLAN.fullmatch(name):
-                remove(path / name)
+        planned = [path / name for name in entries(path) if _OF_A_PLAN.fullmatch(name)]
+        deque(at_once(remove, planned), maxlen=0)
         remove_if_empty(path)

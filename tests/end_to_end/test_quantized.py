@@ -51,8 +51,14 @@ def precompute(reference: Path, data: Path, cache: Path, engine: str, console: S
     return cache
 
 
+needs_avx512 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="vLLM's kernel for weights of 4 bits on a CPU needs AVX-512",
+)
+
+
 @pytest.mark.vllm
-@pytest.mark.parametrize("kind", ["int8", "gptq"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("gptq", marks=needs_avx512)])
 def test_vllm_scores_a_quantised_reference_as_its_dequantised_weights(
     kind, checkpoint, few_preferences, console, tmp_path
 ):

@@ -50,7 +50,7 @@ def test_every_command_of_the_readme_runs(folder, checkpoint, monkeypatch):
     for words in commands():
         name, *arguments = words
         if name == "sweep":  # its combinations take their own tests' time
-            arguments = arguments[:2]
+            arguments = arguments[:4]
         if "--list-losses" not in arguments:
             arguments += MORE.get(name, [])
         arguments = [str(checkpoint) if word == "MODEL" else word for word in arguments]
@@ -65,7 +65,7 @@ def test_every_command_of_the_readme_runs(folder, checkpoint, monkeypatch):
 # Options of the launchers that the guides show beside ours.
 OTHERS = {
     "--standalone", "--nproc-per-node", "--no-python", "--multi_gpu", "--num_processes",
-    "--no_python",
+    "--no_python", "--signal", "--requeue",
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_rules_that_cannot_be_kept_are_refused(faulty, unpaired, cache, tmp_path
         run_filter(unpaired, out, FilterRules(min_confidence=0.5), console)
     with pytest.raises(InputError, match=r"no row keeps these rules .*low_confidence 40"):
         run_filter(faulty, out, FilterRules(min_confidence=99), console)
-    with pytest.raises(InputError, match="this is the cache itself"):
+    with pytest.raises(InputError, match="this is the cache"):
         run_filter(faulty, faulty, FilterRules(drop_truncated=True), console)
     assert not out.exists() or not list(out.iterdir())
     shutil.copytree(cache, out, dirs_exist_ok=True)

@@ -152,11 +152,12 @@ def test_charts_are_written_as_files_for_papers(run, tmp_path, console):
         "margin",
         "reward-chosen-rejected",
     ]
-    assert sorted(path.stem for path in (tmp_path / "png").iterdir()) == charts
-    assert sorted(path.stem for path in (tmp_path / "svg").iterdir()) == charts
+    for kind in ("png", "svg"):
+        files = {path.name for path in (tmp_path / kind).iterdir()}
+        assert files == {"reflogp.json", *(f"{chart}.{kind}" for chart in charts)}
     assert (tmp_path / "png" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "svg" / "loss.svg").read_text().startswith("<?xml")
-    assert set(written) == {tmp_path / "r.html", *tmp_path.glob("???/*")}
+    assert set(written) == {tmp_path / "r.html", *tmp_path.glob("???/*.???")}
 
 
 def test_the_same_run_gives_the_same_page(run):

@@ -173,7 +173,7 @@ def test_no_output_is_an_input_or_lies_beside_one_in_the_same_folder(
         config = settings(cache, output, policy=str(policy))
         with pytest.raises(InputError, match=message):
             run_train(config, console)
-    with pytest.raises(InputError, match="cache itself"):
+    with pytest.raises(InputError, match="this is the cache"):
         run_train(settings(cache, cache), console)
     with pytest.raises(InputError, match="lies inside the cache"):
         run_train(settings(cache, cache / "model"), console)
