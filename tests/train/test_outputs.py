@@ -164,8 +164,8 @@ def test_no_output_is_an_input_or_lies_beside_one_in_the_same_folder(
     (tmp_path / "link").symlink_to(policy)
     before = files(tmp_path)
     for output, message in (
-        (policy, "policy itself"),
-        (tmp_path / "link", "policy itself"),
+        (policy, "this is the policy"),
+        (tmp_path / "link", "this is the policy"),
         (policy / "dpo", "lies inside the policy"),
         (model, "lies inside it"),
         (model / "other" / "..", "lies inside it"),
@@ -213,8 +213,8 @@ def test_stage_two_refuses_its_output_before_stage_one_begins(checkpoint, tmp_pa
     data.write_text("{}")
     first = PrecomputeConfig(reference=str(checkpoint), data=str(data), cache=tmp_path / "cache")
     for output, message in (
-        (data.parent, "did not write"), (checkpoint, "policy itself"), (data, "this is a file"),
-        (checkpoint / "dpo", "lies inside the policy"), (tmp_path / "cache", "cache itself"),
+        (data.parent, "did not write"), (checkpoint, "is the policy"), (data, "this is a file"),
+        (checkpoint / "dpo", "lies inside the policy"), (tmp_path / "cache", "this is the cache"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             require_output_of_both(first, TrainConfig(cache=first.cache, output=output))
