@@ -69,11 +69,7 @@ def stored_hashes(row_ids: pa.Array) -> NDArray[np.bytes_]:
     Raises:
         ValueError: one is no row id.
     """
-    digits = "".join(pc.utf8_slice_codeunits(row_ids, 0, CONTENT_DIGITS).to_pylist())
-    found = np.frombuffer(bytes.fromhex(digits), f"S{CONTENT_DIGITS // 2}")
-    if len(found) != len(row_ids):
-        raise ValueError("a row id is too short")
-    return found
+    return _beginnings(row_ids, CONTENT_DIGITS, f"S{CONTENT_DIGITS // 2}")
 
 
 def content_keys(row_ids: pa.Array) -> NDArray[np.uint64]:
@@ -82,11 +78,7 @@ def content_keys(row_ids: pa.Array) -> NDArray[np.uint64]:
     Raises:
         ValueError: one is no row id.
     """
-    digits = "".join(pc.utf8_slice_codeunits(row_ids, 0, 16).to_pylist())
-    keys = np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
-    if len(keys) != len(row_ids):
-        raise ValueError("a row id is too short")
-    return keys
+    return _beginnings(row_ids, 16, ">u8").astype(np.uint64)
 
 
 def unique_keys(row_ids: pa.Array) -> NDArray[np.uint64]:
@@ -100,3 +92,12 @@ def unique_keys(row_ids: pa.Array) -> NDArray[np.uint64]:
     numbers: NDArray[np.uint64] = texts.cast(pa.uint64()).to_numpy()
     # an odd factor spreads the copies' numbers over all bits; the product wraps around
     return content_keys(row_ids) ^ (numbers * np.uint64(0x9E3779B97F4A7C15))
+
+
+def _beginnings(row_ids: pa.Array, digits: int, dtype: str) -> NDArray[Any]:
+    """The first hexadecimal digits of each id, as one value of `dtype` each."""
+    text = "".join(pc.utf8_slice_codeunits(row_ids, 0, digits).to_pylist())
+    found = np.frombuffer(bytes.fromhex(text), dtype)
+    if len(found) != len(row_ids):
+        raise ValueError("a row id is too short")
+    return found
