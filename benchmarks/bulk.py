@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_schemas.cache_shard import PLAN_SCHEMA, RESPONSES, SHARD_SCHEMA, unweighted
-from stages.precompute.plan import PlannedShard, write_planned_shard
-from stages.precompute.shards import ScoredTable
+from reflogp.data_schemas.cache_shard import PLAN_SCHEMA, RESPONSES, SHARD_SCHEMA, unweighted
+from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_planned_shard
+from reflogp.stages.precompute.score.score_shard import ScoredTable
 
 _LISTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _FLAGS = ("prompt_truncated", "chosen_truncated", "rejected_truncated")

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from benchmarks.pairs import Pairs, shared
-from stages.precompute.scorers.protocol import Request, Scorer
+from reflogp.stages.precompute.score.engines.protocol import Request, Scorer
 
 MAX_LENGTH = 1024
 Settings = dict[str, Any]
@@ -131,14 +131,16 @@ def padded(model: Path, settings: Settings, batch_size: int) -> Run:
 
 def transformers(model: Path, settings: Settings) -> Run:
     """reflogp's transformers engine."""
-    from stages.precompute.scorers.transformers import TransformersScorer
+    from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 
     return scoring(TransformersScorer(model, dtype="bfloat16"))
 
 
 def stock(model: Path, settings: Settings) -> Run:
     """vLLM's stock prompt_logprobs."""
-    from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
+    from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import (
+        VllmPromptLogprobsScorer,
+    )
 
     # only ids go in, and a made-up checkpoint has no tokenizer
     settings = {"skip_tokenizer_init": True} | settings
@@ -149,7 +151,7 @@ def stock(model: Path, settings: Settings) -> Run:
 
 def pooler(model: Path, settings: Settings) -> Run:
     """reflogp's pooling model in vLLM."""
-    from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer
+    from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer
 
     scorer = VllmPoolerScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings=settings)
 
@@ -168,7 +170,7 @@ def prefill(model: Path, settings: Settings) -> Run:
     """
     from vllm import SamplingParams
 
-    from stages.precompute.scorers.vllm_engine import start_engine
+    from reflogp.stages.precompute.score.engines.vllm_engine import start_engine
 
     engine, _ = start_engine(
         {

@@ -18,13 +18,13 @@ from typing import Any
 
 from benchmarks.overhead import StubScorer, Watch, make_job, make_plan, timed
 from benchmarks.overhead import rows as random_rows
-from stages.precompute import worker
-from stages.precompute.reuse import KnownRows
-from stages.precompute.scoring import score
-from stages.precompute.seal import seal
-from stages.train.batches import shared
-from stages.train.cached_pairs import CachedPairs
-from stages.train.steps import ShuffledBatches, shares
+from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.local import score
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.seal.seal import seal
+from reflogp.stages.train.data.batches import shared
+from reflogp.stages.train.data.cached_pairs import CachedPairs
+from reflogp.stages.train.data.steps import ShuffledBatches, shares
 
 STEPS, PAIRS, BATCH = 4000, 16, 2
 

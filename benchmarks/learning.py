@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.pairs import Pairs
 from benchmarks.precompute import read_pairs
-from data_schemas.sweep_record import FILE_NAME, SweepRecord
+from reflogp.data_schemas.sweep_record import FILE_NAME, SweepRecord
 
 RUNS = {
     "seeds": ["seed=1,2,3"],

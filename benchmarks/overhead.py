@@ -23,28 +23,29 @@ from typing import Any
 
 import numpy as np
 
-from data_schemas import plan_record
-from data_schemas.manifest import Inputs
-from data_schemas.plan_record import PlanRecord
-from pipeline.curate import run_diagnose, run_filter
-from pipeline.run import run_integrity
-from stages.filter.config import FilterRules
-from stages.precompute import planning, worker
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.finished import survey
-from stages.precompute.job import Job
-from stages.precompute.plan import PlannedShard, write_plan
-from stages.precompute.planning import Plan
-from stages.precompute.quarantine import Quarantine
-from stages.precompute.reuse import KnownRows
-from stages.precompute.row_ids import RowIds, packed
-from stages.precompute.scorers.choose import Choice
-from stages.precompute.scorers.protocol import Logps, Request
-from stages.precompute.scoring import score
-from stages.precompute.seal import seal
-from stages.precompute.shards import describe
-from stages.precompute.tokenize import TokenizedRow
-from stages.progress import Advance
+from reflogp.data_schemas import plan_record
+from reflogp.data_schemas.manifest import Inputs
+from reflogp.data_schemas.plan_record import PlanRecord
+from reflogp.pipeline.curate import run_diagnose, run_filter
+from reflogp.pipeline.run import run_integrity
+from reflogp.stages.cache.quarantine_file import Quarantine
+from reflogp.stages.cache.row_ids import RowIds, packed
+from reflogp.stages.cache.write_shard import describe
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.job import Job
+from reflogp.stages.precompute.plan import make_plan as planning
+from reflogp.stages.precompute.plan.make_plan import Plan
+from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_plan
+from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.engines.choose import Choice
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.finished import survey
+from reflogp.stages.precompute.score.local import score
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.seal.seal import seal
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
+from reflogp.stages.progress import Advance
 
 PROMPT, RESPONSE = 100, 100
 SHARD_TOKENS = 500_000

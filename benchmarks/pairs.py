@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.precompute.scorers.shared_beginnings import common_length
+from reflogp.stages.precompute.score.engines.shared_beginnings import common_length
 
 Pairs = list[dict[str, Any]]
 """Each with `prompt_ids`, `chosen_ids` and `rejected_ids`, lists of token ids."""

@@ -18,11 +18,11 @@ from benchmarks.contenders import MAX_LENGTH
 from benchmarks.pairs import Pairs, token_counts
 from benchmarks.report import report
 from benchmarks.rounds import Arena, best_of, rounds
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.faults import RowFault
-from stages.precompute.planning import load_tokenizer
-from stages.precompute.preferences import detect, normalize
-from stages.precompute.sources import read_source
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.plan.make_plan import load_tokenizer
+from reflogp.stages.precompute.read.preferences import detect, normalize
+from reflogp.stages.precompute.read.sources import read_source
 
 TRL_BATCH_SIZES = (2, 4, 8, 16)
 TRL_TRIAL_PAIRS = 32

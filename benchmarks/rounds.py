@@ -168,7 +168,7 @@ def _python_path(folder: Path) -> str:
         made = folder / "plugin" / "reflogp-0.dist-info"
         made.mkdir(parents=True, exist_ok=True)
         (made / "METADATA").write_text("Metadata-Version: 2.1\nName: reflogp\nVersion: 0\n")
-        target = "stages.precompute.scorers.vllm_plugin:register"
+        target = "reflogp.stages.precompute.score.engines.vllm_plugin:register"
         (made / "entry_points.txt").write_text(f"[{group}]\nreflogp = {target}\n")
         paths.append(str(made.parent))
     return os.pathsep.join(paths)

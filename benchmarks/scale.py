@@ -33,22 +33,23 @@ import numpy as np
 
 from benchmarks import bulk
 from benchmarks.overhead import StubScorer, Watch, finish_plan, make_job, make_plan
-from data_schemas import manifest as manifests
-from data_schemas.manifest import Shard
-from data_schemas.storage import entries
-from pipeline.run import run_integrity
-from stages.precompute import planning, reuse, worker
-from stages.precompute.finished import survey
-from stages.precompute.plan import scored_tokens
-from stages.precompute.reuse import KnownRows
-from stages.precompute.row_ids import KeySet, RowIds, packed
-from stages.precompute.scoring import score
-from stages.precompute.seal import seal
-from stages.precompute.tokenize import TokenizedRow
-from stages.train.cached_pairs import CachedPairs
-from stages.train.held_out import held_out
-from stages.train.steps import ShuffledBatches
-from stages.verify import integrity
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.files.storage import entries
+from reflogp.data_schemas.sealed_file import Shard
+from reflogp.pipeline.run import run_integrity
+from reflogp.stages.cache import integrity
+from reflogp.stages.cache.row_ids import KeySet, RowIds, packed
+from reflogp.stages.precompute.plan import make_plan as planning
+from reflogp.stages.precompute.plan.planned_shards import scored_tokens
+from reflogp.stages.precompute.score import reuse, worker
+from reflogp.stages.precompute.score.finished import survey
+from reflogp.stages.precompute.score.local import score
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.seal.seal import seal
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
+from reflogp.stages.train.data.cached_pairs import CachedPairs
+from reflogp.stages.train.data.held_out import held_out
+from reflogp.stages.train.data.steps import ShuffledBatches
 
 _AT_ONCE = 1_000_000
 _FILES = 15_000  # at four million tokens a shard, of 100 million rows of 600 sequence tokens

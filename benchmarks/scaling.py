@@ -33,23 +33,24 @@ from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
 from benchmarks.overhead import StubScorer, Watch, make_plan, rows
-from data_schemas.manifest import Inputs
-from pipeline.console import quiet_transformers
-from stages.precompute import planning, worker
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.finished import survey
-from stages.precompute.job import Job
-from stages.precompute.planning import load_tokenizer
-from stages.precompute.ray import roster
-from stages.precompute.ray.actor import ShardActor
-from stages.precompute.reuse import KnownRows
-from stages.precompute.rows import Rows
-from stages.precompute.scorers.choose import choose
-from stages.precompute.scorers.protocol import Logps, Request
-from stages.precompute.scoring import score
-from stages.precompute.seal import seal
-from stages.precompute.sources import read_source
-from stages.precompute.tokenize import TokenizedRow
+from reflogp.data_schemas.manifest import Inputs
+from reflogp.pipeline.console import quiet_transformers
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.job import Job
+from reflogp.stages.precompute.plan import make_plan as planning
+from reflogp.stages.precompute.plan.make_plan import load_tokenizer
+from reflogp.stages.precompute.read.sources import read_source
+from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.engines.choose import choose
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.finished import survey
+from reflogp.stages.precompute.score.local import score
+from reflogp.stages.precompute.score.ray import roster
+from reflogp.stages.precompute.score.ray.actor import ShardActor
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.seal.seal import seal
+from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 
 Result = TypeVar("Result")
 

@@ -82,9 +82,9 @@ def trl(model: Path, folder: Path, settings: Settings, *, precompute: bool) -> d
 
 def reflogp(folder: Path, settings: Settings, cache: str = "cache") -> dict[str, float]:
     """reflogp, as its command runs it, in the dtype of a cache."""
-    from pipeline.console import TerminalConsole
-    from pipeline.run import run_train
-    from stages.train.config import TrainConfig
+    from reflogp.pipeline.console import TerminalConsole
+    from reflogp.pipeline.run import run_train
+    from reflogp.stages.train.config import TrainConfig
 
     config = TrainConfig(
         cache=folder / cache,

@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_schemas.bounded_parquet import UnsoundError, read_table
-from data_schemas.errors import InputError
-from data_schemas.storage import opened
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.bounded_parquet import UnsoundError, read_table
+from reflogp.data_schemas.files.storage import opened
 
 SCHEMA_VERSION = 3
 
@@ -96,7 +96,7 @@ def read_shard(
 ) -> pa.Table:
     """Read a finished shard, or some of its columns. What the rows hold is not looked at.
 
-    Whoever uses the rows of a sealed cache reads them through data_schemas/sealed_shards.py.
+    Whoever uses the rows of a sealed cache reads them through stages/cache/sealed_shards.py.
 
     Args:
         path: the file.

@@ -1,8 +1,14 @@
 """What `reflogp export` writes: data sets for programs that know nothing of caches."""
 
+from typing import Literal
+
 import pyarrow as pa
 
-from data_schemas.cache_shard import SHARD_SCHEMA
+from reflogp.data_schemas.cache_shard import SHARD_SCHEMA
+
+Form = Literal["parquet", "trl"]
+"""`parquet`: all that a cache has of a row, and text. `trl`: what TRL's own precompute makes."""
+
 
 SCHEMA_VERSION = 1
 

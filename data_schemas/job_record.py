@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from data_schemas.atomic import write_text
-from data_schemas.record import MOST_BYTES, Count, Record
-from data_schemas.storage import read_bytes
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.files.storage import read_bytes
+from reflogp.data_schemas.record import MOST_BYTES, Count, Record
 
 
 class JobRecord(Record):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,18 +9,19 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
-from data_schemas.atomic import write_text
-from data_schemas.errors import InputError
-from data_schemas.job_record import JobRecord
-from data_schemas.location import is_local
-from data_schemas.reading import Reading
-from data_schemas.record import MOST_BYTES, Count, Record
-from data_schemas.storage import entries, opened, read_bytes, require_inside
-from data_schemas.verification import Verification
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.files.location import is_local
+from reflogp.data_schemas.files.storage import entries, read_bytes, require_inside
+from reflogp.data_schemas.filtered import Filtered, Weights
+from reflogp.data_schemas.job_record import JobRecord
+from reflogp.data_schemas.reading import Reading
+from reflogp.data_schemas.record import MOST_BYTES, Count, Record
+from reflogp.data_schemas.sealed_file import Shard, unreadable
+from reflogp.data_schemas.verification import Verification
 
 SCHEMA_VERSION: Literal[3] = 3
 FILE_NAME = "manifest.json"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 UNITS = {"paired": "pairs", "unpaired": "unpaired rows"}
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -101,24 +101,6 @@ class Source(Record):
     )
 
 
-class Shard(Record):
-    """One file of rows."""
-
-    file: str = Field(description="Name inside the cache folder; never a path.")
-    rows: Count
-    tokens: Count = Field(description="Prompt tokens, once a row, and response tokens.")
-    bytes: Count
-    sha256: str
-
-    @field_validator("file")
-    @classmethod
-    def _plain_name(cls, name: str) -> str:
-        # A manifest can come from a stranger: it must not reach outside its own folder.
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name[:80]!r} is not a plain file name")
-        return name
-
-
 class Counts(Record):
     """Totals over all shards."""
 
@@ -145,44 +127,6 @@ class Counts(Record):
     def quarantined(self) -> int:
         """Rows set aside."""
         return sum(self.quarantined_by_reason.values())
-
-
-class Weights(Record):
-    """How the rows of a cache are weighted, over all of them."""
-
-    by: list[str] = Field(description="What --weight-by named, one filter after the other.")
-    scale: float | None = Field(
-        None, description="Of the last one's formula: a median, in the measure's unit."
-    )
-    without: Count = Field(0, description="Rows without the last one's measure.")
-    zero: Count = Field(description="Rows that weigh nothing.")
-    least: float = Field(ge=0)
-    median: float = Field(ge=0)
-    most: float = Field(ge=0)
-    effective_rows: float = Field(
-        description="(sum of the weights)^2 / sum of their squares (Kish): so many rows of equal "
-        "weight give means as certain."
-    )
-
-    def __str__(self) -> str:
-        """In a line."""
-        return (
-            f"by {' and '.join(self.by)}: {self.least:.3g} to {self.most:.3g}, median "
-            f"{self.median:.3g}, mean 1; worth {self.effective_rows:,.0f} rows of equal weight"
-        )
-
-
-class Filtered(Record):
-    """Where a cache comes from that is another one, less some rows or with weights."""
-
-    cache: str = Field(description="The other cache, as the user gave it.")
-    cache_seal: str = Field(description="The seal of its manifest.")
-    cache_rows: Count = Field(description="Rows in it.")
-    filter_rules: dict[str, Any] = Field(description="The rules that were given, by name.")
-    dropped_by_reason: dict[str, Count] = Field(
-        description="Rows that went, each by the first rule it broke. They are in the quarantine."
-    )
-    weights: Weights | None = Field(None, description="None: all rows count the same.")
 
 
 class Timing(Record):
@@ -317,50 +261,11 @@ def read(cache: Path) -> Manifest:
     return manifest
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def missing_files(cache: Path, manifest: Manifest) -> list[str]:
     """Names of the cache's files that are gone or of another size than when it was sealed."""
     sizes = entries(cache)
     records = [*manifest.shards, manifest.quarantine]
     return [record.file for record in records if sizes.get(record.file) != record.bytes]
-
-
-def require_intact(path: Path, record: Shard) -> None:
-    """Refuse a file whose content is not what was sealed.
-
-    Raises:
-        InputError: it is missing, or its SHA-256 differs.
-    """
-    try:
-        digest = file_sha256(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    require_sha256(path, digest, record)
-
-
-def unreadable(path: Path, error: OSError) -> InputError:
-    """The error for a file of a cache that cannot be read."""
-    absent = isinstance(error, FileNotFoundError)
-    state = "is missing" if absent else f"cannot be read ({error.strerror or error})"
-    return InputError(f"{path}: the file {state}. Run `reflogp precompute` again.")
-
-
-def require_sha256(path: Path, digest: str, record: Shard) -> None:
-    """Refuse a file with a digest that is not the one that was sealed.
-
-    Raises:
-        InputError: so it is.
-    """
-    if digest != record.sha256:
-        raise InputError(
-            f"{path}: damaged: its SHA-256 is not the one in {FILE_NAME}. Delete it and run "
-            "`reflogp precompute` again."
-        )
 
 
 def is_sealed(cache: Path) -> bool:

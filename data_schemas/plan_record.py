@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from data_schemas.atomic import write_text
-from data_schemas.manifest import Inputs, Shard
-from data_schemas.reading import Reading
-from data_schemas.record import MOST_BYTES, SealedRecord
-from data_schemas.storage import read_bytes
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.files.storage import read_bytes
+from reflogp.data_schemas.manifest import Inputs
+from reflogp.data_schemas.reading import Reading
+from reflogp.data_schemas.record import MOST_BYTES, SealedRecord
+from reflogp.data_schemas.sealed_file import Shard
 
 FILE_NAME = "plan.json"
 SCHEMA_VERSION: Literal[3] = 3

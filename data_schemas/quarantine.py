@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_schemas.bounded_parquet import UnsoundError, read_batches
-from data_schemas.errors import InputError
-from data_schemas.manifest import Shard, require_intact
-from data_schemas.storage import opened, require_inside
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.bounded_parquet import UnsoundError, read_batches
+from reflogp.data_schemas.files.storage import opened, require_inside
+from reflogp.data_schemas.sealed_file import Shard, require_intact
 
 SCHEMA_VERSION = 1
 _BATCH_ROWS = 1_000  # in memory at a time: rows may be long

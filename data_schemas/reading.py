@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from pydantic import Field
 
-from data_schemas.record import Count, Record
+from reflogp.data_schemas.record import Count, Record
 
 _MOST_PARTS = 1_000
 _LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
-from data_schemas.atomic import write_text
-from data_schemas.errors import InputError
-from data_schemas.manifest import Weights
-from data_schemas.record import MOST_BYTES
-from data_schemas.storage import read_bytes
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.files.storage import read_bytes
+from reflogp.data_schemas.filtered import Weights
+from reflogp.data_schemas.record import MOST_BYTES
 
 FILE_NAME = "reflogp_run.json"
 SCHEMA_VERSION = 1

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_schemas.atomic import atomic_path
-from data_schemas.bounded_parquet import UnsoundError, read_table
-from data_schemas.errors import InputError
-from data_schemas.storage import opened
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.atomic import atomic_path
+from reflogp.data_schemas.files.bounded_parquet import UnsoundError, read_table
+from reflogp.data_schemas.files.storage import opened
 
 FILE_NAME = "pairs.parquet"
 SCHEMA_VERSION = 1

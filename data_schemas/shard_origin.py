@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_schemas.cache_shard import SCHEMA_VERSION
-from data_schemas.record import Record, SealedRecord
-from data_schemas.storage import read_end
+from reflogp.data_schemas.cache_shard import SCHEMA_VERSION
+from reflogp.data_schemas.files.storage import read_end
+from reflogp.data_schemas.record import Record, SealedRecord
 
 _KEY = b"reflogp.origin"
 _FOOTER_BYTES = 1 << 16  # more than most footers have

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from data_schemas.atomic import write_text
-from data_schemas.record import MOST_BYTES, Record
-from data_schemas.run_record import RunRecord
-from data_schemas.storage import read_bytes
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.files.storage import read_bytes
+from reflogp.data_schemas.record import MOST_BYTES, Record
+from reflogp.data_schemas.run_record import RunRecord
 
 FILE_NAME = "sweep.json"
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from data_schemas.record import Record
+from reflogp.data_schemas.record import Record
 
 
 class WorstResponse(Record):

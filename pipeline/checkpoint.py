@@ -7,10 +7,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from data_schemas.errors import InputError
-from data_schemas.manifest import Dtype, Manifest
-from stages.adapter import CONFIG as ADAPTER_CONFIG
-from stages.loading import loading, read_json
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Dtype, Manifest
+from reflogp.stages.model.adapter import CONFIG as ADAPTER_CONFIG
+from reflogp.stages.model.loading import loading, read_json
 
 _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bfloat16", "float16": "float16", "float32": "float32",

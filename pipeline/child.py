@@ -6,8 +6,8 @@ from contextlib import suppress
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from data_schemas.errors import ReflogpError
-from stages.signals import Stopped, grace, held_back, keeping, listen, stopping
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.stages.signals import Stopped, grace, held_back, keeping, listen, stopping
 
 _LOOK_SECONDS = 0.5  # between two looks at whether a signal has come
 _END_SECONDS = 15.0  # that the process has beyond its grace

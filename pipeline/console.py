@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from stages.processes import rank
-from stages.progress import Advance
+from reflogp.stages.processes import rank
+from reflogp.stages.progress import Advance
 
 _PARTS = 10  # of the way, after each of which a file gets a line
 _PAUSE_SECONDS = 60.0  # between two such lines, at the least
@@ -94,11 +94,11 @@ class TerminalConsole:
         self._clock = clock
 
     def say(self, message: str) -> None:
-        """See stages.progress.Console."""
+        """See reflogp.stages.progress.Console."""
         self._remarks.print(Text(visible(message)), soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        """See stages.progress.Console."""
+        """See reflogp.stages.progress.Console."""
         self._remarks.print(Text(visible(f"warning: {message}"), "yellow"), soft_wrap=True)
 
     def error(self, message: str) -> None:
@@ -107,7 +107,7 @@ class TerminalConsole:
 
     @contextmanager
     def track(self, what: str, total: float | None, unit: str) -> Iterator[Advance]:
-        """See stages.progress.Console. A file gets lines, the first after a minute.
+        """See reflogp.stages.progress.Console. A file gets lines, the first after a minute.
 
         From then on there is one for each tenth of the way, but never two within a minute; where
         the total is not known, one for each minute.

@@ -3,27 +3,32 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_schemas import manifest as manifests
-from data_schemas.atomic import write_text
-from data_schemas.errors import InputError, ReflogpError
-from data_schemas.location import location
-from data_schemas.manifest import Filtered, Manifest, missing_files
-from data_schemas.ownership import require_apart, require_output, require_page, trial_file
-from data_schemas.storage import reach, require_writable
-from pipeline.checkpoint import described
-from stages.diagnose.charts import chart
-from stages.diagnose.diagnosis import Diagnosis
-from stages.diagnose.page import page
-from stages.diagnose.stage import diagnose
-from stages.diagnose.texts import decoder
-from stages.filter.config import FilterRules
-from stages.filter.judge import Trial, trial
-from stages.filter.stage import filter_cache, filtered_inputs
-from stages.precompute.folder import Standing, short, stand, unsealed
-from stages.precompute.leftovers import clear_up
-from stages.progress import Console
-from stages.report.drawing import save
-from stages.report.render import require_libraries
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.files.location import location
+from reflogp.data_schemas.files.ownership import (
+    require_apart,
+    require_output,
+    require_page,
+    trial_file,
+)
+from reflogp.data_schemas.files.storage import reach, require_writable
+from reflogp.data_schemas.filtered import Filtered
+from reflogp.data_schemas.manifest import Manifest, missing_files
+from reflogp.pipeline.checkpoint import described
+from reflogp.stages.cache.folder import Standing, short, stand, unsealed
+from reflogp.stages.cache.leftovers import clear_up
+from reflogp.stages.diagnose.diagnosis import Diagnosis
+from reflogp.stages.diagnose.page import chart, page
+from reflogp.stages.diagnose.stage import diagnose
+from reflogp.stages.diagnose.texts import decoder
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.filter.judge import Trial, trial
+from reflogp.stages.filter.stage import filter_cache, filtered_inputs
+from reflogp.stages.progress import Console
+from reflogp.stages.report.drawing import save
+from reflogp.stages.report.render import require_libraries
 
 
 def run_diagnose(

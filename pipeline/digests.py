@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data_schemas.atomic import write_text
+from reflogp.data_schemas.files.atomic import write_text
 
 _WORTH_REMEMBERING = 16 << 20  # bytes; smaller files are read in a few milliseconds
 _SETTLED_NS = 2_000_000_000

@@ -1,21 +1,22 @@
 """A sealed cache for other programs: written as a plain data set, or pushed to the hub as one."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from data_schemas.location import is_local
-from data_schemas.owned_folder import require_owned
-from data_schemas.ownership import require_apart, require_output
-from data_schemas.storage import reach
-from pipeline.checkpoint import described, start_folders
-from pipeline.console import quiet_transformers
-from pipeline.fingerprint import tokenizer_input
-from stages.adapter import tokenizer_folder
-from stages.export.form import Form
-from stages.loading import limits_under
-from stages.progress import Console
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.export import Form
+from reflogp.data_schemas.files.location import is_local
+from reflogp.data_schemas.files.owned_folder import require_owned
+from reflogp.data_schemas.files.ownership import require_apart, require_output
+from reflogp.data_schemas.files.storage import reach
+from reflogp.pipeline.checkpoint import described, start_folders
+from reflogp.pipeline.console import quiet_transformers
+from reflogp.pipeline.fingerprint import tokenizer_input
+from reflogp.stages.model.adapter import tokenizer_folder
+from reflogp.stages.model.loading import limits_under
+from reflogp.stages.progress import Console
 
 
 def run_export(
@@ -46,7 +47,7 @@ def run_export(
             f"--reference {checkpoint}: its tokenizer is not the one that the cache was made with "
             f"({described(manifest)}), so the text would be wrong."
         )
-    from stages.export.stage import export
+    from reflogp.stages.export.stage import export
 
     quiet_transformers()
     limits, tokenizer = limits_under(manifest, checkpoint), tokenizer_folder(checkpoint, top)
@@ -89,7 +90,7 @@ def run_push(
     """
     from huggingface_hub import HfApi
 
-    from stages.export.hub import push, require_login
+    from reflogp.stages.export.hub import push, require_login
 
     api = HfApi()
     require_login(name, api)
@@ -98,3 +99,25 @@ def run_push(
         run_export(cache, "parquet", output, reference, console, adapter)
         console.say(f"uploading to {name}")
         return push(output, name, api, public=public)
+
+
+def run_report(
+    runs: Sequence[Path], output: Path | None, png: Path | None, svg: Path | None, console: Console
+) -> list[Path]:
+    """Write the page of these runs, and their charts to folders if any are named.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        InputError: a folder holds no finished run, or a library is missing.
+    """
+    from reflogp.stages.report.stage import report
+
+    if not runs and (png or svg):
+        console.warn("--png and --svg have no effect: the explorer alone has no charts.")
+        png = svg = None
+
+    what = ", ".join(map(str, runs)) or "the explorer of the loss"
+    console.say(f"report: {what}")
+    return report(runs, output, png, svg)

@@ -10,16 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_schemas.errors import InputError
-from data_schemas.manifest import Inputs
-from pipeline.digests import file_digests
-from stages.adapter import CONFIG as ADAPTER_CONFIG
-from stages.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from stages.adapter import tokenizer_folder
-from stages.loading import read_json
-from stages.precompute.config import SCORING_VERSION, PrecomputeConfig
-from stages.precompute.scorers.choose import Choice
-from stages.precompute.sources import is_hub_id, source_files
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Inputs
+from reflogp.pipeline.digests import file_digests
+from reflogp.stages.model.adapter import CONFIG as ADAPTER_CONFIG
+from reflogp.stages.model.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from reflogp.stages.model.adapter import tokenizer_folder
+from reflogp.stages.model.loading import read_json
+from reflogp.stages.precompute.config import SCORING_VERSION, PrecomputeConfig
+from reflogp.stages.precompute.read.sources import is_hub_id, source_files
+from reflogp.stages.precompute.score.engines.choose import Choice
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",

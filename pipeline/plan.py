@@ -3,16 +3,15 @@
 import math
 from typing import TYPE_CHECKING
 
-from pipeline.checkpoint import checkpoint_dtype, model_folders
-from pipeline.console import quiet_transformers
-from pipeline.summary import Rows, human_size
-from stages.plan.config import PlanConfig
-from stages.plan.devices import DEVICES
-from stages.progress import Console
+from reflogp.pipeline.checkpoint import checkpoint_dtype, model_folders
+from reflogp.pipeline.console import quiet_transformers
+from reflogp.pipeline.summary import Rows, human_size
+from reflogp.stages.estimate.config import DEVICES, PlanConfig
+from reflogp.stages.progress import Console
 
 if TYPE_CHECKING:  # they import torch
-    from stages.plan.counts import Counts
-    from stages.plan.estimate import Estimate, Memory
+    from reflogp.stages.estimate.counts import Counts
+    from reflogp.stages.estimate.estimate import Estimate, Memory
 
 _ROOM = 0.9  # of a GPU's memory, for weights in stage one
 
@@ -23,7 +22,7 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[Counts, Estimate]":
     Raises:
         InputError: the data, the model or the options cannot be used.
     """
-    from stages.plan.stage import plan
+    from reflogp.stages.estimate.stage import plan
 
     quiet_transformers()
     reference, adapter = model_folders(

@@ -3,29 +3,29 @@
 import time
 from pathlib import Path
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest, missing_files
-from data_schemas.ownership import read_mark, require_apart, trial_file
-from data_schemas.run_record import RunRecord
-from data_schemas.storage import reach, require_writable
-from data_schemas.verification import Verification
-from pipeline.checkpoint import checkpoint_dtype, described, model_folders, start_folders
-from pipeline.console import quiet_transformers
-from pipeline.fingerprint import at_commit, model_inputs, precompute_inputs
-from pipeline.settle import require_effect, settled_method
-from pipeline.standing_run import Fingerprint, require_own_output, standing_run
-from stages.loading import quantization
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.folder import claim, short, stand
-from stages.precompute.leftovers import clear_up
-from stages.precompute.scorers.choose import choose
-from stages.precompute.sources import is_hub_id, source_files
-from stages.processes import rank
-from stages.progress import Console
-from stages.train.config import TrainConfig
-from stages.train.switch import finish, ready
-from stages.train.unfinished import discard, require_free_names, unfinished_folder
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.ownership import read_mark, require_apart, trial_file
+from reflogp.data_schemas.files.storage import reach, require_writable
+from reflogp.data_schemas.manifest import Manifest, missing_files
+from reflogp.data_schemas.run_record import RunRecord
+from reflogp.data_schemas.verification import Verification
+from reflogp.pipeline.checkpoint import checkpoint_dtype, described, model_folders, start_folders
+from reflogp.pipeline.console import quiet_transformers
+from reflogp.pipeline.fingerprint import at_commit, model_inputs, precompute_inputs
+from reflogp.pipeline.settle import require_effect, settled_method
+from reflogp.pipeline.standing_run import Fingerprint, require_own_output, standing_run
+from reflogp.stages.cache.folder import claim, short, stand
+from reflogp.stages.cache.leftovers import clear_up
+from reflogp.stages.model.loading import quantization
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.read.sources import is_hub_id, source_files
+from reflogp.stages.precompute.score.engines.choose import choose
+from reflogp.stages.processes import rank
+from reflogp.stages.progress import Console
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.result.switch import finish, ready
+from reflogp.stages.train.result.unfinished import discard, require_free_names, unfinished_folder
 
 
 def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
@@ -56,7 +56,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     require_apart("--cache", config.cache, read | _linked_data(config))
     there = stand(config.cache, "--cache", overwrite=config.overwrite)
     if config.backend == "ray":
-        from stages.precompute.ray.cluster import prepare
+        from reflogp.stages.precompute.score.ray.cluster import prepare
 
         config, engine = prepare(config, reference)
     else:
@@ -84,8 +84,8 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
             return earlier
         console.say(f"stage one: runs again: changed since {config.cache}: {', '.join(changed)}")
     # torch and transformers are imported only where a stage really runs
-    from stages.precompute.job import Job
-    from stages.precompute.stage import precompute
+    from reflogp.stages.precompute.job import Job
+    from reflogp.stages.precompute.stage import precompute
 
     quiet_transformers()
     job = Job(config, reference, dtype, engine, inputs, adapter)
@@ -138,8 +138,8 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     own = mark.files if mark is not None else []
     require_free_names(config.output, folder, own, kept=config.keep_checkpoints > 0)
     quiet_transformers()  # before what speaks when it is imported
-    from stages.train.job import Job
-    from stages.train.stage import train
+    from reflogp.stages.train.job import Job
+    from reflogp.stages.train.stage import train
 
     job = Job(config, policy, adapter, manifest, fingerprint.of(), evaluation, own)
     return train(job, console)
@@ -182,7 +182,7 @@ def run_merge(cache: Path, console: Console) -> Manifest:
             reflogp's, or cannot be read.
         ReflogpError: shards are missing, foreign, twice there or damaged.
     """
-    from stages.precompute.stage import merge
+    from reflogp.stages.precompute.stage import merge
 
     quiet_transformers()
     reach(cache)
@@ -196,7 +196,7 @@ def run_integrity(cache: Path, console: Console) -> list[str]:
     Raises:
         InputError: the cache is not sealed, or its manifest is damaged.
     """
-    from stages.verify.integrity import integrity
+    from reflogp.stages.cache.integrity import integrity
 
     reach(cache)
     manifest = manifests.read(cache)
@@ -226,7 +226,7 @@ def run_verify(
             f"--reference {checkpoint} is not the checkpoint that was scored "
             f"({described(manifest)}): {', '.join(differing)} differ."
         )
-    from stages.verify.stage import verify
+    from reflogp.stages.precompute.seal.rescore import verify
 
     quiet_transformers()
     dtype = manifest.engine.dtype

@@ -7,15 +7,15 @@ job's machine can run the pooler, and another's cannot.
 from pathlib import Path
 from typing import Any
 
-from data_schemas import plan_record
-from data_schemas.errors import InputError
-from data_schemas.manifest import Inputs, Manifest
-from pipeline.fingerprint import engine_input
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.folder import short
-from stages.precompute.scorers.choose import METHODS, Choice, best_method
-from stages.precompute.sources import is_hub_id
-from stages.progress import Console
+from reflogp.data_schemas import plan_record
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Inputs, Manifest
+from reflogp.pipeline.fingerprint import engine_input
+from reflogp.stages.cache.folder import short
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.read.sources import is_hub_id
+from reflogp.stages.precompute.score.engines.choose import METHODS, Choice, best_method
+from reflogp.stages.progress import Console
 
 _ONLY = {
     "transformers": ("batch_tokens",),
@@ -59,7 +59,7 @@ def settled_method(
         if plan is not None and plan.inputs == its:
             return tried, its
     if config.backend == "ray":
-        from stages.precompute.ray.cluster import on_a_node
+        from reflogp.stages.precompute.score.ray.cluster import on_a_node
 
         return ways[on_a_node(config, best_method, reference)]
     return ways[best_method(reference)]

@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_schemas import run_record
-from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest
-from data_schemas.ownership import Mark, read_mark, require_apart
-from data_schemas.run_record import RunRecord
-from stages.progress import Console
-from stages.train.config import TrainConfig
-from stages.train.unfinished import files_without_mark, require_result_output
+from reflogp.data_schemas import run_record
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.ownership import Mark, read_mark, require_apart
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.data_schemas.run_record import RunRecord
+from reflogp.stages.progress import Console
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.result.unfinished import files_without_mark, require_result_output
 
 _PLACES = {"cache", "eval_cache", "output", "policy", "adapter"}
 # they do not change the policy that comes out

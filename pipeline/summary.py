@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_schemas.job_record import JobRecord
-from data_schemas.manifest import UNITS, Filtered, Manifest, Weights
-from data_schemas.run_record import RunRecord
-from data_schemas.verification import Verification
-from pipeline.console import Cell
+from reflogp.data_schemas.filtered import Filtered, Weights
+from reflogp.data_schemas.job_record import JobRecord
+from reflogp.data_schemas.manifest import UNITS, Manifest
+from reflogp.data_schemas.run_record import RunRecord
+from reflogp.data_schemas.verification import Verification
+from reflogp.pipeline.console import Cell, TerminalConsole
+from reflogp.stages.diagnose.diagnosis import LEGEND, Diagnosis, group_table
 
 Rows = list[tuple[str, str]]
 _JOBS_SHOWN = 3
@@ -158,8 +160,8 @@ def _evaluation_rows(record: RunRecord) -> Rows:
 
 def losses_table() -> tuple[Cell, list[tuple[Cell, ...]]]:
     """What the letters of the formulas mean, and a row for each loss."""
-    from stages.train.losses.arguments import parameters
-    from stages.train.losses.registry import EVERY_LOSS, LETTERS, LOSSES
+    from reflogp.stages.train.losses.arguments import parameters
+    from reflogp.stages.train.losses.registry import EVERY_LOSS, LETTERS, LOSSES
 
     rows: list[tuple[Cell, ...]] = []
     for name, loss in EVERY_LOSS.items():
@@ -234,3 +236,38 @@ def human_size(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+_STYLES = {"problem": "bold red", "warning": "bold yellow", "fine": "green", "note": "dim"}
+
+
+def print_diagnosis(found: Diagnosis, console: TerminalConsole) -> None:
+    """The verdict, each finding with what to do, and what to begin with."""
+    console.paragraph(found.verdict, name="VERDICT", style="bold")
+    for finding in found.findings:
+        console.text("")
+        severity = finding.severity
+        title = f"{finding.name}: {finding.title}"
+        console.paragraph(title, name=severity.upper(), style=_STYLES[severity])
+        if finding.advice:
+            console.paragraph(finding.advice)
+        for command in finding.commands:
+            console.command(command)
+    _print_groups(found, console)
+    suggestion = found.suggestion
+    console.text("")
+    console.paragraph(
+        f"{suggestion.loss}, beta {suggestion.beta:g}: {suggestion.reason}.", name="BEGIN"
+    )
+    console.command(suggestion.command)
+
+
+def _print_groups(found: Diagnosis, console: TerminalConsole) -> None:
+    """A table for each kept column with few values, and what its columns are."""
+    tables = [group_table(one, found.kind) for one in found.grouped if one.groups is not None]
+    for header, *rows in tables:
+        console.text("")
+        console.table("", rows, header)
+    if tables and found.kind == "paired":
+        console.text("")
+        console.paragraph(LEGEND)

@@ -14,32 +14,31 @@ from typing import Any
 
 import yaml
 
-from data_schemas import manifest as manifests
-from data_schemas import sweep_record
-from data_schemas.atomic import write_text
-from data_schemas.errors import InputError, ReflogpError
-from data_schemas.manifest import Manifest
-from data_schemas.ownership import (
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas import sweep_record
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.files.ownership import (
     Mark,
     read_mark,
     remove_owned,
     require_apart,
     write_mark,
 )
-from data_schemas.run_record import RunRecord
-from data_schemas.storage import reach
-from data_schemas.sweep_record import SweepRecord, SweepRun
-from pipeline.checkpoint import start_folders
-from pipeline.child import ChildFailedError, ChildKilledError, call_in_child
-from pipeline.config import build, require_known
-from pipeline.console import TerminalConsole
-from pipeline.run import run_train
-from pipeline.standing_run import require_own_output
-from pipeline.sweep_table import TITLE, markdown
-from stages.processes import processes
-from stages.progress import Console
-from stages.train.config import TrainConfig
-from stages.train.unfinished import require_result_output
+from reflogp.data_schemas.files.storage import reach
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.data_schemas.run_record import RunRecord, StepMetrics
+from reflogp.data_schemas.sweep_record import SweepRecord, SweepRun
+from reflogp.pipeline.checkpoint import start_folders
+from reflogp.pipeline.child import ChildFailedError, ChildKilledError, call_in_child
+from reflogp.pipeline.config import build, require_known
+from reflogp.pipeline.console import TerminalConsole
+from reflogp.pipeline.run import run_train
+from reflogp.pipeline.standing_run import require_own_output
+from reflogp.stages.processes import processes
+from reflogp.stages.progress import Console
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.result.unfinished import require_result_output
 
 Axes = dict[str, list[Any]]
 """The settings that vary, each with its values."""
@@ -225,3 +224,66 @@ def folder_name(settings: Mapping[str, Any]) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{plain[:_LONGEST_NAME]}-{digest}"
+
+
+TITLE = "# A sweep over "
+MEANING = (
+    "Loss, margin and accuracy over held-out pairs, of the weights that were kept; of runs without "
+    "held-out pairs (*), the mean of the last quarter of training."
+)
+
+
+_FIGURES = ("loss", "margin", "acc", "margin/token", "acc/token", "pairs/s", "warnings")
+
+
+def header(record: SweepRecord) -> tuple[str, ...]:
+    """Names of the columns."""
+    return (*_varied(record), *_FIGURES)
+
+
+def rows(record: SweepRecord) -> list[tuple[str, ...]]:
+    """A row for each run."""
+    return [(*(str(value) for value in run.varied.values()), *_figures(run)) for run in record.runs]
+
+
+def markdown(record: SweepRecord) -> str:
+    """The text of sweep.md."""
+    names = header(record)
+    table = "".join(map(_line, [names, ("---",) * len(names), *rows(record)]))
+    failed = [f"- {run.folder}: {run.error}\n" for run in record.runs if run.error]
+    done = [(run.folder, run.run) for run in record.runs if run.run is not None]
+    warned = [f"- {folder}, {warning}\n" for folder, run in done for warning in run.warnings]
+    sections = [("Failed", failed), ("Warnings", warned)]
+    return (
+        f"{TITLE}{', '.join(_varied(record))}\n\n"
+        f"Cache: `{record.cache}`. {MEANING}\n\n{table}"
+        + "".join(f"\n## {title}\n\n{''.join(lines)}" for title, lines in sections if lines)
+    )
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _varied(record: SweepRecord) -> list[str]:
+    return list(record.runs[0].varied)
+
+
+def _figures(run: SweepRun) -> tuple[str, ...]:
+    if run.run is None:
+        return (run.status, *[""] * (len(_FIGURES) - 1))
+    found, mark = _final(run.run)
+    codes = ", ".join(warning.code for warning in run.run.warnings)
+    return (
+        f"{found.loss:.4f}{mark}", f"{found.margin:+.4f}", f"{found.accuracy:.3f}",
+        _or_none(found.margin_per_token, "+.5f"), _or_none(found.accuracy_per_token, ".3f"),
+        f"{run.run.pairs_per_second:.2f}", codes,
+    )  # fmt: skip
+
+
+def _final(record: RunRecord) -> tuple[StepMetrics, str]:
+    return (record.evaluation, "") if record.evaluation is not None else (record.last, "*")
+
+
+def _or_none(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from data_schemas import manifest as manifests
-from data_schemas import ownership
-from data_schemas.cache_shard import read_shard
-from data_schemas.manifest import Manifest
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.files import ownership
+from reflogp.data_schemas.manifest import Manifest
 
 
 def rows(cache: Path) -> list[dict[str, Any]]:

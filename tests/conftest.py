@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.manifest import Manifest
-from pipeline.run import run_precompute
-from stages.precompute.config import PrecomputeConfig
-from stages.progress import Advance
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.pipeline.run import run_precompute
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.progress import Advance
 from tests.browser import Page, browser, find_chromium
 from tests.checkpoints import EXAMPLES, make_checkpoint
 from tests.planted import faulty, ids_of, unpaired  # noqa: F401 - fixtures

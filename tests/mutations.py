@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 
-from data_schemas.errors import ReflogpError
+from reflogp.data_schemas.errors import ReflogpError
 
 T = TypeVar("T")
 

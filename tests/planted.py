@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
-from data_schemas.manifest import Counts, Manifest
-from stages.precompute.quarantine import Quarantine
-from stages.precompute.row_ids import RowIds, packed
-from stages.precompute.shards import describe, write_shard
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
+from reflogp.data_schemas.manifest import Counts, Manifest
+from reflogp.stages.cache.quarantine_file import Quarantine
+from reflogp.stages.cache.row_ids import RowIds, packed
+from reflogp.stages.cache.write_shard import describe, write_shard
 
 Row = dict[str, Any]
 _IDS = ("prompt_ids", *(f"{name}_ids" for name in RESPONSES))

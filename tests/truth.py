@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.precompute.scorers.protocol import Request
+from reflogp.stages.precompute.score.engines.protocol import Request
 
 
 class Truth:

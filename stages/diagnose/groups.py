@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stages.diagnose.diagnosis import Group, Grouped
-from stages.diagnose.measures import Floats, Measures
+from reflogp.stages.diagnose.diagnosis import Group, Grouped
+from reflogp.stages.diagnose.measures import Floats, Measures
 
 MOST = 20
 """Different values of a column, from which on they are too many for a table."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stages.diagnose.keys import Keys, lengths, pair_keys
+from reflogp.stages.diagnose.keys import Keys, lengths, pair_keys
 
 COLUMNS = [
     "source_row", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_truncated",

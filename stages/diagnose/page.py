@@ -1,13 +1,15 @@
 """Diagnosis -> one HTML page."""
 
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
-from stages.diagnose.charts import chart
-from stages.diagnose.diagnosis import Diagnosis
-from stages.diagnose.group_table import LEGEND, group_table
-from stages.report.drawing import drawn
-from stages.report.render import render
+from reflogp.stages.diagnose.diagnosis import LEGEND, Diagnosis, Histogram, group_table
+from reflogp.stages.report.chart import Chart, Ink
+from reflogp.stages.report.drawing import drawn
+from reflogp.stages.report.histogram import draw_histogram
+from reflogp.stages.report.render import render
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -30,3 +32,40 @@ def page(found: Diagnosis, reference: str) -> str:
         reference=reference,
         version=version("reflogp"),
     )
+
+
+def chart(histogram: Histogram) -> Chart:
+    """To draw on the page, or for a paper."""
+
+    def draw(axes: Any, ink: Ink) -> None:
+        draw_histogram(axes, ink, histogram.edges, histogram.series)
+        axes.set_xlabel(histogram.unit)
+        axes.set_ylabel(histogram.of)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        if histogram.edges[0] < 0 < histogram.edges[-1]:
+            axes.axvline(0, color=ink.text, linewidth=0.8, linestyle=":")
+
+    edges = histogram.edges
+    return Chart(
+        histogram.name, histogram.title, _note(histogram), draw,
+        (f"from ({histogram.unit})", "to", *histogram.series),
+        list(zip(edges, edges[1:], *histogram.series.values(), strict=False)),
+        height=2.8,
+    )  # fmt: skip
+
+
+def _note(histogram: Histogram) -> str:
+    """In which bin the median of each series is: what the drawing says, for who cannot see it."""
+    said = [
+        f"{name}: {sum(counts):,}, median between {low:.3g} and {high:.3g} {histogram.unit}"
+        for name, counts in histogram.series.items()
+        if sum(counts)
+        for low, high in [_middle(histogram.edges, counts)]
+    ]
+    return "; ".join(said).capitalize() + "." if said else "Nothing to count."
+
+
+def _middle(edges: list[float], counts: list[int]) -> tuple[float, float]:
+    half = sum(counts) / 2
+    number = next(i for i, reached in enumerate(accumulate(counts)) if reached >= half)
+    return edges[number], edges[number + 1]

@@ -2,10 +2,16 @@
 
 import numpy as np
 
-from stages.diagnose.diagnosis import Finding, Severity
-from stages.diagnose.grading import beyond_chance, grade, signed
-from stages.diagnose.statistics import Floats, pearson, spearman
-from stages.diagnose.survey import Facts
+from reflogp.stages.diagnose.diagnosis import Finding, Severity
+from reflogp.stages.diagnose.measures import Floats
+from reflogp.stages.diagnose.statistics import (
+    beyond_chance,
+    grade,
+    pearson,
+    signed,
+    spearman,
+)
+from reflogp.stages.diagnose.survey import Facts
 
 NEAR = 0.9
 """A similarity from which two responses are near-identical."""

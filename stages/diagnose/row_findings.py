@@ -2,12 +2,19 @@
 
 import numpy as np
 
-from stages.diagnose.diagnosis import Finding
-from stages.diagnose.grading import counted, grade, signed
-from stages.diagnose.groups import MOST
-from stages.diagnose.outliers import FAR, is_far
-from stages.diagnose.statistics import Floats, centre_and_spread, spearman
-from stages.diagnose.survey import Facts
+from reflogp.stages.diagnose.diagnosis import Finding
+from reflogp.stages.diagnose.groups import MOST
+from reflogp.stages.diagnose.measures import Floats
+from reflogp.stages.diagnose.statistics import (
+    FAR,
+    centre_and_spread,
+    counted,
+    grade,
+    is_far,
+    signed,
+    spearman,
+)
+from reflogp.stages.diagnose.survey import Facts
 
 _FEW_ROWS = 1_000
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.diagnose.keys import lengths
-from stages.precompute.columns import View, views
+from reflogp.stages.cache.columns import View, views
+from reflogp.stages.diagnose.keys import lengths
 
 _BINS = 64
 _ROWS = 4096

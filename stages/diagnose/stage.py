@@ -1,23 +1,32 @@
 """Diagnose, joined: cache -> facts -> findings, suggestion, histograms, rows to look at."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_schemas.manifest import Manifest
-from data_schemas.sealed_shards import sealed_shard
-from data_schemas.shard_content import limits_of
-from stages.diagnose import statistics
-from stages.diagnose.diagnosis import Diagnosis, Example, Histogram
-from stages.diagnose.findings import findings
-from stages.diagnose.outliers import FAR, distance
-from stages.diagnose.pair_findings import NEAR
-from stages.diagnose.suggest import suggest, verdict
-from stages.diagnose.survey import Facts, survey
-from stages.diagnose.texts import Decoder
-from stages.progress import Console
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.cache.sealed_shards import sealed_shard
+from reflogp.stages.cache.shard_content import limits_of
+from reflogp.stages.diagnose import statistics
+from reflogp.stages.diagnose.diagnosis import Diagnosis, Example, Finding, Histogram, Severity
+from reflogp.stages.diagnose.pair_findings import NEAR, length_bias, reference_order, too_similar
+from reflogp.stages.diagnose.row_findings import (
+    confidence,
+    contradictions,
+    duplicates,
+    labels,
+    other_columns,
+    outliers,
+    size,
+    truncated,
+)  # fmt: skip
+from reflogp.stages.diagnose.statistics import FAR, distance
+from reflogp.stages.diagnose.suggest import suggest, verdict
+from reflogp.stages.diagnose.survey import Facts, survey
+from reflogp.stages.diagnose.texts import Decoder
+from reflogp.stages.progress import Console
 
 _EXAMPLES = 5  # of each kind
 
@@ -134,3 +143,19 @@ def _with_text(
             )
         position -= shard.rows
     return example
+
+
+Look = Callable[[Facts], Finding]
+
+_SHARED: list[Look] = [
+    contradictions, duplicates, confidence, truncated, outliers, other_columns,
+]  # fmt: skip
+_PAIRED: list[Look] = [size, length_bias, too_similar, reference_order, *_SHARED]
+_UNPAIRED: list[Look] = [size, labels, *_SHARED]
+_SERIOUS: list[Severity] = ["problem", "warning", "fine", "note"]
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """All of them, the serious ones first."""
+    found = [look(facts) for look in (_PAIRED if facts.kind == "paired" else _UNPAIRED)]
+    return sorted(found, key=lambda finding: _SERIOUS.index(finding.severity))

@@ -3,10 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from reflogp.stages.diagnose.diagnosis import Severity
+from reflogp.stages.diagnose.measures import Floats, Measures
+
 _MAD = 1.4826  # times the median absolute deviation is a normal distribution's standard deviation
 _BINS = 40
-
-Floats = NDArray[np.float64]
 
 
 def pearson(x: Floats, y: Floats) -> float | None:
@@ -57,3 +58,55 @@ def _ranks(values: Floats) -> Floats:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: Floats = np.cumsum(counts) - (counts - 1) / 2
     return np.asarray(ranks[inverse])
+
+
+FAR = 6.0
+"""Standard deviations, by the median absolute deviation, from which a response is an outlier."""
+
+
+def distance(measures: Measures) -> Floats:
+    """How far a row's responses are from all others, in standard deviations, float64 [rows].
+
+    By log-prob a token and by the logarithm of the length; the farther of both responses counts.
+    """
+    values = [
+        np.concatenate(sides)
+        for sides in (
+            (measures.chosen_per_token, measures.rejected_per_token),
+            (_log(measures.chosen_tokens), _log(measures.rejected_tokens)),
+        )
+    ]
+    farthest = np.fmax(*(np.abs(robust_distance(both)) for both in values))
+    found: Floats = np.nan_to_num(np.fmax(*np.split(farthest, 2)))
+    return found
+
+
+def is_far(measures: Measures) -> NDArray[np.bool_]:
+    """Which rows have an outlier, bool [rows]."""
+    found: NDArray[np.bool_] = distance(measures) > FAR
+    return found
+
+
+def _log(tokens: NDArray[np.int64]) -> Floats:
+    """NaN where there is no response."""
+    return np.asarray(np.log(np.where(tokens > 0, tokens, np.nan)))
+
+
+def grade(value: float, warning: float, problem: float) -> Severity:
+    """Of a value from which on it is a warning, and a problem."""
+    return "problem" if value >= problem else "warning" if value >= warning else "fine"
+
+
+def beyond_chance(share: float, count: int) -> bool:
+    """Whether a share of `count` draws is more than two standard errors from one half."""
+    return bool(abs(share - 0.5) > 1 / np.sqrt(max(count, 1)))
+
+
+def signed(value: float | None) -> str:
+    """A correlation for people."""
+    return "none" if value is None else f"{value:+.2f}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {one if number == 1 else many}"

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stages.diagnose.diagnosis import Finding, Suggestion
-from stages.diagnose.survey import Facts
+from reflogp.stages.diagnose.diagnosis import Finding, Suggestion
+from reflogp.stages.diagnose.survey import Facts
 
 _BETAS = (0.05, 0.1, 0.2)
 _DRIFT = 0.2  # nats a token, over both responses, that saturate a pair at the right beta

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_schemas.manifest import Manifest, Shard
-from data_schemas.sealed_shards import each_shard
-from stages.diagnose.diagnosis import Grouped
-from stages.diagnose.groups import Sums, grouped, sums
-from stages.diagnose.keys import Keys, contradictory, mixed, repeated
-from stages.diagnose.measures import COLUMNS, Floats, Measures, joined, measure
-from stages.diagnose.similarity import similarities
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.data_schemas.sealed_file import Shard
+from reflogp.stages.cache.sealed_shards import each_shard
+from reflogp.stages.diagnose.diagnosis import Grouped
+from reflogp.stages.diagnose.groups import Sums, grouped, sums
+from reflogp.stages.diagnose.keys import Keys, contradictory, mixed, repeated
+from reflogp.stages.diagnose.measures import COLUMNS, Floats, Measures, joined, measure
+from reflogp.stages.diagnose.similarity import similarities
 
 _MEASURED = 1_000_000
 _COMPARED = 10_000

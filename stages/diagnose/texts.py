@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data_schemas.manifest import Manifest
-from stages.adapter import tokenizer_folder
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.model.adapter import tokenizer_folder
 
 Decoder = Callable[[list[int]], str]
 

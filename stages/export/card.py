@@ -4,9 +4,9 @@ It names no files (`configs`): `datasets` finds data/train-* by itself, and then
 dates that they have changed. Of a folder whose card names them it gives what it read there before.
 """
 
-from data_schemas.manifest import Manifest
-from stages.export.form import Form
-from stages.export.tables import SCHEMAS
+from reflogp.data_schemas.export import Form
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.export.tables import SCHEMAS
 
 _TRL = """
 ## With TRL

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from data_schemas.errors import InputError, ReflogpError
+from reflogp.data_schemas.errors import InputError, ReflogpError
 
 _INSTEAD = (
     "Or write it to disk with --format parquet, and upload the folder from where the hub can be "

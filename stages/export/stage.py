@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest
-from data_schemas.owned_folder import owned_folder
-from data_schemas.sealed_shards import each_shard
-from data_schemas.shard_content import Limits
-from stages.export.card import data_card
-from stages.export.form import Form
-from stages.export.tables import Decode, export_table
-from stages.loading import load_saved_tokenizer
-from stages.progress import Console
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.export import Form
+from reflogp.data_schemas.files.owned_folder import owned_folder
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.cache.sealed_shards import each_shard
+from reflogp.stages.cache.shard_content import Limits
+from reflogp.stages.export.card import data_card
+from reflogp.stages.export.tables import Decode, export_table
+from reflogp.stages.model.loading import load_saved_tokenizer
+from reflogp.stages.progress import Console
 
 
 def export(

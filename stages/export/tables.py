@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA
-from stages.export.form import Form
-from stages.precompute.columns import views
+from reflogp.data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA, Form
+from reflogp.stages.cache.columns import views
 
 Decode = Callable[[list[list[int]]], list[str]]
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stages.assignments import Columns
+from reflogp.stages.assignments import Columns
 
 WeightBy = Literal["confidence", "similarity", "length-ratio", "reference-gap"]
 

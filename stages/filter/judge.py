@@ -9,16 +9,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest, Shard
-from data_schemas.sealed_shards import each_shard
-from stages.diagnose.keys import Keys, contradictory, repeated
-from stages.diagnose.measures import COLUMNS, Measures, measure
-from stages.filter.config import FilterRules
-from stages.filter.rules import Marks, faults
-from stages.filter.weights import Weighted, earlier_weights, values_of, weighted
-from stages.precompute.faults import RowFault
-from stages.progress import Console
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.data_schemas.sealed_file import Shard
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.cache.sealed_shards import each_shard
+from reflogp.stages.diagnose.keys import Keys, contradictory, repeated
+from reflogp.stages.diagnose.measures import COLUMNS, Measures, measure
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.filter.rules import Marks, faults
+from reflogp.stages.filter.weights import Weighted, earlier_weights, values_of, weighted
+from reflogp.stages.progress import Console
 
 _READ = [*COLUMNS, "kept", "weight"]
 

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_schemas.quarantine import Reason
-from stages.diagnose.groups import kept_values
-from stages.diagnose.measures import Measures
-from stages.diagnose.similarity import similarities
-from stages.filter.config import FilterRules
-from stages.precompute.faults import RowFault
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.diagnose.groups import kept_values
+from reflogp.stages.diagnose.measures import Measures
+from reflogp.stages.diagnose.similarity import similarities
+from reflogp.stages.filter.config import FilterRules
 
 Mask = NDArray[np.bool_]
 Values = NDArray[np.float64] | NDArray[np.int64]

@@ -16,31 +16,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
-from data_schemas.errors import InputError, ReflogpError
-from data_schemas.manifest import (
-    Counts,
-    Filtered,
-    Inputs,
-    Manifest,
-    Shard,
-    Source,
-    Weights,
-    missing_files,
-    require_intact,
-)
-from data_schemas.quarantine import batches
-from data_schemas.reading import locate
-from data_schemas.shard_origin import put_origin, read_origin
-from stages.filter.config import FilterRules
-from stages.filter.judge import judged, require_fitting, trial, weighing
-from stages.precompute.faults import RowFault
-from stages.precompute.folder import claim, short
-from stages.precompute.leftovers import clear_up
-from stages.precompute.quarantine import Quarantine
-from stages.precompute.shards import describe, write_shard
-from stages.progress import Console
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.data_schemas.filtered import Filtered, Weights
+from reflogp.data_schemas.manifest import Counts, Inputs, Manifest, Source, missing_files
+from reflogp.data_schemas.quarantine import batches
+from reflogp.data_schemas.reading import locate
+from reflogp.data_schemas.sealed_file import Shard, require_intact
+from reflogp.data_schemas.shard_origin import put_origin, read_origin
+from reflogp.stages.cache.folder import claim, short
+from reflogp.stages.cache.leftovers import clear_up
+from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
+from reflogp.stages.cache.write_shard import describe, write_shard
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.filter.judge import judged, require_fitting, trial, weighing
+from reflogp.stages.progress import Console
 
 _COUNTED = ("prompt", *RESPONSES)
 

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_schemas.errors import InputError
-from data_schemas.manifest import Weights
-from stages.diagnose.measures import Floats, Measures
-from stages.diagnose.similarity import similarities
-from stages.filter.config import WeightBy
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.filtered import Weights
+from reflogp.stages.diagnose.measures import Floats, Measures
+from reflogp.stages.diagnose.similarity import similarities
+from reflogp.stages.filter.config import WeightBy
 
 
 class Weighted(NamedTuple):

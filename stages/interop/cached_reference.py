@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from data_schemas.location import location
-from data_schemas.manifest import Manifest
-from data_schemas.row_id import content_hash, stored_hashes
-from data_schemas.sealed_shards import each_shard
-from stages.precompute.columns import View, views
-from stages.precompute.row_ids import packed
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.location import location
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.data_schemas.row_id import content_hash, stored_hashes
+from reflogp.stages.cache.columns import View, views
+from reflogp.stages.cache.row_ids import packed
+from reflogp.stages.cache.sealed_shards import each_shard
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _SIDES = ("chosen", "rejected")

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_schemas.manifest import Manifest
-from data_schemas.sealed_shards import sealed_shard
-from data_schemas.shard_content import limits_of
-from stages.interop.cached_reference import IDS
-from stages.precompute.columns import views
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.cache.columns import views
+from reflogp.stages.cache.sealed_shards import sealed_shard
+from reflogp.stages.cache.shard_content import limits_of
+from reflogp.stages.interop.cached_reference import IDS
 
 Ids = NDArray[np.integer]
 Decode = Callable[[list[int]], str]

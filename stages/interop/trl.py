@@ -24,9 +24,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from trl import DPOConfig, DPOTrainer
 
-from data_schemas.errors import InputError, ReflogpError
-from stages.interop.cached_reference import IDS, CachedReference, Keys, cut, row_keys
-from stages.interop.mismatch import explain
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.stages.interop.cached_reference import IDS, CachedReference, Keys, cut, row_keys
+from reflogp.stages.interop.mismatch import explain
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 _HOOKS = ("_prepare_dataset", "_precompute_ref_logps", "_compute_loss")

@@ -4,10 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from data_schemas.location import Location, Place
-from stages.assignments import Arguments, Columns, Names
-from stages.precompute.crew import crew
-from stages.precompute.share import share
+from reflogp.data_schemas.files.location import Location, Place
+from reflogp.stages.assignments import Arguments, Columns, Names
+from reflogp.stages.precompute.division import crew, share
 
 RULES_VERSION = 3
 """Goes up with every change to the code that can give other rows or ids for the same input."""

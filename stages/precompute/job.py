@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_schemas.manifest import Dtype, Inputs
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.folder import claim, short
-from stages.precompute.scorers.choose import Choice
+from reflogp.data_schemas.manifest import Dtype, Inputs
+from reflogp.stages.cache.folder import claim, short
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score.engines.choose import Choice
 
 
 @dataclass(frozen=True)

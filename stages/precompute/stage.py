@@ -5,22 +5,22 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError, ReflogpError, StorageError
-from data_schemas.manifest import Manifest, missing_files
-from data_schemas.storage import entries, require_space
-from stages.causal_lm import require_causal_lm
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.finished import step_aside, survey
-from stages.precompute.job import Job
-from stages.precompute.leftovers import clear_up
-from stages.precompute.planning import Plan, find_plan, make_plan
-from stages.precompute.reuse import KnownRows
-from stages.precompute.scorers.choose import Choice
-from stages.precompute.scoring import score
-from stages.precompute.seal import seal
-from stages.precompute.share import share
-from stages.progress import Console
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError, ReflogpError, StorageError
+from reflogp.data_schemas.files.storage import entries, require_space
+from reflogp.data_schemas.manifest import Manifest, missing_files
+from reflogp.stages.cache.leftovers import clear_up
+from reflogp.stages.model.causal_lm import require_causal_lm
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.division import share
+from reflogp.stages.precompute.job import Job
+from reflogp.stages.precompute.plan.make_plan import Plan, find_plan, make_plan
+from reflogp.stages.precompute.score.engines.choose import Choice
+from reflogp.stages.precompute.score.finished import step_aside, survey
+from reflogp.stages.precompute.score.local import score
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.seal.seal import seal
+from reflogp.stages.progress import Console
 
 _LEAST_SHARE = 0.25  # of a planned shard's bytes, which the finished one, compressed, still takes
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from stages.report.gather import Floats
+from reflogp.stages.report.gather import Floats
 
 
 class Ink(NamedTuple):

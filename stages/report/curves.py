@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.report.chart import Chart, Ink, Plotted
-from stages.report.gather import Curve, Floats, Run
-from stages.report.pair_charts import SIDES
+from reflogp.stages.report.chart import Chart, Ink, Plotted
+from reflogp.stages.report.gather import Curve, Floats, Run
+from reflogp.stages.report.pair_charts import SIDES
 
 _POINTS = 300  # of a curve on the page; more cannot be told apart
 _ALL_POINTS = 1600  # of all runs' curves in one chart

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data_schemas.atomic import atomic_path
-from data_schemas.errors import InputError
-from data_schemas.ownership import Mark, require_output, write_mark
-from stages.report.chart import Chart, Ink, Plotted
-from stages.report.gather import Floats
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.atomic import atomic_path
+from reflogp.data_schemas.files.ownership import Mark, require_output, write_mark
+from reflogp.stages.report.chart import Chart, Ink, Plotted
+from reflogp.stages.report.gather import Floats
 
 Form = Literal["png", "svg"]
 

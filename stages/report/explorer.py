@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from stages.report.gather import Run
-from stages.report.pair_charts import SIDES, log_ratios
+from reflogp.stages.report.gather import Run
+from reflogp.stages.report.pair_charts import SIDES, log_ratios
 
 EXPLORED = (
     *("dpo", "cdpo", "robust", "ipo", "hinge", "exo", "discopop", "dpop"),
@@ -35,8 +35,8 @@ def first_pairs(runs: Sequence[Run]) -> list[int]:
 
 
 def _loss(name: str) -> dict[str, Any]:
-    from stages.train.losses.arguments import parameters
-    from stages.train.losses.registry import LOSSES
+    from reflogp.stages.train.losses.arguments import parameters
+    from reflogp.stages.train.losses.registry import LOSSES
 
     loss, fixed = LOSSES[name], FIXED.get(name, {})
     arguments = {

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
-from data_schemas import run_record, scored_pairs
-from data_schemas.errors import InputError
-from data_schemas.run_record import RunRecord
-from data_schemas.storage import opened
+from reflogp.data_schemas import run_record, scored_pairs
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.storage import opened
+from reflogp.data_schemas.run_record import RunRecord
 
 Floats = NDArray[np.float64]
 METRICS = (

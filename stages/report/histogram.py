@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.report.chart import Ink
+from reflogp.stages.report.chart import Ink
 
 FAINT = 0.3
 """Opacity of the first of two series: the second's outline has a contrast of 3 on its bars."""

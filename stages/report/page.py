@@ -11,13 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.report import curves, pair_charts, tables
-from stages.report.chart import Chart
-from stages.report.drawing import drawn
-from stages.report.explorer import explorer_data, first_pairs
-from stages.report.gather import Run
-from stages.report.render import render
-from stages.report.shown_pairs import LEVELS, scale, shown
+from reflogp.stages.report import curves, pair_charts, tables
+from reflogp.stages.report.chart import Chart
+from reflogp.stages.report.drawing import drawn
+from reflogp.stages.report.explorer import explorer_data, first_pairs
+from reflogp.stages.report.gather import Run
+from reflogp.stages.report.render import render
+from reflogp.stages.report.shown_pairs import LEVELS, scale, shown
 
 LIMIT = 2_000_000  # bytes
 _FOLDER = Path(__file__).parent

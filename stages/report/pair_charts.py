@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.report.chart import Chart, Ink
-from stages.report.gather import Floats, Run
-from stages.report.histogram import draw_histogram
+from reflogp.stages.report.chart import Chart, Ink
+from reflogp.stages.report.gather import Floats, Run
+from reflogp.stages.report.histogram import draw_histogram
 
 SIDES = ("chosen", "rejected")
 _BIN = 10  # pairs; below that a share says nothing

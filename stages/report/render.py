@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data_schemas.errors import InputError
-from data_schemas.ownership import GENERATOR
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.ownership import GENERATOR
 
 _SHARED = Path(__file__).parent
 

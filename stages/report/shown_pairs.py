@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.report.pair_charts import SIDES, log_ratios
+from reflogp.stages.report.pair_charts import SIDES, log_ratios
 
 LEVELS = 4  # shades on either side of no change
 _EACH = 4  # pairs for each reason

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_schemas.atomic import write_text
-from data_schemas.ownership import require_apart, require_output, require_page
-from stages.report.drawing import save
-from stages.report.gather import gather
-from stages.report.page import all_charts, page
-from stages.report.render import require_libraries
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.files.ownership import require_apart, require_output, require_page
+from reflogp.stages.report.drawing import save
+from reflogp.stages.report.gather import gather
+from reflogp.stages.report.page import all_charts, page
+from reflogp.stages.report.render import require_libraries
 
 
 def report(

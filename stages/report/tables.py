@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from data_schemas.run_record import RunRecord, StepMetrics
-from stages.report.gather import Run
+from reflogp.data_schemas.run_record import RunRecord, StepMetrics
+from reflogp.stages.report.gather import Run
 
 Rows = list[tuple[str, list[str]]]
 _PLACES = {"output"}  # differ between any two runs

@@ -1,1 +1,4 @@
-"""Stage two: batches -> policy log-probs -> loss -> a trained policy."""
+"""Stage two: a cache -> batches -> log-probs -> loss -> a trained policy.
+
+In: a sealed cache and a policy checkpoint. Out: a model, its record, card and scored pairs.
+"""

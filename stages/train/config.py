@@ -12,17 +12,17 @@ from pydantic import (
     model_validator,
 )
 
-from data_schemas.errors import InputError
-from data_schemas.location import Location, Place, on_disk
-from stages.assignments import Arguments
-from stages.train.loss_spec import (
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.location import Location, Place, on_disk
+from reflogp.stages.assignments import Arguments
+from reflogp.stages.train.losses.loss_spec import (
     LossSpec,
     checked_arguments,
     checked_weighting,
     default_beta,
     loss_weights,
 )
-from stages.train.schedule import Schedule
+from reflogp.stages.train.schedule import Schedule
 
 _TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "trackio")
 

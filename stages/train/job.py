@@ -4,9 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_schemas.manifest import Manifest
-from stages.train.config import TrainConfig
-from stages.train.unfinished import unfinished_folder
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.result.unfinished import unfinished_folder
 
 
 @dataclass(frozen=True)

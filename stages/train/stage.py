@@ -9,37 +9,42 @@ from typing import Any
 from torch.utils.data import Subset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from data_schemas import run_record
-from data_schemas.atomic import write_text
-from data_schemas.errors import InputError, ReflogpError
-from data_schemas.run_record import RunRecord
-from stages.causal_lm import is_mixture
-from stages.loading import limits_under
-from stages.progress import Console
-from stages.signals import grace, keeping
-from stages.train.advice.callback import Adviser
-from stages.train.agreement import disagreement
-from stages.train.arguments import training_arguments
-from stages.train.best import BestStep
-from stages.train.cached_rows import Rows, cached_rows, longest, require_fitting
-from stages.train.callbacks import MetricsFile, Progress, StopInTime
-from stages.train.card import model_card
-from stages.train.checkpoints import SealCheckpoints, require_room, whole_checkpoints
-from stages.train.guards import DivergedError, Guard
-from stages.train.held_out import held_out
-from stages.train.host_memory import keep_few_kernels
-from stages.train.job import Job
-from stages.train.layout import choose_layout
-from stages.train.losses.objective import objective, uses
-from stages.train.no_effect import no_effect
-from stages.train.outcome import outcome
-from stages.train.policy import load_policy, trainable_parameters
-from stages.train.saving import merge_adapter, save_policy
-from stages.train.schedule import total_steps
-from stages.train.scored_pairs import score_sample
-from stages.train.switch import commit, switch
-from stages.train.trainer import PreferenceTrainer
-from stages.train.unfinished import METRICS, new_result, remove_parts, working
+from reflogp.data_schemas import run_record
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.data_schemas.files.atomic import write_text
+from reflogp.data_schemas.run_record import RunRecord
+from reflogp.stages.model.causal_lm import is_mixture
+from reflogp.stages.model.loading import limits_under
+from reflogp.stages.progress import Console
+from reflogp.stages.signals import grace, keeping
+from reflogp.stages.train.advice.callback import Adviser
+from reflogp.stages.train.data.cached_rows import Rows, cached_rows, longest, require_fitting
+from reflogp.stages.train.data.held_out import held_out
+from reflogp.stages.train.data.layout import choose_layout
+from reflogp.stages.train.job import Job
+from reflogp.stages.train.loop.agreement import disagreement
+from reflogp.stages.train.loop.arguments import training_arguments
+from reflogp.stages.train.loop.best import BestStep
+from reflogp.stages.train.loop.callbacks import (
+    DivergedError,
+    Guard,
+    MetricsFile,
+    Progress,
+    StopInTime,
+)
+from reflogp.stages.train.loop.host_memory import keep_few_kernels
+from reflogp.stages.train.loop.no_effect import no_effect
+from reflogp.stages.train.loop.trainer import PreferenceTrainer
+from reflogp.stages.train.losses.objective import objective, uses
+from reflogp.stages.train.model.policy import load_policy, trainable_parameters
+from reflogp.stages.train.result.card import model_card
+from reflogp.stages.train.result.checkpoints import SealCheckpoints, require_room, whole_checkpoints
+from reflogp.stages.train.result.outcome import outcome
+from reflogp.stages.train.result.saving import merge_adapter, save_policy
+from reflogp.stages.train.result.scored_pairs import score_sample
+from reflogp.stages.train.result.switch import commit, switch
+from reflogp.stages.train.result.unfinished import METRICS, new_result, remove_parts, working
+from reflogp.stages.train.schedule import total_steps
 
 _LAST_GOOD = "last_good"
 

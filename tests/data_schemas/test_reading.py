@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_schemas import reading
-from data_schemas.reading import Columns, Notice, Remark, Whereabouts, locate, place
+from reflogp.data_schemas import reading
+from reflogp.data_schemas.reading import Columns, Notice, Remark, Whereabouts, locate, place
 
 files = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=30), min_size=1, max_size=4)
 

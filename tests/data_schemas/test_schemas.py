@@ -7,18 +7,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas import quarantine, scored_pairs
-from data_schemas.atomic import atomic_path, write_text
-from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
-from data_schemas.errors import InputError
-from data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA
-from data_schemas.manifest import Manifest
-from data_schemas.ownership import Mark
-from data_schemas.plan_record import PlanRecord
-from data_schemas.run_record import RunRecord
-from data_schemas.shard_origin import Origin
-from data_schemas.sweep_record import SweepRecord
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas import quarantine, scored_pairs
+from reflogp.data_schemas.cache_shard import SHARD_SCHEMA, read_shard
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA
+from reflogp.data_schemas.files.atomic import atomic_path, write_text
+from reflogp.data_schemas.files.ownership import Mark
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.data_schemas.plan_record import PlanRecord
+from reflogp.data_schemas.run_record import RunRecord
+from reflogp.data_schemas.shard_origin import Origin
+from reflogp.data_schemas.sweep_record import SweepRecord
 
 DOCUMENTATION = Path(manifests.__file__).with_name("README.md").read_text(encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.curate import run_diagnose
+from reflogp.pipeline.curate import run_diagnose
 from tests.conftest import Silent
 from tests.planted import HOSTILE
 

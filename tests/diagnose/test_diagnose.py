@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from pipeline.curate import run_diagnose
-from stages.diagnose import survey as surveys
-from stages.diagnose.diagnosis import Diagnosis
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.curate import run_diagnose
+from reflogp.stages.diagnose import survey as surveys
+from reflogp.stages.diagnose.diagnosis import Diagnosis
 from tests.caches import rows
 from tests.planted import plant, row
 

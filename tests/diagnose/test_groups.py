@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data_schemas import manifest as manifests
-from pipeline.cli import app
-from pipeline.curate import run_diagnose
+from reflogp.data_schemas import manifest as manifests
+from reflogp.pipeline.cli import app
+from reflogp.pipeline.curate import run_diagnose
 from tests.conftest import Silent
 from tests.planted import HOSTILE, plant, row
 

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from data_schemas.errors import InputError
-from pipeline.curate import run_diagnose
-from stages.diagnose.charts import chart
-from stages.diagnose.diagnosis import Histogram
-from stages.report.histogram import FAINT
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.curate import run_diagnose
+from reflogp.stages.diagnose.diagnosis import Histogram
+from reflogp.stages.diagnose.page import chart
+from reflogp.stages.report.histogram import FAINT
 from tests.planted import HOSTILE
 
 

@@ -11,19 +11,19 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest
-from pipeline.checkpoint import model_folders
-from pipeline.fingerprint import model_inputs
-from pipeline.run import run_precompute, run_train, run_verify
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.scorers import vllm_lora
-from stages.precompute.scorers.protocol import Request, Scorer
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
-from stages.train.config import TrainConfig
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.pipeline.checkpoint import model_folders
+from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.run import run_precompute, run_train, run_verify
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score.engines import vllm_lora
+from reflogp.stages.precompute.score.engines.protocol import Request, Scorer
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import VllmPromptLogprobsScorer
+from reflogp.stages.train.config import TrainConfig
 from tests.checkpoints import make_adapter, make_checkpoint
 from tests.conftest import Silent
 

@@ -11,8 +11,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
 
 REFLOGP = Path(sys.executable).with_name("reflogp")
 
@@ -154,7 +154,7 @@ def test_bad_input_gives_one_message_and_exit_code_2(arguments, expected, tmp_pa
 )
 def test_help_needs_no_torch(command, tmp_path):
     code = (
-        "import sys; from pipeline.cli import app\n"
+        "import sys; from reflogp.pipeline.cli import app\n"
         f"try: app({[*command.split(), '--help']!r})\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'vllm', 'datasets'} & set(sys.modules)"

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import main
-from pipeline.console import visible
+from reflogp.pipeline.cli import main
+from reflogp.pipeline.console import visible
 
 NAMES = [
     "c:d [e]?*#%", "new\nline 'q\" é&<b>", "-dash \x1b[2J\u202e", "a::b :smile: [red]", "n" * 240,

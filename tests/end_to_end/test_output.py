@@ -2,10 +2,10 @@
 
 import pytest
 
-from data_schemas import manifest as manifests
-from pipeline.run import run_precompute, run_train
-from stages.precompute.config import PrecomputeConfig
-from stages.train.config import TrainConfig
+from reflogp.data_schemas import manifest as manifests
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
 from tests.caches import rows_by_id
 
 LONG_WAY = {"max_steps": 4, "batch_size": 4, "accumulation": 1, "learning_rate": 1e-2, "warmup": 0}

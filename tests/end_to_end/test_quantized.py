@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError
-from pipeline.checkpoint import checkpoint_dtype
-from pipeline.run import run_precompute, run_train
-from stages.precompute.config import PrecomputeConfig
-from stages.train.config import TrainConfig
-from stages.verify.stage import too_large
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.checkpoint import checkpoint_dtype
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.seal.rescore import too_large
+from reflogp.stages.train.config import TrainConfig
 from tests.conftest import Silent
 from tests.quantized import quantize
 

@@ -10,7 +10,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from reflogp.pipeline.cli import app
 
 README = Path(__file__).parents[2] / "README.md"
 # What makes a tiny model on a CPU do: no vLLM, few steps, one combination. Sealing is `merge`'s.

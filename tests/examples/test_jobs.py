@@ -18,10 +18,10 @@ from accelerate.commands.launch import launch_command_parser
 from pydantic import BaseModel
 from torch.distributed.run import get_args_parser
 
-from pipeline.cli import app
-from pipeline.config import build
-from stages.precompute.config import PrecomputeConfig
-from stages.train.config import TrainConfig
+from reflogp.pipeline.cli import app
+from reflogp.pipeline.config import build
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
 from tests.caches import rows
 from tests.checkpoints import EXAMPLES
 

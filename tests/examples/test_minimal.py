@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.run import run_precompute, run_train
-from stages.precompute.config import PrecomputeConfig
-from stages.train.config import TrainConfig
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
 from tests.caches import rows
 from tests.checkpoints import EXAMPLES
 from tests.conftest import Silent

@@ -15,13 +15,13 @@ from huggingface_hub import HfApi
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from data_schemas.cache_shard import SHARD_SCHEMA
-from data_schemas.errors import InputError, ReflogpError
-from pipeline.cli import app
-from pipeline.export import run_export
-from pipeline.run import run_precompute
-from stages.export.hub import push, require_login
-from stages.precompute.config import PrecomputeConfig
+from reflogp.data_schemas.cache_shard import SHARD_SCHEMA
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.pipeline.cli import app
+from reflogp.pipeline.export import run_export
+from reflogp.pipeline.run import run_precompute
+from reflogp.stages.export.hub import push, require_login
+from reflogp.stages.precompute.config import PrecomputeConfig
 from tests import caches
 from tests.checkpoints import EXAMPLES, make_checkpoint
 from tests.conftest import Silent

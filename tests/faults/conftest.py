@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas import manifest as manifests
-from pipeline.run import run_integrity
-from stages.precompute.config import PrecomputeConfig
+from reflogp.data_schemas import manifest as manifests
+from reflogp.pipeline.run import run_integrity
+from reflogp.stages.precompute.config import PrecomputeConfig
 from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.curate import run_filter
-from pipeline.run import run_merge, run_share
-from stages.filter.config import FilterRules
-from stages.precompute.config import PrecomputeConfig
+from reflogp.pipeline.curate import run_filter
+from reflogp.pipeline.run import run_merge, run_share
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.precompute.config import PrecomputeConfig
 from tests.faults.boundaries import Boundary, watch
 
-_PRELOADED = ["pipeline.cli", "stages.precompute.stage", "stages.precompute.scorers.transformers",
+_PRELOADED = ["reflogp.pipeline.cli", "reflogp.stages.precompute.stage",
+              "reflogp.stages.precompute.score.engines.transformers",
               "transformers.models.llama.modeling_llama", "transformers.conversion_mapping",
               "pandas", "tests.conftest"]  # fmt: skip
 KILLED = -signal.SIGKILL

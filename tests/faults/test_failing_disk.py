@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
-from stages.precompute.config import PrecomputeConfig
+from reflogp.pipeline import cli
+from reflogp.stages.precompute.config import PrecomputeConfig
 from tests.faults import processes
 from tests.faults.boundaries import Boundary, watch
 from tests.faults.conftest import THOROUGH, Make, Record, names, require_equal

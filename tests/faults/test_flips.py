@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas import ownership
-from data_schemas.errors import ReflogpError
-from pipeline.run import run_precompute
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.data_schemas.files import ownership
+from reflogp.pipeline.run import run_precompute
 from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from pipeline.run import run_integrity, run_precompute
-from stages.filter.config import FilterRules
-from stages.precompute.folder import short
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.run import run_integrity, run_precompute
+from reflogp.stages.cache.folder import short
+from reflogp.stages.filter.config import FilterRules
 from tests.caches import file_names
 from tests.conftest import Silent
 from tests.faults import processes
@@ -76,9 +76,9 @@ def test_a_disk_without_room_is_named_before_the_work_begins(
     """With no room at all nothing is written; with room for the plan alone nothing is scored."""
     config = configured(tmp_path / "cache")
     monkeypatch.setattr(
-        "data_schemas.storage.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
+        "reflogp.data_schemas.files.storage.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
     )
-    monkeypatch.setattr("stages.precompute.stage.score", None)
+    monkeypatch.setattr("reflogp.stages.precompute.stage.score", None)
     with pytest.raises(InputError, match=r"disk has 0\.0 MB free.*at the very least"):
         run_precompute(config, Silent())
     assert config.cache.exists() == bool(free)

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.location import location
-from pipeline.run import run_integrity
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.files.location import location
+from reflogp.pipeline.run import run_integrity
 from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes

@@ -14,18 +14,18 @@ from typing import Any
 import psutil
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError, ReflogpError
-from pipeline.run import run_precompute
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.crew import crew
-from stages.precompute.job import Job
-from stages.precompute.plan import PlannedShard
-from stages.precompute.ray.actor import ShardActor
-from stages.precompute.ray.time_limit import TimeLimit
-from stages.precompute.reuse import KnownRows
-from stages.precompute.scorers.choose import Choice, choose
-from stages.precompute.worker import Done
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.pipeline.run import run_precompute
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.division import crew
+from reflogp.stages.precompute.job import Job
+from reflogp.stages.precompute.plan.planned_shards import PlannedShard
+from reflogp.stages.precompute.score.engines.choose import Choice, choose
+from reflogp.stages.precompute.score.ray.actor import ShardActor
+from reflogp.stages.precompute.score.ray.roster import TimeLimit
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.worker import Done
 from tests.conftest import Silent
 from tests.faults import processes
 from tests.faults.conftest import THOROUGH, Make, names, require_equal
@@ -122,7 +122,7 @@ def test_a_shard_that_always_fails_is_reported_and_the_others_are_kept(
     processes.run(processes.precompute(small(tmp_path).model_copy(update={"shard": "1/2"})))
     (damaged,) = tmp_path.glob("plan-*/plan-00001.arrow")
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    monkeypatch.setattr("stages.precompute.ray.scoring.ATTEMPTS", 2)
+    monkeypatch.setattr("reflogp.stages.precompute.score.ray.scoring.ATTEMPTS", 2)
     with pytest.raises(ReflogpError, match=r"00001\.parquet on .*plan-00001\.arrow: damaged"):
         run_precompute(on_ray(small(tmp_path), actors="1"), console)
     missing = {name for name in names(single) if name.startswith("shard")} - names(tmp_path)
@@ -149,9 +149,9 @@ def test_an_actor_that_hangs_is_killed_and_its_shard_done_by_another(
     console: Silent,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("stages.precompute.ray.roster.ShardActor", Hanging)
+    monkeypatch.setattr("reflogp.stages.precompute.score.ray.roster.ShardActor", Hanging)
     # a slow machine may have others stopped, too, which does no harm
-    monkeypatch.setattr("stages.precompute.ray.scoring.ATTEMPTS", 9)
+    monkeypatch.setattr("reflogp.stages.precompute.score.ray.scoring.ATTEMPTS", 9)
     cache = tmp_path / "cache"
     processes.run(processes.precompute(small(cache).model_copy(update={"shard": "1/4"})))
     run_precompute(on_ray(small(cache), shard_minutes=0.1), console)
@@ -175,7 +175,7 @@ def test_the_limit_of_a_shard_follows_from_the_slowest_one():
 def test_actors_that_find_no_room_end_the_run(
     two_cores: None, small: Make, tmp_path: Path, console: Silent, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("stages.precompute.ray.scoring.START_SECONDS", 1.0)
+    monkeypatch.setattr("reflogp.stages.precompute.score.ray.scoring.START_SECONDS", 1.0)
     with pytest.raises(ReflogpError, match=r"0 of the 2 actors .* One takes 4 GPUs, .* 2 CPU"):
         run_precompute(on_ray(small(tmp_path), actor_gpus=4), console)
 

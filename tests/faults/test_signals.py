@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.cli import main
+from reflogp.pipeline.cli import main
 from tests.faults import processes
 from tests.faults.boundaries import Boundary, Hook, watch
 from tests.faults.conftest import THOROUGH, require_equal
@@ -129,7 +129,7 @@ def _under_nohup(arguments: list[str], folder: Path) -> None:
 @pytest.mark.parametrize("number", EXIT_CODES)
 def test_a_signal_while_the_command_is_imported_ends_it_in_a_line(number, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "inspect", str(tmp_path)],
+        [sys.executable, "-m", "reflogp", "inspect", str(tmp_path)],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not _is_listening(process.pid):
@@ -155,7 +155,7 @@ def training(cache: Path, output: Path, *more: str) -> list[str]:
 
 def training_stopped(arguments: list[str], folder: Path, step: int, *numbers: int) -> None:
     """The command, which gets signals when the metrics of a step are written."""
-    from stages.train.callbacks import MetricsFile
+    from reflogp.stages.train.loop.callbacks import MetricsFile
 
     real = MetricsFile.on_log
 
@@ -222,7 +222,7 @@ def begun(arguments: list[str], folder: Path, until: Callable[[], bool]) -> subp
     """A command in a process group of its own, once `until` says so."""
     with (folder / "stderr.txt").open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments], stderr=file, start_new_session=True,
+            [sys.executable, "-m", "reflogp", *arguments], stderr=file, start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
         )  # fmt: skip
     while not until():

@@ -4,8 +4,8 @@ import random
 import time
 from pathlib import Path
 
-from data_schemas import manifest as manifests
-from pipeline.run import run_integrity
+from reflogp.data_schemas import manifest as manifests
+from reflogp.pipeline.run import run_integrity
 from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes

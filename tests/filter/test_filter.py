@@ -5,13 +5,13 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from pipeline.curate import run_diagnose, run_filter, run_filter_trial
-from pipeline.run import run_integrity, run_train
-from stages.filter.config import FilterRules
-from stages.precompute.reuse import KnownRows
-from stages.train.config import TrainConfig
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.curate import run_diagnose, run_filter, run_filter_trial
+from reflogp.pipeline.run import run_integrity, run_train
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.train.config import TrainConfig
 from tests.caches import file_names, rows, rows_by_id
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError
-from pipeline.curate import run_diagnose, run_filter, run_filter_trial
-from pipeline.run import run_integrity
-from stages.filter.config import FilterRules
-from stages.precompute.shards import describe, write_shard
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.curate import run_diagnose, run_filter, run_filter_trial
+from reflogp.pipeline.run import run_integrity
+from reflogp.stages.cache.write_shard import describe, write_shard
+from reflogp.stages.filter.config import FilterRules
 from tests.caches import rows, rows_by_id
 from tests.planted import plant, row
 

@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from typer.testing import CliRunner
 
-from data_schemas.errors import InputError, ReflogpError
-from pipeline.cli import app
-from pipeline.export import run_export
-from pipeline.run import run_precompute
-from stages.export.card import data_card
-from stages.interop.cached_reference import CachedReference, row_keys
-from stages.interop.trl import CachedDPOTrainer
-from stages.precompute.config import PrecomputeConfig
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.pipeline.cli import app
+from reflogp.pipeline.export import run_export
+from reflogp.pipeline.run import run_precompute
+from reflogp.stages.export.card import data_card
+from reflogp.stages.interop.cached_reference import CachedReference, row_keys
+from reflogp.stages.interop.trl import CachedDPOTrainer
+from reflogp.stages.precompute.config import PrecomputeConfig
 from tests import caches
 from tests.conftest import Silent
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas.errors import InputError
-from stages.loading import cause, loading
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.model.loading import cause, loading
 
 
 def chained(outer: str, inner: str) -> Exception:

@@ -8,11 +8,11 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from data_schemas.errors import InputError
-from stages.causal_lm import load_causal_lm
-from stages.precompute.scorers.protocol import Request
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.response_logps import response_logps
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.model.causal_lm import load_causal_lm
+from reflogp.stages.precompute.score.engines.protocol import Request
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from tests.checkpoints import make_random_model
 from tests.truth import Truth
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from data_schemas.errors import InputError
-from stages.adapter import load_adapter, merged
-from stages.train.saving import merge_adapter
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.model.adapter import load_adapter, merged
+from reflogp.stages.train.result.saving import merge_adapter
 from tests.checkpoints import make_random_model
 
 IDS = torch.arange(3, 40)[None]

@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from data_schemas import manifest as manifests
-from data_schemas.verification import Verification
-from pipeline.run import run_precompute, run_train, run_verify
-from stages.causal_lm import is_mixture
-from stages.loading import load_config
-from stages.precompute.config import PrecomputeConfig
-from stages.train.agreement import disagreement
-from stages.train.config import TrainConfig
-from stages.verify.compare import agreement, reasons_to_fail
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.verification import Verification
+from reflogp.pipeline.run import run_precompute, run_train, run_verify
+from reflogp.stages.model.causal_lm import is_mixture
+from reflogp.stages.model.loading import load_config
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.seal.compare import agreement, reasons_to_fail
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.loop.agreement import disagreement
 from tests.checkpoints import make_tokenizer
 from tests.conftest import Silent
 

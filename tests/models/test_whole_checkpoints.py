@@ -12,11 +12,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_schemas.errors import InputError
-from pipeline.run import run_precompute, run_train
-from stages.causal_lm import load_causal_lm
-from stages.precompute.config import PrecomputeConfig
-from stages.train.config import TrainConfig
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.model.causal_lm import load_causal_lm
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
 from tests.checkpoints import make_random_model
 from tests.quantized import quantize
 
@@ -185,7 +185,8 @@ def test_neither_stage_begins_with_weights_that_are_missing(
     folder = shutil.copytree(checkpoint, tmp_path / "m")
     edited(folder, without("layers.1.mlp"))
     monkeypatch.setattr(
-        "stages.precompute.worker.start", lambda *_: pytest.fail("an engine was started")
+        "reflogp.stages.precompute.score.worker.start",
+        lambda *_: pytest.fail("an engine was started"),
     )
     config = PrecomputeConfig(
         reference=str(folder), data=str(few_preferences), cache=tmp_path / "c", engine=engine

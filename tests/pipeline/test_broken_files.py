@@ -13,25 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_bytes
 
-from data_schemas import job_record, plan_record, run_record
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
-from data_schemas.manifest import missing_files, require_intact
-from data_schemas.plan_record import PlanRecord
-from data_schemas.shard_origin import read_origin
-from pipeline.checkpoint import checkpoint_dtype
-from pipeline.config import SECTIONS, build, load_file
-from pipeline.fingerprint import model_inputs
-from pipeline.summary import inspect_rows, train_rows
-from stages.loading import architecture, quantization
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.planning import find_plan
-from stages.precompute.shards import describe
-from stages.precompute.sources import source_files
-from stages.precompute.stage import merge
-from stages.precompute.tokenize import stop_ids
-from stages.verify.integrity import examine, integrity
-from stages.verify.stage import too_large
+from reflogp.data_schemas import job_record, plan_record, run_record
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import SHARD_SCHEMA, read_shard
+from reflogp.data_schemas.manifest import missing_files
+from reflogp.data_schemas.plan_record import PlanRecord
+from reflogp.data_schemas.sealed_file import require_intact
+from reflogp.data_schemas.shard_origin import read_origin
+from reflogp.pipeline.checkpoint import checkpoint_dtype
+from reflogp.pipeline.config import SECTIONS, build, load_file
+from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.summary import inspect_rows, train_rows
+from reflogp.stages.cache.integrity import examine, integrity
+from reflogp.stages.cache.write_shard import describe
+from reflogp.stages.model.loading import architecture, quantization
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.plan.make_plan import find_plan
+from reflogp.stages.precompute.read.sources import source_files
+from reflogp.stages.precompute.seal.rescore import too_large
+from reflogp.stages.precompute.stage import merge
+from reflogp.stages.precompute.tokens.tokenize import stop_ids
 from tests.conftest import Silent
 from tests.mutations import damaged, fuzz, json_file, mutated, outcome
 from tests.precompute.conftest import trained_tokenizer

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from data_schemas.errors import InputError
-from pipeline.cli import app, main
-from pipeline.config import SECTIONS, build, load_file
-from stages.precompute.config import PrecomputeConfig
-from stages.train.config import TrainConfig
-from stages.train.losses.registry import EVERY_LOSS
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.cli import app, main
+from reflogp.pipeline.config import SECTIONS, build, load_file
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.losses.registry import EVERY_LOSS
 
 FIRST = {"reference": "model", "data": "pairs.jsonl", "cache": "cache"}
 SECOND = {"cache": "cache", "output": "out"}

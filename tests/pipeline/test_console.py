@@ -6,8 +6,8 @@ import json
 import pytest
 from rich.console import Console as RichConsole
 
-from pipeline.console import TerminalConsole
-from stages.train.callbacks import figures
+from reflogp.pipeline.console import TerminalConsole
+from reflogp.stages.train.loop.callbacks import figures
 
 LOGS = {
     "loss": 0.65249,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import digests
-from pipeline.digests import file_digests
+from reflogp.pipeline import digests
+from reflogp.pipeline.digests import file_digests
 
 SIZE = 1 << 10
 

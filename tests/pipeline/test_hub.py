@@ -14,14 +14,14 @@ import datasets
 import huggingface_hub
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas import plan_record
-from data_schemas.errors import InputError
-from data_schemas.manifest import Manifest
-from pipeline.checkpoint import start_folders
-from pipeline.run import run_precompute, run_share, run_verify
-from pipeline.summary import inspect_rows
-from stages.precompute.config import PrecomputeConfig
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas import plan_record
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.pipeline.checkpoint import start_folders
+from reflogp.pipeline.run import run_precompute, run_share, run_verify
+from reflogp.pipeline.summary import inspect_rows
+from reflogp.stages.precompute.config import PrecomputeConfig
 from tests.caches import rows_by_id
 
 OLD, NEW = "a" * 40, "b" * 40

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from stages.train.config import TrainConfig
-from stages.train.losses.arguments import parameters
-from stages.train.losses.registry import EVERY_LOSS
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.losses.arguments import parameters
+from reflogp.stages.train.losses.registry import EVERY_LOSS
 
 GUIDE = Path(__file__).parents[2] / "docs" / "losses.md"
 

@@ -11,16 +11,16 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import SHARD_SCHEMA, read_shard
-from data_schemas.errors import InputError
-from pipeline.checkpoint import checkpoint_dtype
-from pipeline.cli import app
-from pipeline.fingerprint import model_inputs
-from pipeline.run import run_precompute, run_train
-from stages.precompute import worker
-from stages.precompute.config import PrecomputeConfig
-from stages.train.config import TrainConfig
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import SHARD_SCHEMA, read_shard
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.checkpoint import checkpoint_dtype
+from reflogp.pipeline.cli import app
+from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score import worker
+from reflogp.stages.train.config import TrainConfig
 from tests.caches import file_names
 from tests.checkpoints import make_checkpoint
 

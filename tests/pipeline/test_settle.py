@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from pipeline import settle
-from pipeline.cli import app
-from pipeline.config import build
-from pipeline.fingerprint import precompute_inputs
-from pipeline.settle import require_effect, settled_method
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.job import Job
-from stages.precompute.planning import make_plan
-from stages.precompute.scorers.choose import Choice
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline import settle
+from reflogp.pipeline.cli import app
+from reflogp.pipeline.config import build
+from reflogp.pipeline.fingerprint import precompute_inputs
+from reflogp.pipeline.settle import require_effect, settled_method
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.job import Job
+from reflogp.stages.precompute.plan.make_plan import make_plan
+from reflogp.stages.precompute.score.engines.choose import Choice
 
 VLLM = Choice("vllm", "0.32", "installed, and runs here")
 TRANSFORMERS = Choice("transformers", "5", "vLLM is not installed")

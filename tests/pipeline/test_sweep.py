@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from data_schemas import manifest as manifests
-from data_schemas import run_record
-from data_schemas.errors import InputError
-from data_schemas.ownership import Mark, read_mark, write_mark
-from data_schemas.sweep_record import FILE_NAME, SweepRecord
-from pipeline import sweep
-from pipeline.child import ChildFailedError, ChildKilledError, call_in_child
-from pipeline.cli import app
-from pipeline.sweep import Axes, axes, folder_name, run_sweep
-from pipeline.sweep_table import header, rows
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas import run_record
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.ownership import Mark, read_mark, write_mark
+from reflogp.data_schemas.sweep_record import FILE_NAME, SweepRecord
+from reflogp.pipeline import sweep
+from reflogp.pipeline.child import ChildFailedError, ChildKilledError, call_in_child
+from reflogp.pipeline.cli import app
+from reflogp.pipeline.sweep import Axes, axes, folder_name, header, rows, run_sweep
 
 
 @pytest.mark.parametrize(

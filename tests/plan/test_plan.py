@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OlmoeConfig
 from typer.testing import CliRunner
 
-from data_schemas import manifest as manifests
-from pipeline.cli import app
-from pipeline.plan import run_plan
-from stages.plan.config import PlanConfig
-from stages.plan.shape import shape_of
+from reflogp.data_schemas import manifest as manifests
+from reflogp.pipeline.cli import app
+from reflogp.pipeline.plan import run_plan
+from reflogp.stages.estimate.config import PlanConfig
+from reflogp.stages.estimate.shape import shape_of
 from tests.caches import rows
 from tests.conftest import Silent
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from stages.precompute.config import PrecomputeConfig, Truncate
-from stages.precompute.quarantine import Quarantine
-from stages.precompute.rows import Rows
-from stages.precompute.tokenize import TokenizedRow, Tokenizer, TokenRules
+from reflogp.stages.cache.quarantine_file import Quarantine
+from reflogp.stages.precompute.config import PrecomputeConfig, Truncate
+from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, Tokenizer, TokenRules
 from tests.checkpoints import make_tokenizer
 
 Row = Mapping[str, Any]

@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas.errors import InputError
-from data_schemas.quarantine import Reason
-from stages.precompute import bounded, chat_template
-from stages.precompute.faults import RowFault
-from stages.precompute.preferences import Preference
-from stages.precompute.sources import read_source
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.read import bounded
+from reflogp.stages.precompute.read.preferences import Preference
+from reflogp.stages.precompute.read.sources import read_source
+from reflogp.stages.precompute.tokens import chat_template
 from tests.precompute.conftest import (
     PAIR,
     assistant,

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_schemas.quarantine import Reason
-from stages.precompute.faults import RowFault
-from stages.precompute.plan import write_plan
-from stages.precompute.preferences import detect, normalize
-from stages.precompute.tokenize import TokenizedRow
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.plan.planned_shards import write_plan
+from reflogp.stages.precompute.read.preferences import detect, normalize
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 from tests.checkpoints import EXAMPLES
 from tests.mutations import damaged, fuzz, gzipped, mutated, outcome, texts, to_json
 from tests.precompute.conftest import (

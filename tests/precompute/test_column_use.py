@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas.errors import InputError
-from stages.precompute.config import DataConfig
-from stages.precompute.quarantine import Quarantine
-from stages.precompute.rows import Rows
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.cache.quarantine_file import Quarantine
+from reflogp.stages.precompute.config import DataConfig
+from reflogp.stages.precompute.tokens.reader import Rows
 from tests.precompute.conftest import (
     PAIR,
     assistant,

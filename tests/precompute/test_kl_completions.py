@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_schemas import manifest as manifests
-from data_schemas.quarantine import Reason
-from pipeline.run import run_integrity, run_precompute, run_share, run_verify
-from stages.precompute import kl_completions, worker
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.kl_completions import with_kl_completions
-from stages.precompute.row_ids import packed
-from stages.precompute.scorers.protocol import Request
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.tokenize import TokenizedRow
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.pipeline.run import run_integrity, run_precompute, run_share, run_verify
+from reflogp.stages.cache.row_ids import packed
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.engines.protocol import Request
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.tokens import kl_completions
+from reflogp.stages.precompute.tokens.kl_completions import with_kl_completions
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 from tests.caches import rows, rows_by_id
 from tests.checkpoints import EXAMPLES
 from tests.precompute.conftest import save

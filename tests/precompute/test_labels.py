@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_schemas.errors import InputError
+from reflogp.data_schemas.errors import InputError
 from tests.precompute.conftest import save
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_schemas.quarantine import Reason
-from stages.precompute.faults import RowFault
-from stages.precompute.messages import content
-from stages.precompute.preferences import detect, normalize
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.read.messages import content
+from reflogp.stages.precompute.read.preferences import detect, normalize
 from tests.precompute.conftest import assistant, save, system, user
 
 TURNS = [system("Be brief."), user("Where?"), assistant("Here.")]

@@ -9,26 +9,26 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas import ownership
-from data_schemas.errors import InputError, ReflogpError
-from data_schemas.manifest import Manifest
-from pipeline.curate import run_filter
-from pipeline.run import (
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.data_schemas.files import ownership
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.pipeline.curate import run_filter
+from reflogp.pipeline.run import (
     require_output_of_both,
     run_integrity,
     run_merge,
     run_precompute,
     run_share,
 )
-from stages.filter.config import FilterRules
-from stages.precompute import worker
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.folder import short
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.seal import seal
-from stages.precompute.shards import describe
-from stages.train.config import TrainConfig
+from reflogp.stages.cache.folder import short
+from reflogp.stages.cache.write_shard import describe
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.seal.seal import seal
+from reflogp.stages.train.config import TrainConfig
 from tests.caches import file_names, rows_by_id
 from tests.foreign import plant, remembered
 
@@ -65,7 +65,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def killed_before_its_seal(settings: PrecomputeConfig, console, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("stages.precompute.stage.seal", lambda *_: None)
+        patch.setattr("reflogp.stages.precompute.stage.seal", lambda *_: None)
         run_share(settings, console)
 
 
@@ -197,7 +197,7 @@ def test_a_command_that_is_killed_before_it_clears_up_is_finished_by_the_next(
     sealed, settings, shorter, console, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("stages.precompute.seal.clear_up", lambda *_: None)
+        patch.setattr("reflogp.stages.precompute.seal.seal.clear_up", lambda *_: None)
         run_precompute(shorter, console)
     assert len(list(settings.cache.glob("quarantine-*"))) == 2
     manifest = run_merge(settings.cache, console)
@@ -425,7 +425,7 @@ def test_a_filter_whose_shards_another_command_removed_is_not_sealed(
             path.unlink()
         return record
 
-    monkeypatch.setattr("stages.filter.stage.describe", described)
+    monkeypatch.setattr("reflogp.stages.filter.stage.describe", described)
     with pytest.raises(ReflogpError, match="is gone"):
         run_filter(cache, out, DROP, console)
     assert not manifests.is_sealed(out)
@@ -446,11 +446,11 @@ def test_the_seal_says_what_another_command_sealed_meanwhile(
     """Two commands of other inputs: the second one to seal replaces the first, whole."""
 
     def overtaken(job, plan, console):
-        monkeypatch.setattr("stages.precompute.stage.seal", seal)
+        monkeypatch.setattr("reflogp.stages.precompute.stage.seal", seal)
         run_precompute(settings, console)
         return seal(job, plan, console)
 
-    monkeypatch.setattr("stages.precompute.stage.seal", overtaken)
+    monkeypatch.setattr("reflogp.stages.precompute.stage.seal", overtaken)
     manifest = run_precompute(shorter, console)
     assert sorted(path.name for path in settings.cache.iterdir()) == file_names(manifest)
     assert len(rows_by_id(settings.cache)) == manifest.counts.rows

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data_schemas.cache_shard import PLAN_SCHEMA
-from stages.precompute.plan import PlannedShard, read_plan, write_plan
-from stages.precompute.row_ids import packed
-from stages.precompute.tokenize import TokenizedRow
+from reflogp.data_schemas.cache_shard import PLAN_SCHEMA
+from reflogp.stages.cache.row_ids import packed
+from reflogp.stages.precompute.plan.planned_shards import PlannedShard, read_plan, write_plan
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 
 
 def plan(folder: Path, prompts: list[int]) -> tuple[list[PlannedShard], list[list[int]]]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from data_schemas.quarantine import Reason
-from stages.precompute.faults import RowFault
-from stages.precompute.preferences import Preference, detect, no_form, normalize
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.read.preferences import Preference, detect, no_form, normalize
 from tests.precompute.conftest import assistant, message, system, user
 
 REAL = Path(__file__).parents[3] / "shared" / "data"

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from data_schemas.quarantine import Reason
-from data_schemas.reading import Remark
-from stages.precompute.config import DataConfig
-from stages.precompute.faults import RowFault
-from stages.precompute.preferences import Preference, detect, normalize
-from stages.precompute.quarantine import Quarantine
-from stages.precompute.rows import Rows
-from stages.precompute.tokenize import Tokenizer as RowTokenizer
-from stages.precompute.tokenize import TokenRules
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.data_schemas.reading import Remark
+from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
+from reflogp.stages.precompute.config import DataConfig
+from reflogp.stages.precompute.read.preferences import Preference, detect, normalize
+from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.tokenize import Tokenizer as RowTokenizer
+from reflogp.stages.precompute.tokens.tokenize import TokenRules
 from tests.checkpoints import CHATML
 from tests.precompute.conftest import (
     PAIR,

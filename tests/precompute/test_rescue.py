@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import ReflogpError
-from data_schemas.quarantine import Reason
-from pipeline.curate import run_filter
-from pipeline.run import run_precompute
-from stages.filter.config import FilterRules
-from stages.precompute import worker
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.scorers import vllm_engine
-from stages.precompute.scorers.protocol import Logps, Request, Scorer
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer
-from stages.precompute.shards import check
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.pipeline.curate import run_filter
+from reflogp.pipeline.run import run_precompute
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.engines import vllm_engine
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request, Scorer
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer
+from reflogp.stages.precompute.score.score_shard import check
 
 MAX_LENGTH = 192
 ROWS = 22

@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
-from data_schemas.shard_origin import put_origin, read_origin
-from pipeline.run import run_precompute, run_share
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.reuse import KnownRows
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.shards import write_shard
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.shard_origin import put_origin, read_origin
+from reflogp.pipeline.run import run_precompute, run_share
+from reflogp.stages.cache.write_shard import write_shard
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.score.reuse import KnownRows
 from tests.caches import rows_by_id
 from tests.checkpoints import EXAMPLES
 
@@ -173,7 +173,7 @@ def test_a_damaged_shard_gives_no_rows(settings, console, scored):
 def test_a_shard_of_another_version_is_made_anew(settings, console, scored, monkeypatch):
     write(settings, examples(4))
     with monkeypatch.context() as patch:
-        patch.setattr("stages.precompute.stage.seal", lambda *_: None)  # killed before it
+        patch.setattr("reflogp.stages.precompute.stage.seal", lambda *_: None)  # killed before it
         run_share(settings, console)
     path = next(settings.cache.glob("shard-*"))
     origin, table = read_origin(path), read_shard(path)

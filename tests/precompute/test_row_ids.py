@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stages.precompute.row_ids import KeySet, RowIds, packed
+from reflogp.stages.cache.row_ids import KeySet, RowIds, packed
 
 
 def assign(ids: RowIds, *parts: list[int] | None) -> str:

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_schemas.errors import InputError
-from data_schemas.quarantine import Reason
-from stages.precompute.faults import RowFault
-from stages.precompute.quarantine import Quarantine
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
 from tests.checkpoints import EXAMPLES
 from tests.precompute.conftest import PAIR, assistant, save, user
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_schemas.errors import InputError
-from stages import chunked_head
-from stages.precompute.scorers import choose as choosing
-from stages.precompute.scorers.choose import choose
-from stages.precompute.scorers.protocol import Request, Scorer
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.forward import chunked_head
+from reflogp.stages.precompute.score.engines import choose as choosing
+from reflogp.stages.precompute.score.engines.choose import choose
+from reflogp.stages.precompute.score.engines.protocol import Request, Scorer
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 from tests.checkpoints import example_texts
 from tests.truth import Truth
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import ReflogpError
-from pipeline.run import run_precompute
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.scoring import _devices, _environment
-from stages.precompute.shards import write_shard
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.pipeline.run import run_precompute
+from reflogp.stages.cache.write_shard import write_shard
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score.local import _devices, _environment
 from tests.caches import rows, rows_by_id
 
 
@@ -63,7 +63,7 @@ def test_an_engine_that_is_killed_ends_the_run_with_a_message(settings, console)
 
 
 def test_a_run_goes_on_after_the_shards_that_a_killed_one_finished(settings, console, monkeypatch):
-    from stages.precompute import worker
+    from reflogp.stages.precompute.score import worker
 
     written: list[Path] = []
 
@@ -97,7 +97,7 @@ def test_a_run_goes_on_after_the_shards_that_a_killed_one_finished(settings, con
 
 def test_an_error_in_an_engine_reaches_the_user(settings, console, monkeypatch):
     # the weights go away after the fingerprint was taken, before the engines start
-    from stages.precompute import scoring
+    from reflogp.stages.precompute.score import local as scoring
 
     def remove_weights(*arguments):
         next((settings.cache.parent / "checkpoint").glob("*.safetensors")).unlink()

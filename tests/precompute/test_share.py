@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.share import share
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.division import share
 
 
 @given(st.integers(0, 50), st.integers(1, 20))

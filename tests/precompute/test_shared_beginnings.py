@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.precompute.scorers.protocol import Request
-from stages.precompute.scorers.shared_beginnings import Question, plan
+from reflogp.stages.precompute.score.engines.protocol import Request
+from reflogp.stages.precompute.score.engines.shared_beginnings import Question, plan
 
 
 def ids(*tokens: int) -> np.ndarray:

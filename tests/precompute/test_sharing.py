@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError, ReflogpError
-from pipeline.run import run_merge, run_precompute, run_share
-from stages.precompute import worker
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.shards import write_shard
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.pipeline.run import run_merge, run_precompute, run_share
+from reflogp.stages.cache.write_shard import write_shard
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score import worker
 from tests.caches import rows_by_id
 
 OF = 3

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas.errors import InputError
-from data_schemas.quarantine import Reason
-from stages.precompute.sources import RawRow, is_hub_id, read_source
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.precompute.read.sources import RawRow, is_hub_id, read_source
 from tests.precompute.conftest import PAIR, arrow_bytes, save
 
 ROWS = [

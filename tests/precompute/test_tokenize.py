@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from data_schemas.quarantine import Reason
-from stages.precompute.faults import RowFault
-from stages.precompute.messages import Content
-from stages.precompute.preferences import Preference
-from stages.precompute.tokenize import TokenizedRow, stop_ids
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.read.messages import Content
+from reflogp.stages.precompute.read.preferences import Preference
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, stop_ids
 from tests.checkpoints import CHATML, EXAMPLES, example_texts, make_tokenizer
 from tests.precompute.conftest import (
     assistant,

@@ -8,12 +8,12 @@ import psutil
 import pytest
 from transformers import GPTNeoConfig
 
-from data_schemas.errors import InputError, ReflogpError
-from stages.precompute.scorers.choose import choose
-from stages.precompute.scorers.protocol import Request
-from stages.precompute.scorers.vllm_log import EngineLog, last_cause
-from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer
-from stages.precompute.scorers.vllm_prompt_logprobs import VllmPromptLogprobsScorer
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.stages.precompute.score.engines.choose import choose
+from reflogp.stages.precompute.score.engines.protocol import Request
+from reflogp.stages.precompute.score.engines.vllm_log import EngineLog, last_cause
+from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer
+from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 from tests.checkpoints import make_random_model
 from tests.truth import Truth
 
@@ -108,7 +108,7 @@ def test_auto_asks_what_vllm_can_run_without_importing_it(architectures, engine,
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.precompute.scorers.choose._vllm", lambda: ("1", None))
+    monkeypatch.setattr("reflogp.stages.precompute.score.engines.choose._vllm", lambda: ("1", None))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config.json cannot be loaded"):
         choose("auto", tmp_path)

@@ -18,9 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from stages.precompute.scorers.protocol import Request
-from stages.precompute.scorers.shared_beginnings import plan
-from stages.precompute.scorers.vllm_pooler import VllmPoolerScorer, unsupported
+from reflogp.stages.precompute.score.engines.protocol import Request
+from reflogp.stages.precompute.score.engines.shared_beginnings import plan
+from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer, unsupported
 from tests.checkpoints import make_random_model
 from tests.truth import Truth
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stages.precompute.faults import RowFault
-from stages.precompute.whole_texts import split_texts
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.read.whole_texts import split_texts
 
 
 @pytest.mark.parametrize(

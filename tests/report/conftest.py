@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas import scored_pairs
-from pipeline.run import run_train
-from stages.train.config import TrainConfig
+from reflogp.data_schemas import scored_pairs
+from reflogp.pipeline.run import run_train
+from reflogp.stages.train.config import TrainConfig
 from tests.conftest import Silent
 
 HOSTILE = (

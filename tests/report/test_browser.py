@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_schemas import scored_pairs
-from pipeline.report import run_report
-from stages.report import page as pages
-from stages.report.explorer import EXPLORED, FIXED
-from stages.train.losses.arguments import parameters
-from stages.train.losses.inputs import PairLogps
-from stages.train.losses.registry import LOSSES
+from reflogp.data_schemas import scored_pairs
+from reflogp.pipeline.export import run_report
+from reflogp.stages.report import page as pages
+from reflogp.stages.report.explorer import EXPLORED, FIXED
+from reflogp.stages.train.losses.arguments import parameters
+from reflogp.stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.registry import LOSSES
 from tests.conftest import Silent
 from tests.diagnose.test_page import contrast
 from tests.report.conftest import HOSTILE

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas.ownership import Mark, read_mark, write_mark
-from pipeline.cli import main
+from reflogp.data_schemas.files.ownership import Mark, read_mark, write_mark
+from reflogp.pipeline.cli import main
 from tests.snapshots import snapshot
 
 PAGE = {"report": "--output", "diagnose": "--html"}

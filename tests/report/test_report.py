@@ -6,15 +6,15 @@ import shutil
 import numpy as np
 import pytest
 
-from data_schemas import scored_pairs
-from data_schemas.errors import InputError
-from pipeline.report import run_report
-from stages.report import tables
-from stages.report.curves import binned
-from stages.report.gather import Curve, Floats, gather, short_names
-from stages.report.page import LIMIT, page
-from stages.report.pair_charts import calibration
-from stages.report.shown_pairs import choose, shown
+from reflogp.data_schemas import scored_pairs
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.export import run_report
+from reflogp.stages.report import tables
+from reflogp.stages.report.curves import binned
+from reflogp.stages.report.gather import Curve, Floats, gather, short_names
+from reflogp.stages.report.page import LIMIT, page
+from reflogp.stages.report.pair_charts import calibration
+from reflogp.stages.report.shown_pairs import choose, shown
 
 STEPS = 100_000
 

@@ -12,8 +12,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from pipeline.run import run_precompute
-from stages.precompute.config import PrecomputeConfig
+from reflogp.pipeline.run import run_precompute
+from reflogp.stages.precompute.config import PrecomputeConfig
 from tests.caches import rows_by_id
 from tests.conftest import Silent
 from tests.storage.proxy import Proxy
@@ -66,7 +66,7 @@ def impatient(monkeypatch) -> None:
     }
     monkeypatch.setenv("FSSPEC_S3", json.dumps(options))
     monkeypatch.setitem(fsspec.config.conf, "s3", options)
-    monkeypatch.setattr("data_schemas.storage.PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr("reflogp.data_schemas.files.storage.PATIENCE_SECONDS", 2.0)
 
 
 @pytest.fixture

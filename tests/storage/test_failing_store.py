@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import StorageError
-from pipeline.run import run_integrity, run_precompute, run_share
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import StorageError
+from reflogp.pipeline.run import run_integrity, run_precompute, run_share
 from tests.caches import file_names, rows_by_id
 from tests.storage.conftest import keys
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("impatient")
 def test_scoring_goes_on_when_a_fault_passes(
     settings, proxy, console, local_rows, kind, monkeypatch
 ):
-    monkeypatch.setattr("data_schemas.storage.PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr("reflogp.data_schemas.files.storage.PATIENCE_SECONDS", 60.0)
     proxy.fail(kind, "PUT", "00002.parquet", times=2 if kind == "stall" else 1)
     run_precompute(settings, console)
     assert proxy.failed >= 1
@@ -84,7 +84,7 @@ def test_a_listing_that_fails_is_not_an_empty_folder(settings, proxy, console):
 def test_a_bucket_that_cannot_be_written_to_is_known_before_any_work(
     settings, proxy, console, monkeypatch
 ):
-    monkeypatch.setattr("stages.precompute.stage.make_plan", None)
+    monkeypatch.setattr("reflogp.stages.precompute.stage.make_plan", None)
     proxy.fail("403", "PUT", "")
     with pytest.raises(StorageError, match="credentials may list, read, write") as refused:
         run_precompute(settings, console)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas.errors import InputError
-from data_schemas.location import is_local, location
-from data_schemas.storage import (
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files.location import is_local, location
+from reflogp.data_schemas.files.storage import (
     entries,
     modified,
     put,
@@ -16,7 +16,7 @@ from data_schemas.storage import (
     remove,
     remove_if_empty,
 )
-from pipeline.run import run_integrity, run_precompute
+from reflogp.pipeline.run import run_integrity, run_precompute
 from tests.caches import file_names, rows_by_id
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.run import run_integrity, run_precompute
-from stages.precompute.config import PrecomputeConfig
+from reflogp.pipeline.run import run_integrity, run_precompute
+from reflogp.stages.precompute.config import PrecomputeConfig
 from tests.caches import file_names, rows_by_id
 from tests.storage.conftest import keys
 
@@ -24,7 +24,9 @@ def test_actors_make_the_cache_of_a_single_process_in_a_bucket(
     def never(*_):
         raise AssertionError("the driver wrote a shard")
 
-    monkeypatch.setattr("stages.precompute.worker.write_shard", never)  # in this process alone
+    monkeypatch.setattr(
+        "reflogp.stages.precompute.score.worker.write_shard", never
+    )  # in this process alone
     on_ray = settings.model_dump() | {"backend": "ray", "actors": "1-2"}
     manifest = run_precompute(PrecomputeConfig.model_validate(on_ray), console)
     # ids with all that is told of them, in the same order

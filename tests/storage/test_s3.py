@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 from fsspec.registry import _registry as fsspec_registry
 
-from data_schemas.cache_shard import read_shard
-from pipeline import cli
-from pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_train, run_verify
-from stages.precompute import worker
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.shards import write_shard
-from stages.train.config import TrainConfig
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.pipeline import cli
+from reflogp.pipeline.run import (
+    run_integrity,
+    run_merge,
+    run_precompute,
+    run_share,
+    run_train,
+    run_verify,
+)
+from reflogp.stages.cache.write_shard import write_shard
+from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.train.config import TrainConfig
 from tests.caches import file_names, rows_by_id
 from tests.checkpoints import EXAMPLES
 from tests.storage.conftest import keys
@@ -226,7 +233,7 @@ def test_credentials_that_are_refused_or_missing_give_one_message(
 def test_a_server_that_is_not_there_gives_one_message_at_once(settings, use, capsys, monkeypatch):
     """What was never reached is not waited for: there is no second try, and so no pause."""
     use("http://127.0.0.1:9")
-    monkeypatch.setattr("data_schemas.storage.time.sleep", None)
+    monkeypatch.setattr("reflogp.data_schemas.files.storage.time.sleep", None)
     for arguments in (precompute(settings), ["verify", "s3://bucket/some/cache"]):
         code, _, shown = command(capsys, monkeypatch, *arguments)
         assert (code, len(shown.splitlines())) == (1, 1), shown

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.curate import run_filter
-from stages.filter.config import FilterRules
+from reflogp.pipeline.curate import run_filter
+from reflogp.stages.filter.config import FilterRules
 from tests.conftest import Silent
 
 

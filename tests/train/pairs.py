@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.inputs import PairLogps
 
 
 def pairs_of(

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_schemas import run_record
-from pipeline.run import run_train
-from pipeline.summary import train_rows
-from stages.train.advice.advise import advise
-from stages.train.config import TrainConfig
-from stages.train.length_correlation import correlated, moments
-from stages.train.means import Means
+from reflogp.data_schemas import run_record
+from reflogp.pipeline.run import run_train
+from reflogp.pipeline.summary import train_rows
+from reflogp.stages.train.advice.advise import advise
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.loop.metrics import Means, correlated, moments
 
 BETA = 0.1
 STEPS = 120

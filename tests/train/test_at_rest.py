@@ -18,8 +18,8 @@ from transformers import (
     PhimoeConfig,
 )
 
-from stages.train.config import TrainConfig
-from stages.train.policy import load_policy
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.model.policy import load_policy
 from tests.checkpoints import make_random_model
 
 SMALL = {

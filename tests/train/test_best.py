@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainerControl, TrainerState
 
-from stages.train.best import ROWS, BestStep
+from reflogp.stages.train.loop.best import ROWS, BestStep
 
 
 def after(evaluations, *, greater=False, patience=0, threshold=0.0, restart_after=None):

@@ -11,10 +11,10 @@ from transformers import (
     OlmoeForCausalLM,
 )
 
-from stages import chunked_head
-from stages.anatomy import Anatomy
-from stages.chunked_head import head_logps, log_squares, logps_and_slopes
-from stages.response_logps import response_logps, response_logps_and_squares
+from reflogp.stages.forward import chunked_head
+from reflogp.stages.forward.anatomy import Anatomy
+from reflogp.stages.forward.chunked_head import head_logps, log_squares, logps_and_slopes
+from reflogp.stages.forward.response_logps import response_logps, response_logps_and_squares
 
 VOCABULARY = 300
 

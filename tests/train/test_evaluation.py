@@ -8,14 +8,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from pipeline.run import run_precompute, run_train
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.scorers.protocol import Request
-from stages.train.cached_pairs import CachedPairs
-from stages.train.config import TrainConfig
-from stages.train.held_out import held_out
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score.engines.protocol import Request
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.data.cached_pairs import CachedPairs
+from reflogp.stages.train.data.held_out import held_out
 from tests.conftest import Silent
 from tests.truth import Truth
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from data_schemas import manifest as manifests
-from pipeline.run import run_precompute, run_train
-from stages.precompute.config import PrecomputeConfig
-from stages.response_logps import response_logps
-from stages.train.config import TrainConfig
-from stages.train.policy import load_policy
-from stages.train.precision import autocast_dtype, weights_dtype
+from reflogp.data_schemas import manifest as manifests
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.model.policy import load_policy
+from reflogp.stages.train.model.precision import autocast_dtype, weights_dtype
 from tests.checkpoints import make_checkpoint
 from tests.conftest import Silent
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
-from pipeline.run import run_train
-from stages.train import host_memory
-from stages.train.config import TrainConfig
+from reflogp.pipeline.run import run_train
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.loop import host_memory
 
 _KERNELS = """
 import sys, torch
-from stages.train.host_memory import keep_few_kernels
+from reflogp.stages.train.loop.host_memory import keep_few_kernels
 if sys.argv[1] == "few":
     keep_few_kernels()
 torch.set_num_threads(1)
@@ -72,7 +72,9 @@ def test_runs_of_all_weights_give_back_in_the_passes_beside_gradients(
     cache, console, tmp_path, monkeypatch, lora_r, times
 ):
     given_back = []
-    monkeypatch.setattr("stages.train.trainer.give_back", lambda: given_back.append(True))
+    monkeypatch.setattr(
+        "reflogp.stages.train.loop.trainer.give_back", lambda: given_back.append(True)
+    )
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")  # as it was when the test ends
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
     run_train(

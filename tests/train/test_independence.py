@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from data_schemas import manifest as manifests
-from pipeline.run import run_train
-from stages.response_logps import response_logps, sum_by_row
-from stages.train import stage
-from stages.train.batches import separate
-from stages.train.cached_pairs import CachedPairs
-from stages.train.config import TrainConfig
-from stages.train.trainer import PreferenceTrainer
+from reflogp.data_schemas import manifest as manifests
+from reflogp.pipeline.run import run_train
+from reflogp.stages.forward.response_logps import response_logps, sum_by_row
+from reflogp.stages.train import stage
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.data.batches import separate
+from reflogp.stages.train.data.cached_pairs import CachedPairs
+from reflogp.stages.train.loop.trainer import PreferenceTrainer
 from tests.conftest import Silent
 from tests.faults.processes import finish, start
 

@@ -37,14 +37,14 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from stages.response_logps import response_logps, sum_by_row
-from stages.train.agreement import disagreement
-from stages.train.batches import separate, shared
-from stages.train.cached_pairs import CachedPairs, Pair
-from stages.train.cached_rows import longest
-from stages.train.layout import choose_layout
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.forward.response_logps import response_logps, sum_by_row
+from reflogp.stages.train.data.batches import separate, shared
+from reflogp.stages.train.data.cached_pairs import CachedPairs, Pair
+from reflogp.stages.train.data.cached_rows import longest
+from reflogp.stages.train.data.layout import choose_layout
+from reflogp.stages.train.loop.agreement import disagreement
 
 VOCABULARY = 300
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}

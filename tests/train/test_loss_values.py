@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from stages.train.losses.inputs import PairLogps
-from stages.train.losses.registry import LOSSES
+from reflogp.stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.registry import LOSSES
 
 # log-ratios: chosen +3, rejected -4, so the margin is 7
 C, R, REF_C, REF_R, CHOSEN_TOKENS, REJECTED_TOKENS = -20.0, -40.0, -23.0, -36.0, 4, 10

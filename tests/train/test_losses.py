@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from stages.train.losses.arguments import check_arguments, parameters
-from stages.train.losses.inputs import PairLogps
-from stages.train.losses.objective import objective, wpo_weights
-from stages.train.losses.registry import LOSSES
+from reflogp.stages.train.losses.arguments import check_arguments, parameters
+from reflogp.stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.objective import objective, wpo_weights
+from reflogp.stages.train.losses.registry import LOSSES
 from tests.train.pairs import pairs_of, random_pairs
 
 EVERY = pytest.mark.parametrize("name", LOSSES)

@@ -14,8 +14,8 @@ from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from stages.train.losses.inputs import PairLogps
-from stages.train.losses.objective import objective, wpo_weights
+from reflogp.stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.objective import objective, wpo_weights
 from tests.train.pairs import pairs_of, random_pairs
 
 ACCELERATOR = SimpleNamespace(

@@ -7,11 +7,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from data_schemas.errors import ReflogpError
-from pipeline.run import run_train
-from stages.response_logps import response_logps_and_squares
-from stages.train.config import TrainConfig
-from stages.train.no_effect import no_effect
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.pipeline.run import run_train
+from reflogp.stages.forward.response_logps import response_logps_and_squares
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.loop.no_effect import no_effect
 
 
 def settings(cache, output, **options) -> TrainConfig:
@@ -47,7 +47,7 @@ def test_gradients_that_are_all_zero_are_told_from_a_rate_that_is_too_low(
     cache, console, tmp_path, monkeypatch
 ):
     cut = _cut_off(response_logps_and_squares)
-    monkeypatch.setattr("stages.train.trainer.response_logps_and_squares", cut)
+    monkeypatch.setattr("reflogp.stages.train.loop.trainer.response_logps_and_squares", cut)
     config = settings(cache, tmp_path, max_steps=2, batch_size=2, accumulation=1)
     with pytest.raises(ReflogpError, match="nothing was trained: every gradient of the 2 steps"):
         run_train(config, console)

@@ -15,11 +15,11 @@ from peft import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from data_schemas.errors import InputError
-from pipeline.run import run_train
-from stages.response_logps import response_logps
-from stages.train.config import TrainConfig
-from stages.train.policy import load_policy
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.run import run_train
+from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.model.policy import load_policy
 
 
 def settings(cache, output, **options) -> TrainConfig:

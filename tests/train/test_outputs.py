@@ -9,16 +9,16 @@ import pytest
 from peft import AutoPeftModelForCausalLM
 from pydantic import ValidationError
 
-from data_schemas import manifest as manifests
-from data_schemas import run_record
-from data_schemas.errors import InputError, ReflogpError
-from data_schemas.ownership import Mark, read_mark, write_mark
-from pipeline.checkpoint import start_folders
-from pipeline.fingerprint import model_inputs
-from pipeline.run import require_output_of_both, run_train
-from pipeline.standing_run import Fingerprint, standing_run
-from stages.precompute.config import PrecomputeConfig
-from stages.train.config import TrainConfig
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas import run_record
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.data_schemas.files.ownership import Mark, read_mark, write_mark
+from reflogp.pipeline.checkpoint import start_folders
+from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.run import require_output_of_both, run_train
+from reflogp.pipeline.standing_run import Fingerprint, standing_run
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
 from tests.conftest import Silent
 from tests.train.test_resume import killed_at
 
@@ -140,12 +140,12 @@ def test_nothing_is_trained_again_when_only_the_last_step_was_killed(
     config = settings(cache, output, beta=0.3)
     before = run_record.read(output)
     with monkeypatch.context() as patch:
-        patch.setattr("stages.train.stage.switch", _interrupted)
+        patch.setattr("reflogp.stages.train.stage.switch", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_train(config, console)
     assert run_record.read(output) == before
     with monkeypatch.context() as patch:
-        patch.setattr("stages.train.stage.train", _interrupted)
+        patch.setattr("reflogp.stages.train.stage.train", _interrupted)
         record = run_train(config, console)
     assert record.settings["beta"] == 0.3
     assert any("it is in place" in line for line in console.said)
@@ -226,7 +226,7 @@ def edit_record(output: Path, **changes: Any) -> None:
 
 
 def test_a_record_of_another_release_is_a_record(cache, output, console, monkeypatch):
-    monkeypatch.setattr("stages.train.stage.train", _interrupted)
+    monkeypatch.setattr("reflogp.stages.train.stage.train", _interrupted)
     edit_record(output, schema_version=7, a_later_field={"x": [1]})
     before = files(output)
     assert run_train(settings(cache, output), console).schema_version == 7
@@ -242,7 +242,7 @@ def test_a_record_of_another_release_is_a_record(cache, output, console, monkeyp
 def test_a_record_that_cannot_be_read_is_not_taken_for_none(
     cache, output, console, monkeypatch, content
 ):
-    monkeypatch.setattr("stages.train.stage.train", _interrupted)
+    monkeypatch.setattr("reflogp.stages.train.stage.train", _interrupted)
     (output / run_record.FILE_NAME).write_text(content)
     before = files(output)
     with pytest.raises(InputError, match=r"reflogp_run\.json: damaged.*--overwrite"):

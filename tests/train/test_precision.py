@@ -20,14 +20,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from data_schemas import manifest as manifests
-from data_schemas.manifest import Dtype
-from pipeline.run import run_precompute, run_train
-from stages.precompute.config import PrecomputeConfig
-from stages.response_logps import response_logps
-from stages.train.config import TrainConfig
-from stages.train.policy import load_policy
-from stages.train.precision import (
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.manifest import Dtype
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.model.policy import load_policy
+from reflogp.stages.train.model.precision import (
     MasterAdamW,
     autocast_dtype,
     keeps_masters,
@@ -35,7 +35,7 @@ from stages.train.precision import (
     spread_weights,
     weights_dtype,
 )
-from stages.train.saving import _save_whole, merge_adapter
+from reflogp.stages.train.result.saving import _save_whole, merge_adapter
 from tests.checkpoints import make_checkpoint
 from tests.conftest import Silent
 from tests.train import test_processes as processes

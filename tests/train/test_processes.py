@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_schemas.errors import InputError
-from pipeline.run import run_train
-from stages.train.config import TrainConfig
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.run import run_train
+from reflogp.stages.train.config import TrainConfig
 from tests.conftest import Silent
 from tests.train.test_resume import killed_at, unfinished
 

@@ -13,8 +13,13 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from stages import chunked_head
-from stages.response_logps import predicting, response_logps, sum_by_row, token_logps
+from reflogp.stages.forward import chunked_head
+from reflogp.stages.forward.response_logps import (
+    predicting,
+    response_logps,
+    sum_by_row,
+    token_logps,
+)
 
 VOCABULARY = 300
 

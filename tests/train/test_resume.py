@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_schemas.errors import ReflogpError
-from pipeline.run import run_train
-from stages.train import checkpoints
-from stages.train.config import TrainConfig
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.pipeline.run import run_train
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.result import checkpoints
 from tests.conftest import Silent
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.train.schedule import rate, total_steps, warmup_length
+from reflogp.stages.train.schedule import rate, total_steps, warmup_length
 
 schedules = st.sampled_from(["linear", "cosine", "constant"])
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_schemas import scored_pairs
-from data_schemas.errors import InputError
-from pipeline.run import run_train
-from stages.train.config import TrainConfig
-from stages.train.token_texts import token_texts
+from reflogp.data_schemas import scored_pairs
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.run import run_train
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.result.scored_pairs import token_texts
 from tests.caches import rows_by_id
 from tests.checkpoints import make_tokenizer
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.train.cached_pairs import Pair
-from stages.train.held_out import held_out
-from stages.train.means import Means
-from stages.train.steps import ShuffledBatches, shares
+from reflogp.stages.train.data.cached_pairs import Pair
+from reflogp.stages.train.data.held_out import held_out
+from reflogp.stages.train.data.steps import ShuffledBatches, shares
+from reflogp.stages.train.loop.metrics import Means
 
 
 def pair(length: int, prompt: int = 0) -> Pair:

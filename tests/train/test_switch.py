@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_schemas.errors import InputError, ReflogpError
-from data_schemas.ownership import Mark, read_mark, require_output
-from stages.train.switch import commit, finish, ready, switch
-from stages.train.unfinished import (
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.data_schemas.files.ownership import Mark, read_mark, require_output
+from reflogp.stages.train.result.switch import commit, finish, ready, switch
+from reflogp.stages.train.result.unfinished import (
     alone,
     new_result,
     require_free_names,

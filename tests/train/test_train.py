@@ -10,18 +10,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError, ReflogpError
-from pipeline.run import run_train
-from stages.train.batches import separate, shared
-from stages.train.cached_pairs import CachedPairs
-from stages.train.config import TrainConfig
-from stages.train.loss_spec import loss_weights
-from stages.train.losses.objective import objective
-from stages.train.losses.registry import LOSSES
-from stages.train.policy import load_policy
-from stages.train.trainer import PreferenceTrainer
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.pipeline.run import run_train
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.data.batches import separate, shared
+from reflogp.stages.train.data.cached_pairs import CachedPairs
+from reflogp.stages.train.loop.trainer import PreferenceTrainer
+from reflogp.stages.train.losses.loss_spec import loss_weights
+from reflogp.stages.train.losses.objective import objective
+from reflogp.stages.train.losses.registry import LOSSES
+from reflogp.stages.train.model.policy import load_policy
 
 
 def trl_trainer(cache, policy, reference, data, output, **options):
@@ -213,7 +213,7 @@ def test_a_policy_that_does_not_score_what_the_cache_says_is_stopped_before_the_
             policy.get_parameter("base_model.model.model.norm.weight").mul_(1.05)
         return policy
 
-    monkeypatch.setattr("stages.train.stage.load_policy", changed)
+    monkeypatch.setattr("reflogp.stages.train.stage.load_policy", changed)
     with pytest.raises(ReflogpError, match=r"16 sampled responses are .* apart.*reflogp verify"):
         run_train(config(cache, tmp_path / "other"), console)
     assert not (tmp_path / "other" / "metrics.jsonl").exists()

@@ -11,21 +11,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from pipeline.config import build
-from pipeline.run import run_precompute, run_train
-from stages.precompute.config import PrecomputeConfig
-from stages.train.batches import unpaired
-from stages.train.cached_unpaired import CachedUnpaired
-from stages.train.config import TrainConfig
-from stages.train.losses.inputs import UnpairedLogps
-from stages.train.losses.objective import UnpairedLoss, objective
-from stages.train.losses.registry import LOSSES
-from stages.train.means import Means
-from stages.train.metrics import completed, metrics
-from stages.train.policy import load_policy
-from stages.train.trainer import PreferenceTrainer
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.config import build
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.data.batches import unpaired
+from reflogp.stages.train.data.cached_unpaired import CachedUnpaired
+from reflogp.stages.train.loop.metrics import Means, completed, metrics
+from reflogp.stages.train.loop.trainer import PreferenceTrainer
+from reflogp.stages.train.losses.inputs import UnpairedLogps
+from reflogp.stages.train.losses.objective import UnpairedLoss, objective
+from reflogp.stages.train.losses.registry import LOSSES
+from reflogp.stages.train.model.policy import load_policy
 from tests.conftest import Silent
 from tests.precompute.conftest import save
 from tests.precompute.test_kl_completions import unpaired as unpaired_examples

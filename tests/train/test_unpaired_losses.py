@@ -8,11 +8,11 @@ import pytest
 import torch
 from trl import KTOTrainer
 
-from stages.train.losses.arguments import check_arguments, parameters
-from stages.train.losses.inputs import UnpairedLogps
-from stages.train.losses.objective import objective
-from stages.train.losses.registry import UNPAIRED_LOSSES
-from stages.train.losses.unpaired import kl_estimate
+from reflogp.stages.train.losses.arguments import check_arguments, parameters
+from reflogp.stages.train.losses.inputs import UnpairedLogps
+from reflogp.stages.train.losses.objective import objective
+from reflogp.stages.train.losses.registry import UNPAIRED_LOSSES
+from reflogp.stages.train.losses.unpaired import kl_estimate
 from tests.train.test_losses_trl import ACCELERATOR, assert_equal_with_gradient
 
 EVERY = pytest.mark.parametrize("name", UNPAIRED_LOSSES)

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_schemas import manifest as manifests
-from data_schemas.errors import InputError
-from pipeline.curate import run_filter
-from pipeline.export import run_export
-from pipeline.run import run_train
-from stages.filter.config import FilterRules
-from stages.interop.cached_reference import CachedReference
-from stages.train.batches import separate, shared, unpaired
-from stages.train.cached_pairs import CachedPairs
-from stages.train.config import TrainConfig
-from stages.train.policy import load_policy
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.curate import run_filter
+from reflogp.pipeline.export import run_export
+from reflogp.pipeline.run import run_train
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.interop.cached_reference import CachedReference
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.data.batches import separate, shared, unpaired
+from reflogp.stages.train.data.cached_pairs import CachedPairs
+from reflogp.stages.train.model.policy import load_policy
 from tests.planted import plant, row
 from tests.train.test_train import our_trainer
 
@@ -68,7 +68,7 @@ def test_each_pairs_loss_is_multiplied_by_its_weight(
 
 
 def test_so_is_that_of_unpaired_rows(cache, policy, tmp_path, console):
-    from stages.train.cached_unpaired import CachedUnpaired
+    from reflogp.stages.train.data.cached_unpaired import CachedUnpaired
 
     good = [row([i], [i, 7, 8], None, kl=[3], confidence=i) for i in range(1, 4)]
     bad = [row([9 + i], None, [i, 4], kl=[2], confidence=i) for i in range(1, 3)]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas.errors import InputError
-from pipeline import cli
-from stages.interop.cached_reference import CachedReference
+from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline import cli
+from reflogp.stages.interop.cached_reference import CachedReference
 
 Command = Callable[[Path], tuple[int, str]]
 

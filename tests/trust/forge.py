@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
-from data_schemas.manifest import Manifest
-from data_schemas.row_id import content_hash
-from stages.precompute.row_ids import packed
-from stages.precompute.shards import describe
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.data_schemas.row_id import content_hash
+from reflogp.stages.cache.row_ids import packed
+from reflogp.stages.cache.write_shard import describe
 
 Row = dict[str, Any]
 Rows = list[Row]

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas import quarantine, run_record, scored_pairs
-from data_schemas.cache_shard import SHARD_SCHEMA
-from data_schemas.errors import InputError
-from stages.precompute.reuse import KnownRows
-from stages.precompute.shards import describe
-from stages.report.gather import read_metrics
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas import quarantine, run_record, scored_pairs
+from reflogp.data_schemas.cache_shard import SHARD_SCHEMA
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.cache.write_shard import describe
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.report.gather import read_metrics
 from tests.trust.forge import forge, rescore, reseal, with_ids, with_value
 
 BOMB = "y" * 1_000_000
@@ -176,8 +176,8 @@ def test_rows_that_are_not_sound_are_scored_again(cache, tmp_path):
 
 
 def test_a_weight_over_the_manifests_is_refused(cache, tmp_path, reflogp):
-    from pipeline.curate import run_filter
-    from stages.filter.config import FilterRules
+    from reflogp.pipeline.curate import run_filter
+    from reflogp.stages.filter.config import FilterRules
     from tests.conftest import Silent
 
     weighted = tmp_path / "weighted"

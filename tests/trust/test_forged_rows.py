@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_schemas import manifest as manifests
+from reflogp.data_schemas import manifest as manifests
 from tests.trust.forge import Rows, forge, rescore, with_ids, with_value
 
 NAN, INF = float("nan"), float("inf")

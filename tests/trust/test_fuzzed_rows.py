@@ -6,13 +6,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_schemas import manifest as manifests
-from data_schemas.sealed_shards import each_shard
-from pipeline.curate import run_diagnose, run_filter_trial
-from pipeline.run import run_integrity
-from stages.filter.config import FilterRules
-from stages.interop.cached_reference import CachedReference
-from stages.train.cached_pairs import CachedPairs
+from reflogp.data_schemas import manifest as manifests
+from reflogp.pipeline.curate import run_diagnose, run_filter_trial
+from reflogp.pipeline.run import run_integrity
+from reflogp.stages.cache.sealed_shards import each_shard
+from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.interop.cached_reference import CachedReference
+from reflogp.stages.train.data.cached_pairs import CachedPairs
 from tests.conftest import Silent
 from tests.mutations import fuzz, outcome
 from tests.trust.forge import forge, rehash

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas import ownership
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError
-from pipeline.run import run_integrity
-from stages.precompute.shards import describe, write_shard
-from stages.verify.integrity import examine
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.files import ownership
+from reflogp.pipeline.run import run_integrity
+from reflogp.stages.cache.integrity import examine
+from reflogp.stages.cache.write_shard import describe, write_shard
 
 FLIPS = 1000 if "REFLOGP_FAULTS" in os.environ else 300
 

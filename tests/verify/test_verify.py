@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_schemas import manifest as manifests
-from data_schemas.cache_shard import read_shard
-from data_schemas.errors import InputError, ReflogpError
-from pipeline.run import run_precompute, run_verify
-from stages.precompute.columns import list_column, views
-from stages.precompute.config import PrecomputeConfig
-from stages.precompute.scorers.transformers import TransformersScorer
-from stages.precompute.shards import describe, write_shard
-from stages.verify.compare import agreement, errors_allowed, reasons_to_fail
+from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas.cache_shard import read_shard
+from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.pipeline.run import run_precompute, run_verify
+from reflogp.stages.cache.columns import list_column, views
+from reflogp.stages.cache.write_shard import describe, write_shard
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.seal.compare import agreement, errors_allowed, reasons_to_fail
 
 
 def compare(differences):
@@ -140,7 +140,7 @@ def test_a_cache_with_the_scores_of_other_rows_fails_and_names_the_worst(cache, 
 def test_precompute_does_not_seal_what_disagrees_with_the_model(
     checkpoint, few_preferences, tmp_path, console, monkeypatch
 ):
-    from stages.precompute import worker
+    from reflogp.stages.precompute.score import worker
 
     class Wrong(TransformersScorer):
         def score(self, requests):

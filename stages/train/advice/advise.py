@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from stages.train.advice.drift import falling_chosen, length_exploitation, reference_drift
-from stages.train.advice.history import evaluations, training
-from stages.train.advice.learning import (
+from reflogp.stages.train.advice.drift import falling_chosen, length_exploitation, reference_drift
+from reflogp.stages.train.advice.history import evaluations, training
+from reflogp.stages.train.advice.learning import (
     always_clipped,
     flat_margins,
     memorised,
     nothing_trained,
     overfit,
 )
-from stages.train.advice.run import MIN_STEPS, Advice, Run
-from stages.train.losses.objective import uses
+from reflogp.stages.train.advice.run import MIN_STEPS, Advice, Run
+from reflogp.stages.train.losses.objective import uses
 
 RULES: tuple[Callable[[Run], Advice | None], ...] = (
     nothing_trained,

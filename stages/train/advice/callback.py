@@ -4,10 +4,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from data_schemas.run_record import RunWarning
-from stages.progress import Console
-from stages.train.advice.advise import advise
-from stages.train.config import TrainConfig
+from reflogp.data_schemas.run_record import RunWarning
+from reflogp.stages.progress import Console
+from reflogp.stages.train.advice.advise import advise
+from reflogp.stages.train.config import TrainConfig
 
 _LOOKS = 50  # a look goes through the whole history
 

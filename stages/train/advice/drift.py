@@ -2,9 +2,9 @@
 
 import math
 
-from stages.train.advice.history import estimate
-from stages.train.advice.run import CLEAR, UNCLEAR, Advice, Run
-from stages.train.losses.objective import unpaired
+from reflogp.stages.train.advice.history import estimate
+from reflogp.stages.train.advice.run import CLEAR, UNCLEAR, Advice, Run
+from reflogp.stages.train.losses.objective import unpaired
 
 # Half a nat a token: the average token has 0.6 or 1.6 times the probability that the reference
 # gives it. Tokens of short answers may move much more, and should, hence also 50 nats a response:

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from stages.train.advice.history import Estimate, estimate, last
-from stages.train.advice.run import (
+from reflogp.stages.train.advice.history import Estimate, estimate, last
+from reflogp.stages.train.advice.run import (
     CLEAR,
     MIN_STEPS,
     MIN_WINDOW,
@@ -14,7 +14,7 @@ from stages.train.advice.run import (
     Advice,
     Run,
 )
-from stages.train.losses.objective import unpaired
+from reflogp.stages.train.losses.objective import unpaired
 
 # A third of the run is more than its warm-up. A mean margin below 0.1 nats orders no pair, and the
 # rounding of bfloat16 alone can give it where one side is longer.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stages.train.advice.history import Column, Columns, Estimate, estimate, last
+from reflogp.stages.train.advice.history import Column, Columns, Estimate, estimate, last
 
 # Windows. Before so many steps a window says nothing; a fifth of them is the smallest window.
 MIN_STEPS = 10

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.train.losses.arguments import NonNegative, Positive
-from stages.train.losses.inputs import PairLogps
-from stages.train.losses.pairwise import dpo
-from stages.train.losses.reference_free import sft
+from reflogp.stages.train.losses.arguments import NonNegative, Positive
+from reflogp.stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.pairwise import dpo
+from reflogp.stages.train.losses.reference_free import sft
 
 
 def dpop(pairs: PairLogps, *, beta: Positive = 0.3, dpop_lambda: NonNegative = 50.0) -> Tensor:

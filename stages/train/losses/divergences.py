@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.train.losses.arguments import InnerShare, Positive
-from stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.arguments import InnerShare, Positive
+from reflogp.stages.train.losses.inputs import PairLogps
 
 # From here on exp is continued by its tangent: still growing, never infinite.
 _TANGENT_FROM = 30.0

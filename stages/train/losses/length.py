@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.train.losses.arguments import NonNegative, Positive, Share
-from stages.train.losses.inputs import PairLogps
-from stages.train.losses.pairwise import dpo
+from reflogp.stages.train.losses.arguments import NonNegative, Positive, Share
+from reflogp.stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.pairwise import dpo
 
 
 def dpo_norm(pairs: PairLogps, *, beta: Positive = 5.0) -> Tensor:

@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from stages.train.losses.arguments import parameters
-from stages.train.losses.inputs import PairLogps, UnpairedLogps
-from stages.train.losses.registry import EVERY_LOSS, LOSSES, UNPAIRED_LOSSES
+from reflogp.stages.train.losses.arguments import parameters
+from reflogp.stages.train.losses.inputs import PairLogps, UnpairedLogps
+from reflogp.stages.train.losses.registry import EVERY_LOSS, LOSSES, UNPAIRED_LOSSES
 
 Weighting = Literal["none", "wpo"]
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from stages.train.losses.arguments import FlipRate, InnerShare, Positive
-from stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.arguments import FlipRate, InnerShare, Positive
+from reflogp.stages.train.losses.inputs import PairLogps
 
 
 def dpo(pairs: PairLogps, *, beta: Positive = 0.1) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.train.losses.arguments import NonNegative, Positive
-from stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.arguments import NonNegative, Positive
+from reflogp.stages.train.losses.inputs import PairLogps
 
 # A mean log-prob of 0 has infinite odds; float32 cannot tell a probability of 1 - 1e-7 from 1.
 _CERTAIN = -1e-7

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from stages.train.losses import (
+from reflogp.stages.train.losses import (
     anchored,
     divergences,
     length,

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.train.losses.arguments import NonNegative, Positive
-from stages.train.losses.inputs import UnpairedLogps
+from reflogp.stages.train.losses.arguments import NonNegative, Positive
+from reflogp.stages.train.losses.inputs import UnpairedLogps
 
 
 def kto(

@@ -1,0 +1,1 @@
+"""Take the frozen reference model out of DPO training."""

@@ -1,0 +1,134 @@
+"""Preferences -> how many tokens there are: of all rows, or of a sample, scaled."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.cache.quarantine_file import Quarantine
+from reflogp.stages.estimate.config import PlanConfig
+from reflogp.stages.precompute.plan.make_plan import load_tokenizer, tell
+from reflogp.stages.precompute.read.sources import read_source
+from reflogp.stages.precompute.score.engines.shared_beginnings import common_length
+from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
+from reflogp.stages.progress import Console
+
+_COLUMNS = ("prompt", "response", "sequence", "distinct", "attended", "head_rows")
+_Measured = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of all usable rows, as far as a sample can tell.
+
+    Attributes:
+        rows: usable rows; `read` of the source are there, `sampled` were tokenized.
+        prompt, response: tokens; a prompt counts once for its row. KL completions of unpaired
+            rows are responses, too.
+        sequence: tokens of prompt + response, for every response.
+        distinct: tokens that are to be computed once prompts, and equal beginnings of a row's two
+            responses, are shared.
+        attended: over the distinct tokens, how many tokens each attends to.
+        head_rows: rows that the head must see.
+        longest_pair, longest_sequence: of the sample, in tokens.
+        error: relative standard error of `sequence` through sampling.
+    """
+
+    rows: int
+    read: int
+    sampled: int
+    prompt: float
+    response: float
+    sequence: float
+    distinct: float
+    attended: float
+    head_rows: float
+    longest_pair: int
+    longest_sequence: int
+    error: float
+
+
+def count(
+    config: PlanConfig, reference: Path, console: Console, adapter: Path | None = None
+) -> Counts:
+    """Tokenize the rows of `config`, or every n-th of them, exactly as stage one would.
+
+    Raises:
+        InputError: the data or the tokenizer cannot be used, or no row of the sample can.
+    """
+    tokenizer, _ = load_tokenizer(reference, config, adapter)
+    read = sum(1 for _ in read_source(*config.source())) if config.sample else 0
+    every = max(1, read // config.sample) if config.sample else 1
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Quarantine(Path(folder) / "rows.parquet") as aside,
+        console.track("tokenizing", None, "rows") as advance,
+    ):
+        rows = Rows(config, aside)
+        measured = list(_measured(rows.tokenized(tokenizer, advance, every), shared=every == 1))
+        if not measured:
+            raise InputError(
+                f"{config.data}: not one of {rows.read} rows can be used: {aside.summary()}."
+            )
+    tell(rows.reading(), console)
+    if aside.reasons:
+        console.warn(aside.summary())
+    figures = np.array(measured)
+    read = read or rows.read
+    scale = read / rows.read
+    longest_pair, longest = figures[:, -2:].max(axis=0).astype(int).tolist()
+    totals = figures[:, : len(_COLUMNS)].sum(axis=0) * scale
+    return Counts(
+        rows=round(len(figures) * scale),
+        read=read,
+        sampled=rows.read,
+        longest_pair=longest_pair,
+        longest_sequence=longest,
+        error=_error(figures[:, _COLUMNS.index("sequence")], rows.read, read),
+        **dict(zip(_COLUMNS, totals.tolist(), strict=True)),
+    )
+
+
+def _measured(rows: Iterator[TokenizedRow], *, shared: bool) -> Iterator[tuple[int, ...]]:
+    """_COLUMNS of each row, the tokens of the whole pair, and those of its longer sequence.
+
+    Args:
+        rows: to measure.
+        shared: whether all rows are here, so that prompts of several rows can be told.
+    """
+    known: set[bytes] = set()
+    for row in rows:
+        prompt = len(row.prompt_ids)
+        responses = [
+            ids for ids in (row.chosen_ids, row.rejected_ids, row.kl_ids) if ids is not None
+        ]
+        response = sum(map(len, responses))
+        alike = 0
+        if len(responses) > 1:
+            alike = common_length(*(np.array(ids, np.int32) for ids in responses))
+        key = bytes(row.prompt_ids)
+        again = prompt if shared and key in known else 0
+        known.add(key)
+        ends = [prompt + len(ids) for ids in responses]
+        attended = sum(map(_sum_to, ends)) - (len(ends) - 1) * _sum_to(prompt + alike)
+        yield (
+            prompt, response, sum(ends), prompt + response - alike - again,
+            attended - _sum_to(again), response - alike, prompt + response, max(ends),
+        )  # fmt: skip
+
+
+def _sum_to(number: int) -> int:
+    return number * (number + 1) // 2
+
+
+def _error(tokens: _Measured, sampled: int, read: int) -> float:
+    """Of the mean, with the correction for a sample of much of the whole."""
+    if len(tokens) < 2 or sampled == read:
+        return 0.0
+    spread = float(tokens.std(ddof=1) / tokens.mean())
+    return spread / float(np.sqrt(len(tokens))) * float(np.sqrt(1 - sampled / read))

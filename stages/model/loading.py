@@ -1,0 +1,202 @@
+"""Reading what is around a checkpoint's weights: whatever a library raises becomes one message."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from safetensors import safe_open
+
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Dtype, Manifest
+from reflogp.stages.cache.shard_content import Limits, limits_of
+
+_LONGEST = 500
+_NOISE = re.compile(r"^(Traceback \(most recent|File \"|\^+$|[-=]{3,}$)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@contextmanager
+def loading(what: str, path: Path) -> Iterator[None]:
+    """Within, a failure to load `what` (weights, tokenizer, ...) from `path` is the user's.
+
+    Raises:
+        InputError: instead of anything that the library raises.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{path}: the {what} needs Python code that comes with the checkpoint (auto_map), "
+                "and reflogp runs no code from a checkpoint. Use a checkpoint of an architecture "
+                "that transformers has itself."
+            ) from error
+        raise InputError(
+            f"{path}: the {what} cannot be loaded: {cause(error)}. Check that the checkpoint is "
+            "complete."
+        ) from error
+
+
+def cause(error: BaseException) -> str:
+    """What an exception says, in one line: all of its lines, and what it was raised from.
+
+    A library often says what it was doing in the first line or the outer exception, and what went
+    wrong in the second line or the inner one. A long text loses its middle.
+    """
+    texts: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        text = _in_one_line(str(seen)) or type(seen).__name__
+        if not any(text in earlier for earlier in texts):
+            texts.append(text)
+        seen = seen.__cause__
+    return _bounded(": ".join(text.rstrip(".:") for text in texts))
+
+
+def _in_one_line(text: str) -> str:
+    lines = (line.strip() for line in text.splitlines())
+    return " ".join(line for line in lines if line and not _NOISE.search(line))
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST * 2 // 3]} [...] {text[-_LONGEST // 3 :]}"
+
+
+def load_config(folder: Path) -> Any:
+    """The transformers configuration of a checkpoint.
+
+    Raises:
+        InputError: it cannot be loaded, or needs code that comes with the checkpoint.
+    """
+    # Here, since it is slow to import and the rest of this module is asked for by what is up to
+    # date.
+    from transformers import AutoConfig
+
+    with loading("config.json", folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_saved_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        InputError: it cannot be loaded, or needs code that comes with the checkpoint.
+    """
+    from transformers import AutoTokenizer
+
+    with loading("tokenizer", folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint; empty where there is none.
+
+    Raises:
+        InputError: it is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise ValueError("not an object with named fields")
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not valid JSON: {error}. Check that the checkpoint is complete."
+        ) from error
+    return content
+
+
+def quantization(checkpoint: Path) -> str | None:
+    """How the weights of a checkpoint are quantised (fp8, awq, gptq, ...); None if they are not."""
+    config = read_json(checkpoint / "config.json")
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not settings:
+        return None
+    return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else "unknown"
+
+
+def hub_commit(folder: Path | None) -> str | None:
+    """The commit of a folder in the hub's cache, as that names it; None of any other folder."""
+    found = folder is not None and folder.parent.name == "snapshots"
+    return folder.name if folder and found and _COMMIT.fullmatch(folder.name) else None
+
+
+def vocabulary(checkpoint: Path) -> int | None:
+    """Every token id of a checkpoint is below this; None where its config.json does not say."""
+    return _size(checkpoint, ("vocab_size",))
+
+
+def limits_under(manifest: Manifest, checkpoint: Path) -> Limits:
+    """What the rows of a cache must keep to so that this model can read them, too."""
+    limits = limits_of(manifest)
+    known = vocabulary(checkpoint), _size(checkpoint, ("max_position_embeddings", "n_positions"))
+    return replace(
+        limits,
+        vocabulary=min(limits.vocabulary, known[0] or limits.vocabulary),
+        max_length=min(limits.max_length, known[1] or limits.max_length),
+    )
+
+
+def _size(checkpoint: Path, names: Sequence[str]) -> int | None:
+    """A number of a model's config.json, of the part that is about text if there is one."""
+    config = read_json(checkpoint / "config.json")
+    text = config.get("text_config")
+    places = [text, config] if isinstance(text, dict) else [config]
+    found = (place.get(name) for place in places for name in names)
+    return next((size for size in found if type(size) is int and size > 0), None)
+
+
+def architecture(folder: Path) -> str | None:
+    """The class that a checkpoint's config.json names for it, if it names one.
+
+    Raises:
+        InputError: there is no such file, or it is not valid JSON.
+    """
+    with loading("config.json", folder):
+        config = json.loads((folder / "config.json").read_bytes())
+        return next(iter(config.get("architectures") or []), None)
+
+
+_PACKED = {"I32": 8}  # weights of 4 bits in quantised checkpoints
+_SHARE_OF_MEMORY = 0.7  # for the weights; the rest is for activations
+
+
+def lacks_room(checkpoint: Path, dtype: Dtype, device: Literal["cpu", "cuda"]) -> str | None:
+    """Why the weights of `checkpoint` in `dtype` do not fit onto `device`, if they do not.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    if device == "cpu":
+        room = psutil.virtual_memory().available
+    elif torch.cuda.is_available():
+        room = torch.cuda.mem_get_info()[0]
+    else:
+        return "there is no GPU"
+    needed = _parameters(checkpoint) * (4 if dtype == "float32" else 2)
+    if needed < _SHARE_OF_MEMORY * room:
+        return None
+    return f"{needed / 1e9:.0f} GB of {dtype} weights do not fit into {room / 1e9:.0f} GB"
+
+
+def _parameters(checkpoint: Path) -> int:
+    """Weights in the checkpoint's files; of pickled ones, as if they were 16 bits each."""
+    count = sum(path.stat().st_size // 2 for path in checkpoint.glob("*.bin"))
+    for path in checkpoint.glob("*.safetensors"):
+        with loading("weights", path), safe_open(path, framework="pt") as file:
+            weights = (file.get_slice(name) for name in file.keys())  # noqa: SIM118
+            count += sum(
+                math.prod(weight.get_shape()) * _PACKED.get(weight.get_dtype(), 1)
+                for weight in weights
+            )
+    return count

@@ -1,0 +1,152 @@
+"""Are the weights in a checkpoint's files those that its architecture has?
+
+transformers fills what is missing with random numbers and leaves out what it does not know; the
+log-probs are then those of another model, and no check of the cache against the same loader finds
+it. Here only names and shapes are read. They go through transformers' own loading on the "meta"
+device, so that renamed, fused and tied weights count as there; nothing is computed, and vLLM need
+not start to be checked.
+"""
+
+import json
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from reflogp.data_schemas.errors import InputError
+from reflogp.stages.model.loading import cause, loading
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_SINGLE, _SHARDED = ("model.safetensors", "pytorch_model.bin"), ".index.json"
+# Buffers that older versions of transformers saved, and that are computed today.
+_BUFFERS = re.compile(
+    r"(inv_freq|masked_bias|position_ids|(attn|attention)\.bias|embed_positions)$"
+)
+_NAMED = 3
+
+
+def require_weights(folder: Path, config: Any, architecture: type[Any]) -> None:
+    """Refuse a checkpoint whose weights are not those of its architecture.
+
+    Of quantised weights only those are looked for that have no part in the files at all.
+
+    Args:
+        folder: of the checkpoint.
+        config: its transformers configuration.
+        architecture: the transformers class that it is loaded into.
+
+    Raises:
+        InputError: weights are missing, unexpected or of another shape; it names some of them.
+    """
+    stored = stored_weights(folder)
+    quantized = getattr(config, "quantization_config", None) is not None
+    if quantized:
+        config = type(config).from_dict(
+            {k: v for k, v in config.to_dict().items() if k != "quantization_config"}
+        )
+    try:
+        _, found = architecture.from_pretrained(
+            None, config=config, state_dict=dict(stored), output_loading_info=True,
+            ignore_mismatched_sizes=True, device_map="meta", trust_remote_code=False,
+        )  # fmt: skip
+    except Exception as error:
+        if quantized:  # what is packed cannot be fused as weights are
+            return
+        raise InputError(
+            f"{folder}: the weights do not fit a {architecture.__name__}: {cause(error)}. Check "
+            "that the checkpoint is complete."
+        ) from error
+    problems = _problems(found, stored, quantized=quantized)
+    if problems:
+        raise InputError(
+            f"{folder}: the weights are not those of a {architecture.__name__}, which config.json "
+            f"asks for: {'; '.join(problems)}. Get the complete checkpoint, or the config.json "
+            "that belongs to these weights."
+        )
+
+
+def _problems(found: Any, stored: dict[str, Tensor], *, quantized: bool) -> list[str]:
+    missing = sorted(found["missing_keys"])
+    unexpected = sorted(name for name in found["unexpected_keys"] if not _BUFFERS.search(name))
+    misshapen = sorted(
+        f"{name} (stored as {list(there)}, expected as {list(wanted)})"
+        for name, there, wanted in found["mismatched_keys"]
+    )
+    if quantized:
+        modules = {name[: match.start()] for name in stored for match in re.finditer(r"\.", name)}
+        missing = [name for name in missing if name.rpartition(".")[0] not in modules]
+        unexpected, misshapen = [], []
+    parts = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    return [f"{len(names)} {what}: {_few(names)}" for what, names in parts.items() if names]
+
+
+def stored_weights(folder: Path) -> dict[str, Tensor]:
+    """Name, shape and dtype of all weights that transformers would load, as "meta" tensors.
+
+    Raises:
+        InputError: there are none, a file is missing or damaged, or it holds more than weights.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in _files(folder):
+        with loading("weights", path):
+            if path.suffix == ".safetensors":
+                weights |= _of_safetensors(path)
+            else:
+                weights |= _of_pickle(path)
+    return weights
+
+
+def _of_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        found: dict[str, Tensor] = torch.load(path, map_location="meta", weights_only=True)
+    except UnpicklingError as error:
+        raise InputError(
+            f"{path}: damaged, or it holds more than tensors, which may be code: reflogp does not "
+            "read it. Convert the weights to safetensors where you trust them."
+        ) from error
+    return found
+
+
+def _of_safetensors(path: Path) -> dict[str, Tensor]:
+    found = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            dtype = _DTYPES.get(part.get_dtype(), torch.float32)
+            found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of weights, chosen as transformers does: safetensors first, a single file first."""
+    for name in _SINGLE:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}{_SHARDED}"
+        if index.is_file():
+            with loading("index of the weights", index):
+                names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            lost = [name for name in names if not (folder / name).is_file()]
+            if lost:
+                raise InputError(
+                    f"{folder}: {len(lost)} of {len(names)} files of weights that {index.name} "
+                    f"lists are missing: {_few(lost)}. Get the complete checkpoint."
+                )
+            return [folder / name for name in names]
+    raise InputError(
+        f"{folder}: no weights there that transformers can load ({' or '.join(_SINGLE)}, or an "
+        "index of several such files)."
+    )
+
+
+def _few(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

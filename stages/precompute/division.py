@@ -1,0 +1,76 @@
+"""How the work is divided: `--shard 3/16` among jobs, `--actors 2-8` among actors of a Ray cluster.
+
+Every job makes or finds the same plan and takes every 16th planned shard, so jobs need no
+coordinator and no locks, and any job can finish another's share.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+_SLURM = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+Item = TypeVar("Item")
+
+
+class Share(NamedTuple):
+    """Job `number`, counted from 1, of `of` jobs."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def pick(self, items: Sequence[Item]) -> list[Item]:
+        """This job's items."""
+        return list(items[self.number - 1 :: self.of])
+
+
+def share(text: str) -> Share:
+    """The share that `I/N` names, or, for `slurm`, the one that the array task's environment names.
+
+    Raises:
+        ValueError: it is of neither form, I is not in 1..N, or this is no array task.
+    """
+    if text == "slurm":
+        values = [os.environ.get(name, "") for name in _SLURM]
+        if not all(value.isdecimal() for value in values):
+            raise ValueError(f"'slurm' needs {', '.join(_SLURM)}: run it as a SLURM array task")
+        task, first, count = map(int, values)
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+        return _checked((task - first) // step + 1, count)
+    if not (found := re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)):
+        raise ValueError("must be I/N, such as 3/16, or 'slurm'")
+    return _checked(int(found[1]), int(found[2]))
+
+
+def _checked(number: int, of: int) -> Share:
+    if not 1 <= number <= of:
+        raise ValueError(f"shards count from 1 to {of}")
+    return Share(number, of)
+
+
+class Crew(NamedTuple):
+    """As many actors as a cluster has room for, within these bounds."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least}-{self.most}"
+
+
+def crew(text: str | int) -> Crew:
+    """The bounds that `2-8` names; `4` is 4-4.
+
+    Raises:
+        ValueError: it is of neither form, or the bounds are not 1 <= least <= most.
+    """
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", str(text))
+    if found is None:
+        raise ValueError("must be a number of actors, or two with a hyphen, such as 2-8")
+    bounds = Crew(int(found[1]), int(found[2] or found[1]))
+    if not 1 <= bounds.least <= bounds.most:
+        raise ValueError(f"{text}: there must be 1 actor at the least, and no fewer at the most")
+    return bounds

@@ -1,0 +1,281 @@
+"""Which columns of the data mean what, which are not used, and which must not be ignored.
+
+Nothing that may belong to a prompt is dropped without a word. Three kinds of columns are refused
+where a row has something in them that would not reach the model:
+
+- a system text beside a prompt that is text, where there is no system turn to put it in;
+- a known name of a prompt (question, input, context, ...) beside the column that is the prompt;
+- any text beside whole texts, whose prompt would be guessed from their common beginning. Columns
+  whose name or content says that they describe the row (an id, a score, a source, a language, one
+  word) are not such a text. Transcripts mark their turns, so there is nothing to guess.
+
+`--columns prompt=a+b` joins columns, and `--ignore a` says that a column may be dropped.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.data_schemas.reading import Columns
+from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.config import DataConfig
+from reflogp.stages.precompute.read.fields import SCORES
+from reflogp.stages.precompute.read.messages import looks_like_messages, text
+from reflogp.stages.precompute.read.preferences import COLUMNS, PROMPT_NAMES, Form, Preference
+from reflogp.stages.precompute.read.whole_texts import is_transcript
+
+_SYSTEM_NAMES = ("system_prompt", "system_message")
+_KNOWN = {"prompt", "history", *PROMPT_NAMES, *_SYSTEM_NAMES}
+UNSUPPORTED = {"tools", "functions", "image", "images", "audio", "audios", "video", "videos",
+               "documents", "chat_template_kwargs", "reasoning_content", "thinking",
+               "tool_calls"}  # fmt: skip
+# Words in a column's name that say that it describes the row.
+_ABOUT = re.compile(
+    "ids?|u?uid|idx|index|key|hash|md5|sha|url|link|path|file(name)?|source|origin|dataset|subset|"
+    "split|fold|lang(uage)?|locale|country|categor(y|ies)|topics?|tags?|labels?|type|kind|domain|"
+    "models?|engine|generator|annotat(or|ors|ion|ions)|worker|author|date|time(stamp)?|created|"
+    "updated|scores?|ratings?|rank(ing)?|reward|margin|confidence|agreement|len(gth)?|tokens?|"
+    "count|num|version|license|status|reason|rationale|explanation|comments?|feedback|critique|"
+    "notes?|meta(data)?|info|difficulty|quality|safety|toxicity|chosen|rejected"
+)
+_WORDS_OF_NAME = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+_SEVERAL_WORDS = re.compile(r"\S\s+\S|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{3}")
+_JOINED = "+"
+_MOST_NAMES, _MOST_TOLD = 10_000, 100  # columns; where each row has names of its own
+
+
+class ColumnUse:
+    """The columns of one source under the rules of a configuration."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._sources = {new: old.split(_JOINED) for new, old in config.columns.items()}
+        self._names: set[str] = set()
+        self._with_messages = False
+
+    def require(self, there: set[str]) -> None:
+        """Refuse options that name columns which are not `there`.
+
+        Raises:
+            InputError: so it is, or --columns gives a column no standard name.
+        """
+        named = [("--keep", name, name) for name in self._config.keep]
+        named += [("--ignore", name, name) for name in self._config.ignore]
+        for new, old in self._config.columns.items():
+            if new not in COLUMNS:
+                raise InputError(
+                    f"{self._config.data}: --columns {new}={old}: {new!r} is no standard name; "
+                    f"those are {', '.join(sorted(COLUMNS))}."
+                )
+            if old in there:
+                self._sources[new] = [old]  # a plus sign can be part of a name
+            named += [("--columns", f"{new}={old}", part) for part in self._sources[new]]
+        for option, value, name in named:
+            if name not in there:
+                raise InputError(
+                    f"{self._config.data}: {option} {value}: there is no column {name!r}; there "
+                    f"are {', '.join(sorted(there))}."
+                )
+
+    def all_named(self, there: set[str]) -> bool:
+        """Whether each column that options name is `there`."""
+        named = {*self._config.keep, *self._config.ignore}
+        for old in self._config.columns.values():
+            named.update([old] if old in there else old.split(_JOINED))
+        return named <= there
+
+    def see(self, row: Mapping[str, Any]) -> bool:
+        """Note the columns of `row`; whether some are new that can make it another form."""
+        if self._names.issuperset(row):
+            return False
+        new = set(row) - self._names
+        matters = new & COLUMNS.union(*self._sources.values())
+        if len(self._names) < _MOST_NAMES or matters:
+            self._names |= new
+        return bool(matters)
+
+    def standard_names(self) -> set[str]:
+        """All columns seen so far, under their standard names."""
+        return set(self.standard(dict.fromkeys(self._names, "")))
+
+    def standard(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """`row` with the user's columns under their standard names, without what is ignored.
+
+        Raises:
+            RowFault: columns are to be joined that are not text.
+        """
+        if not self._sources and not self._config.ignore:
+            return dict(row)
+        gone = {*self._sources, *self._config.ignore}.union(*self._sources.values())
+        kept = {name: value for name, value in row.items() if name not in gone}
+        for new, old in self._sources.items():
+            there = [name for name in old if name in row]
+            if there:
+                kept[new] = row[old[0]] if len(old) == 1 else _joined(row, there)
+        return kept
+
+    def require_supported(self, row: Mapping[str, Any]) -> None:
+        """Refuse a row that has what cannot be shown to the model yet.
+
+        Raises:
+            RowFault: so it is.
+        """
+        for name in sorted(UNSUPPORTED.intersection(row)):
+            try:
+                empty = _is_empty(row[name])
+            except RecursionError:  # nested a thousand times
+                empty = False
+            if not empty:
+                raise RowFault(
+                    Reason.UNSUPPORTED,
+                    name,
+                    f"the column {name!r} is not supported yet, so the model would see another "
+                    f"prompt; --ignore {name} uses such rows without it",
+                )
+
+    def require_some_supported(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse a source of whose first rows none is supported.
+
+        Raises:
+            InputError: so it is.
+        """
+        faults = []
+        for row in rows:
+            try:
+                self.require_supported(row)
+            except RowFault as fault:
+                faults.append(fault)
+        if rows and len(faults) == len(rows):
+            raise InputError(f"{self._config.data}: in each of the first rows, {faults[0].detail}.")
+
+    def require_prompt_known(self, row: Mapping[str, Any], form: Form, where: str) -> None:
+        """Refuse whole texts beside a column that may be their prompt.
+
+        Raises:
+            InputError: so it is.
+        """
+        if form.name != "chosen+rejected":
+            return
+        chosen, rejected = row.get("chosen"), row.get("rejected")
+        if not (isinstance(chosen, str) and isinstance(rejected, str)):
+            return
+        if looks_like_messages(chosen) or looks_like_messages(rejected):
+            return
+        marked = is_transcript(chosen, rejected)
+        for name in sorted(set(row) - COLUMNS - {*self._config.keep} | (_KNOWN & set(row))):
+            if name not in _KNOWN and (marked or not _may_be_prompt(name, row[name])):
+                continue
+            said = _text_of(row[name])
+            if said and not (said in chosen and said in rejected):
+                raise InputError(self._no_prompt(name, row, where))
+
+    def _no_prompt(self, name: str, row: Mapping[str, Any], where: str) -> str:
+        names = [known for known in PROMPT_NAMES if _text_of(row.get(known))] or [name]
+        joined = _JOINED.join(sorted(names, key=lambda n: n == "input"))
+        system = next((s for s in ("system", *_SYSTEM_NAMES) if _text_of(row.get(s))), None)
+        more = [f"--columns prompt={names[0]}"] + [f"--columns prompt={joined}"] * (len(names) > 1)
+        if system:
+            more.append(f"--columns prompt={system}{_JOINED}{names[0]} with the system text first")
+        return (
+            f"{where}: there is no column 'prompt', and chosen and rejected are whole texts, but "
+            f"there is text in {name!r} too. If it is the prompt, name it: {', or '.join(more)}. "
+            f"If chosen and rejected begin with the prompt, give --ignore "
+            f"{','.join([*names, *([system] if system else [])])}."
+        )
+
+    def require_all_used(
+        self, row: Mapping[str, Any], preference: Preference, form: Form, where: str
+    ) -> None:
+        """Refuse a row with text that may belong to its prompt, and is not in it.
+
+        Raises:
+            InputError: so it is.
+        """
+        prompt = text(preference.prompt)
+        raw = isinstance(preference.prompt, str)
+        self._with_messages = self._with_messages or not raw
+        own = self._source(form.columns[0])
+        if raw and (system := _text_of(row.get("system"))) and system not in prompt:
+            source = self._source("system")
+            way = f"--columns prompt={source}{_JOINED}{own} to put it first, or "
+            raise InputError(
+                f"{where}: there is text in {source!r}, but the prompt is text as well and has no "
+                f"system turn. Give {way * (form.columns[0] == 'prompt')}--ignore {source} to "
+                "leave it out."
+            )
+        for name in _KNOWN.intersection(row).difference(form.columns):
+            said = _text_of(row[name])
+            if said and said not in prompt:
+                first, second = (name, own) if name in _SYSTEM_NAMES else (own, name)
+                way = f"--columns prompt={first}{_JOINED}{second} to join both, or "
+                if not raw or form.columns[0] != "prompt":
+                    way = f"--columns system={name}, or " * (name in _SYSTEM_NAMES and not raw)
+                raise InputError(
+                    f"{where}: there is text in {name!r} that may belong to the prompt, but it is "
+                    f"not used. Give {way}--ignore {name} to leave it out."
+                )
+
+    def record(self, form: Form) -> Columns:
+        """What became of each column that was seen."""
+        standard = self.standard_names()
+        wanted = [*form.columns, *["system"] * self._with_messages]
+        scores = [("confidence",), *SCORES]
+        wanted += next((names for names in scores if standard.issuperset(names)), ())
+        used = {name: self._source(name) for name in wanted if name in standard}
+        taken = {part for name in used for part in self._sources.get(name, [name])}
+        rest = sorted(self._names - taken - {*self._config.keep, *self._config.ignore})
+        more = [f"and {len(rest) - _MOST_TOLD} more"] if len(rest) > _MOST_TOLD else []
+        return Columns(
+            used={name: _printable(source) for name, source in used.items()},
+            kept=list(map(_printable, self._config.keep)),
+            left_out=list(map(_printable, self._config.ignore)),
+            not_used=[*map(_printable, rest[:_MOST_TOLD]), *more],
+        )
+
+    def _source(self, standard: str) -> str:
+        """The user's name of a column with a standard name."""
+        return _JOINED.join(self._sources.get(standard, [standard]))
+
+
+def _joined(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    parts = [row[name] for name in names if not _is_empty(row[name])]
+    for part in parts:
+        if not isinstance(part, str) or looks_like_messages(part):
+            raise RowFault(Reason.WRONG_TYPE, "prompt", "only columns of text can be joined")
+    return "\n\n".join(part.strip("\n") for part in parts) if parts else None
+
+
+def _printable(name: str) -> str:
+    """A name that can be written as UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _may_be_prompt(name: str, value: Any) -> bool:
+    """Whether a column of this name can be the prompt, by its name and one of its values."""
+    if any(_ABOUT.fullmatch(word.lower()) for word in _WORDS_OF_NAME.findall(name)):
+        return False
+    if isinstance(value, str):
+        return _SEVERAL_WORDS.search(value) is not None
+    return looks_like_messages(value)
+
+
+def _text_of(value: Any) -> str:
+    """A text, or what messages say, without white space around it."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, list) and looks_like_messages(value):
+        return "".join(str(m.get("content") or m.get("value") or "") for m in value).strip()
+    return ""
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether nothing is there: Arrow writes nulls for what a row does not have."""
+    if isinstance(value, Mapping):
+        return all(map(_is_empty, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_empty, value))
+    if isinstance(value, str):
+        return value.strip() in {"", "[]", "{}", "null", "None"}
+    return value is None or value != value  # the latter: NaN, an empty cell

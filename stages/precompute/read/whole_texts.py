@@ -1,0 +1,86 @@
+"""Two whole texts -> prompt, chosen and rejected: where the prompt ends that stands in neither.
+
+The prompt of transcripts is all up to the last assistant turn; that of other texts their common
+beginning, up to the last place in it where a word ends, so that a tokenizer sees whole words in
+both responses. Where a script has no spaces (Chinese, Japanese, Thai, ...), each of its characters
+ends a word, unless a mark that belongs to it comes next.
+"""
+
+import os
+import re
+import unicodedata
+
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.cache.quarantine_file import RowFault
+
+TURN, _USER_TURN = "\n\nAssistant:", "\n\nHuman:"
+_BEFORE_SPACE = re.compile(r"\S(?=\s+\S*\Z)")
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3001-\u30ff\u3105-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uffef\U00020000-\U0003ffff]"
+)
+_LEADING_VOWELS = set("\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4")
+_JOINER = "\u200d"
+
+
+def is_transcript(chosen: str, rejected: str) -> bool:
+    """Whether both are dialogues whose turns are marked, as those of HH-RLHF."""
+    return TURN in chosen and TURN in rejected
+
+
+def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected of two texts that begin with the prompt.
+
+    Raises:
+        RowFault: they do not, or a dialogue does not end with the assistant.
+    """
+    if is_transcript(chosen, rejected):
+        cut = _last_turn(chosen, rejected)
+    else:
+        cut = _common_words(chosen, rejected)
+        if not cut:
+            raise RowFault(
+                Reason.EMPTY_PROMPT,
+                "chosen",
+                "there is no prompt: chosen and rejected do not begin with the same words; if "
+                "the prompt is a column of its own, name it: --columns prompt=NAME",
+            )
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def _last_turn(chosen: str, rejected: str) -> int:
+    cut = chosen.rindex(TURN) + len(TURN)
+    if chosen[:cut] != rejected[: rejected.rindex(TURN) + len(TURN)]:
+        raise RowFault(
+            Reason.PROMPTS_DIFFER, "chosen", "the two dialogues differ before their last turn"
+        )
+    for field, response in (("chosen", chosen[cut:]), ("rejected", rejected[cut:])):
+        if _USER_TURN in response:
+            raise RowFault(
+                Reason.BAD_MESSAGES, field, f"the dialogue in {field!r} ends in a user's turn"
+            )
+    return cut
+
+
+def _common_words(chosen: str, rejected: str) -> int:
+    """How many characters the words take with which both begin; 0 where there is none."""
+    common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - of texts, not paths
+    word = _BEFORE_SPACE.search(common)
+    spaced = word.end() if word else 0
+    # something must be left of both
+    for cut in range(min(len(common), len(chosen) - 1, len(rejected) - 1), spaced, -1):
+        if _WITHOUT_SPACES.match(common[cut - 1]) and not any(
+            _belongs(text[cut - 1], text[cut]) for text in (chosen, rejected)
+        ):
+            return cut
+    return spaced
+
+
+def _belongs(before: str, after: str) -> bool:
+    """Whether two characters must not be parted."""
+    return (
+        unicodedata.category(after).startswith("M")
+        or after == _JOINER
+        or before == _JOINER
+        or before in _LEADING_VOWELS
+    )

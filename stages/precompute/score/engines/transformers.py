@@ -1,0 +1,127 @@
+"""The reference through transformers: runs wherever torch does, and vLLM is checked against it.
+
+Requests are sorted by length and batched under a token budget, so that padding is next to nothing,
+and the head runs on response tokens only, on some of them at a time, so that what the logits take
+does not grow with the budget.
+
+A prompt is computed for each of its responses. To compute it once, as vLLM's prefix cache does,
+would spare a third of HH-RLHF's tokens, but take positions, masks and caches that are not alike in
+all architectures; and this is the plain forward that the other engines are measured by.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.stages.forward.response_logps import predicting, response_logps
+from reflogp.stages.model.adapter import load_adapter
+from reflogp.stages.model.causal_lm import CANNOT_RUN, load_causal_lm
+from reflogp.stages.model.loading import cause
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+
+
+class TransformersScorer:
+    """A Scorer over AutoModelForCausalLM."""
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        dtype: str,
+        batch_tokens: int = 4096,
+        device: str | None = None,
+        adapter: Path | None = None,
+        eager: bool = False,
+    ) -> None:
+        """Load `model` in `dtype` onto `device` (default: a GPU if there is one, else the CPU).
+
+        `adapter` is the folder of a LoRA adapter on top, in float32. With `eager` attention is
+        computed by its definition, without a fused kernel: slower, and what others are measured by.
+
+        Raises:
+            InputError: it is no causal language model, or not complete.
+        """
+        self.method = "transformers forward, response tokens only"
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._batch_tokens = batch_tokens
+        self._folder = model
+        self._model = load_causal_lm(model, getattr(torch, dtype), eager=eager)
+        if adapter is not None:
+            self._model = load_adapter(self._model, adapter)
+        self._model.to(self.device).eval()
+        self._embeddings = self._model.get_input_embeddings().weight.shape[0]
+
+    def score(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.score. A token that the model has no embedding of makes its sequence NaN.
+
+        Raises:
+            ReflogpError: the model asks for inputs other than text tokens.
+        """
+        found = [np.full(len(request.response_ids), np.nan, np.float32) for request in requests]
+        for batch in self._batches(requests):
+            try:
+                scores = self._score_batch([requests[i] for i in batch])
+            except RuntimeError:  # of a device that fails or is full
+                raise
+            except CANNOT_RUN as error:
+                raise ReflogpError(
+                    f"{self._folder}: transformers cannot run this {type(self._model).__name__}: "
+                    f"{cause(error)}"
+                ) from error
+            for i, logps in zip(batch, scores, strict=True):
+                found[i] = logps
+        return found
+
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.rescore. Attention is computed by its definition, without a fused kernel."""
+        attention = self._model.config._attn_implementation
+        try:
+            self._model.set_attn_implementation("eager")
+            return [self.score([request])[0] for request in requests]
+        except RuntimeError as error:  # what torch raises when a device fails or is full
+            raise ReflogpError(f"a transformers forward failed: {cause(error)}") from error
+        finally:
+            self._model.set_attn_implementation(attention)
+
+    def close(self) -> None:
+        """See Scorer.close."""
+        del self._model
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Indices of requests of like length, each batch within the token budget once padded."""
+        lengths = [request.length for request in requests]
+        batch: list[int] = []
+        known = [i for i, request in enumerate(requests) if self._knows(request)]
+        for i in sorted(known, key=lambda i: -lengths[i]):
+            if batch and (len(batch) + 1) * lengths[batch[0]] > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _knows(self, request: Request) -> bool:
+        """Whether every token has an embedding; to ask for one that is not there ends a GPU."""
+        return bool(max(request.prompt_ids.max(), request.response_ids.max()) < self._embeddings)
+
+    @torch.inference_mode()
+    def _score_batch(self, batch: list[Request]) -> list[Logps]:
+        length = max(request.length for request in batch)
+        ids = torch.zeros(len(batch), length, dtype=torch.int64)
+        attention = torch.zeros_like(ids)
+        response = torch.zeros_like(ids, dtype=torch.bool)
+        for row, request in enumerate(batch):
+            ids[row, : request.length] = torch.from_numpy(request.token_ids)
+            attention[row, : request.length] = 1
+            response[row, len(request.prompt_ids) : request.length] = True
+        ids, attention, response = (t.to(self.device) for t in (ids, attention, response))
+        rows, targets, _ = predicting(ids, response)
+        inputs = {"input_ids": ids, "attention_mask": attention}
+        logps = response_logps(self._model, inputs, rows, targets)
+        ends = np.cumsum([len(r.response_ids) for r in batch])[:-1]
+        return [part.astype(np.float32) for part in np.split(logps.cpu().numpy(), ends)]

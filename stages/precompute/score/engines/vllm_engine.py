@@ -1,0 +1,159 @@
+"""What both vLLM scorers share: environment, start, end, and the plain way beside the engine."""
+
+import atexit
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.model.loading import lacks_room
+from reflogp.stages.precompute.score.engines import vllm_lora
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.engines.vllm_log import QUIET, EngineLog
+
+_SOCKETS = "VLLM_RPC_BASE_PATH"
+_CORES = "VLLM_CPU_OMP_THREADS_BIND"
+_PATIENCE_SECONDS = 1.0  # between two looks at whether the engine is still alive
+
+
+def prepare_environment() -> None:
+    """Defaults that must stand before vLLM is imported; the user's own settings win."""
+    cores = sorted(os.sched_getaffinity(0))
+    defaults = {
+        # what goes wrong is raised; the rest is not for the user
+        "VLLM_LOGGING_LEVEL": QUIET,
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TORCH_LOGS": "-torch._library",  # a warning that a CPU has no Triton
+        "PYTHONWARNINGS": "ignore",
+        # without these vLLM runs its CPU engine on one thread
+        "OMP_NUM_THREADS": str(len(cores)),
+        _CORES: ",".join(map(str, cores)),
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        # one token more than the model's own limit, which is never computed
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if _SOCKETS not in os.environ:  # vLLM leaves its sockets behind
+        os.environ[_SOCKETS] = folder = tempfile.mkdtemp(prefix="reflogp-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def device_type() -> str:
+    """The kind of device that vLLM runs on here: "cpu", "cuda" and so on."""
+    prepare_environment()
+    from vllm.platforms import current_platform  # vLLM reads its environment when imported
+
+    return str(current_platform.device_type)
+
+
+def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tuple[Any, EngineLog]:
+    """Start vllm.LLM with `arguments`, added to what every scorer wants, and load the adapter.
+
+    Returns:
+        The LLM, and what its processes write from now on.
+
+    Raises:
+        ReflogpError: the engine does not start.
+    """
+    wanted_by_all = {
+        # Compiling the model takes minutes on a CPU and gains nothing in a prefill.
+        "enforce_eager": device_type() == "cpu",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    from vllm import LLM
+
+    if device_type() == "cpu":
+        _share_cores(arguments.get("tensor_parallel_size", 1))
+    log = EngineLog()
+    try:
+        with log.receiving():
+            engine = LLM(**(wanted_by_all | vllm_lora.arguments(adapter) | arguments))
+    except Exception as error:
+        raise ReflogpError(
+            f"vLLM could not start: {log.root_cause(error)}. Give --engine transformers, or mend "
+            "--engine-args."
+        ) from error
+    if adapter is not None:
+        vllm_lora.load(engine, adapter)
+    return engine, log
+
+
+def _share_cores(ranks: int) -> None:
+    """Give each rank of an engine on the CPU its part of the cores; vLLM wants `0,2|1,3` of two."""
+    bound = os.environ[_CORES].split("|")
+    cores = ",".join(bound).split(",")
+    if len(bound) != ranks and all(core.isdigit() for core in cores):
+        parts = [cores[rank::ranks] or cores[-1:] for rank in range(ranks)]
+        os.environ[_CORES] = "|".join(map(",".join, parts))
+
+
+@contextmanager
+def death_explained(engine: Any, log: EngineLog) -> Iterator[None]:
+    """Within, the end of the processes of `engine` is an error that says why.
+
+    vLLM itself waits for ever for a process that was killed, as one is when memory runs out, if it
+    was asked for something before it noticed.
+
+    Raises:
+        ReflogpError: instead of vLLM's own, which points to a log.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    done = threading.Event()
+    client = engine.llm_engine.engine_core
+
+    def watch() -> None:
+        while not done.wait(_PATIENCE_SECONDS):
+            if client.resources.engine_dead:
+                client.outputs_queue.put_nowait(EngineDeadError())
+                return
+
+    # An engine in this very process has no such client, and cannot end alone.
+    if hasattr(client, "resources") and hasattr(client, "outputs_queue"):
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except EngineDeadError as error:
+        raise ReflogpError(
+            f"vLLM's engine ended while scoring: {log.root_cause(error)}. Finished shards are "
+            "kept: run the command again, with a smaller --max-num-batched-tokens or "
+            "--gpu-memory-utilization if memory ran out."
+        ) from error
+    finally:
+        done.set()
+
+
+def stop_engine(engine: Any) -> None:
+    """End the engine's process, which gives its memory back."""
+    engine.llm_engine.engine_core.shutdown()
+
+
+def rescore(
+    model: Path, dtype: Dtype, adapter: Path | None, requests: Sequence[Request]
+) -> list[Logps]:
+    """See Scorer.rescore: transformers is loaded for this call alone, beside the engine.
+
+    vLLM keeps most of a GPU's memory for itself; where the weights do not fit into the rest, the
+    CPU takes them.
+    """
+    from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+
+    on_gpu, on_cpu = (lacks_room(model, dtype, device) for device in ("cuda", "cpu"))
+    if on_gpu and on_cpu:
+        raise ReflogpError(on_cpu)
+    device = "cpu" if on_gpu else "cuda"
+    scorer = TransformersScorer(model, dtype=dtype, device=device, adapter=adapter, eager=True)
+    try:
+        return scorer.rescore(requests)
+    finally:
+        scorer.close()

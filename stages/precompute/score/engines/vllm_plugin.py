@@ -1,0 +1,54 @@
+"""What the scorer and the model inside vLLM agree on: names, and the form of a request.
+
+`register` is the `vllm.general_plugins` entry point. vLLM calls it in each of its processes, also
+in programs that have nothing to do with reflogp, so it only adds names; a model is built when its
+name is asked for. Names keep the suffix of the architecture that they wrap, by which vLLM
+recognises what is a causal language model.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from reflogp.stages.precompute.score.engines.protocol import Ids
+
+PREFIX = "Reflogp"
+_MODELS = "reflogp.stages.precompute.score.engines.vllm_model"
+_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+
+
+def pooling_name(architecture: str) -> str:
+    """The name under which `architecture` is registered as a pooling model."""
+    return PREFIX + architecture
+
+
+def register() -> None:
+    """Register a pooling model beside every causal language model that vLLM knows."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    for architecture in list(ModelRegistry.get_supported_archs()):
+        if architecture.startswith(PREFIX) or not architecture.endswith(_SUFFIXES):
+            continue
+        name = pooling_name(architecture)
+        ModelRegistry.register_model(name, f"{_MODELS}:{name}")
+        # What vLLM adjusts for an architecture (block sizes, kernels) it looks up by name.
+        if architecture in MODELS_CONFIG_MAP:
+            MODELS_CONFIG_MAP[name] = MODELS_CONFIG_MAP[architecture]
+
+
+def pack(rows: Ids, targets: Ids) -> dict[str, bytes]:
+    """A request as `PoolingParams.extra_kwargs`, which crosses to vLLM's process as msgpack.
+
+    Args:
+        rows: int32 [n], ascending: positions in the sequence. One may stand there more than once.
+        targets: int32 [n]: wanted is the log-prob of targets[i] as the token after rows[i].
+    """
+    return {"rows": rows.tobytes(), "targets": targets.tobytes()}
+
+
+def unpack(packed: dict[str, Any] | None) -> tuple[Ids, Ids] | None:
+    """The rows and targets; None for a request that is not ours, such as a profiling dummy."""
+    if not packed or not packed.keys() >= {"rows", "targets"}:
+        return None
+    return np.frombuffer(packed["rows"], np.int32), np.frombuffer(packed["targets"], np.int32)

@@ -1,0 +1,162 @@
+"""The reference through vLLM's pooling models: response tokens only, each prompt computed once.
+
+The head, a quarter of SmolLM2's time, runs only on rows that predict a response token; the prefix
+cache serves all responses of a prompt from its first. What a cache hit still leaves unscored (a
+row of another prompt's sequence, or one scored before) is asked again without the cache.
+Architectures that vLLM runs but this cannot are named by `unsupported`; VllmPromptLogprobsScorer
+takes those.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.model.loading import architecture
+from reflogp.stages.precompute.score.engines import vllm_engine, vllm_lora
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.engines.shared_beginnings import Question, plan
+from reflogp.stages.precompute.score.engines.vllm_plugin import pack, pooling_name
+
+_TASK = "token_classify"
+
+
+class VllmPoolerScorer:
+    """A Scorer over vllm.LLM as a pooling model."""
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        dtype: Dtype,
+        max_length: int,
+        settings: dict[str, Any],
+        head_dtype: Literal["model", "float32"] = "model",
+        adapter: Path | None = None,
+    ) -> None:
+        """Start the engine for sequences of up to `max_length` tokens.
+
+        Args:
+            model: folder of the checkpoint; `unsupported(model)` must be None.
+            dtype: dtype of the weights and the forward pass.
+            max_length: longest prompt + response, in tokens.
+            settings: more arguments of vllm.LLM, which win over those set here.
+            head_dtype: dtype of the head's product. "model" rounds as a training forward does;
+                "float32" does not round the logits, and on a CPU costs 4 times the head's work.
+            adapter: folder of a LoRA adapter on top of the model.
+
+        Raises:
+            ReflogpError: the engine does not start, or cannot run the head in float32.
+        """
+        self.method = f"vLLM pooling model, response tokens only, {head_dtype} head dtype"
+        self._model, self._dtype, self._adapter = model, dtype, adapter
+        self.device = vllm_engine.device_type()
+        if head_dtype != "model":
+            _check_head_dtype()
+        base = str(architecture(model))
+        arguments: dict[str, Any] = {
+            "model": str(model),
+            "dtype": dtype,
+            "max_model_len": max_length,
+            "runner": "pooling",
+            # Only token ids go in and numbers come out.
+            "skip_tokenizer_init": True,
+            "enable_prefix_caching": True,
+        }
+        if self.device == "cpu":
+            # The default there is 128, of which a prompt leaves 64 tokens uncached on average.
+            arguments["block_size"] = 32
+        overrides = {
+            # The first is what runs; vLLM looks for the second where it treats one by its name.
+            "architectures": [pooling_name(base), base],
+            "head_dtype": head_dtype,
+        }
+        arguments |= settings
+        arguments["hf_overrides"] = overrides | settings.get("hf_overrides", {})
+        self._engine, self._log = vllm_engine.start_engine(arguments, adapter)
+        self._lora = vllm_lora.request(adapter)
+
+    def score(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.score. A log-prob that could not be had is NaN."""
+        work = plan(requests)
+        questions = work.questions
+        answers = self._ask(questions, use_cache=True)
+        missing = [i for i, answer in enumerate(answers) if np.isnan(answer).any()]
+        again = self._ask([questions[i] for i in missing], use_cache=False)
+        for i, answer in zip(missing, again, strict=True):
+            answers[i] = answer
+        return work.collect(answers)
+
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.rescore."""
+        return vllm_engine.rescore(self._model, self._dtype, self._adapter, requests)
+
+    def close(self) -> None:
+        """See Scorer.close."""
+        vllm_engine.stop_engine(self._engine)
+        del self._engine
+
+    def _ask(self, questions: list[Question], *, use_cache: bool) -> list[Logps]:
+        """An answer to each question, as long as its rows."""
+        if not questions:
+            return []
+        from vllm import PoolingParams
+
+        prompts = [{"prompt_token_ids": question.token_ids.tolist()} for question in questions]
+        wanted = [
+            PoolingParams(
+                task=_TASK,
+                extra_kwargs=pack(question.rows, question.targets),
+                skip_reading_prefix_cache=not use_cache,
+            )
+            for question in questions
+        ]
+        with vllm_engine.death_explained(self._engine, self._log):
+            outputs = self._engine.encode(
+                prompts, wanted, lora_request=self._lora, pooling_task=_TASK, use_tqdm=False
+            )
+        return [
+            _fitting(np.asarray(output.outputs.data, np.float32), len(question.rows))
+            for output, question in zip(outputs, questions, strict=True)
+        ]
+
+
+def unsupported(model: Path) -> str | None:
+    """Why the checkpoint at `model` cannot be scored this way, or None if it can."""
+    vllm_engine.prepare_environment()
+    from vllm import ModelRegistry
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    base = str(architecture(model))
+    name = pooling_name(base)
+    if base not in ModelRegistry.get_supported_archs():
+        return f"vLLM has no {base} of its own"
+    if name not in ModelRegistry.get_supported_archs():
+        return f"no pooling model stands in for {base} (is reflogp's vLLM plugin installed?)"
+    info = ModelRegistry.models[name].inspect_model_cls()
+    if not info.is_text_generation_model or info.supports_multimodal:
+        return f"{base} is not a text-only language model"
+    if info.has_inner_state:
+        return f"{base} keeps a recurrent state, which a prefix cache of tokens does not hold"
+    return None
+
+
+def _check_head_dtype() -> None:
+    from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+    # Older releases take the setting and do not heed it.
+    if not hasattr(LogitsProcessor, "_apply_head"):
+        raise ReflogpError(
+            "this vLLM runs the head in the model's dtype only. Use a newer one, or leave it so."
+        )
+
+
+def _fitting(answer: Logps, length: int) -> Logps:
+    """`answer`, or as many NaN if it is not of `length`: a short one cannot be placed."""
+    if answer.shape == (length,):
+        return answer
+    return np.full(length, np.nan, np.float32)

@@ -1,0 +1,97 @@
+"""The reference through vLLM's stock `prompt_logprobs`: the portable path, on any platform.
+
+vLLM computes the head and a rank over the vocabulary for every prompt token as well, and cannot
+reuse a shared prompt here; what it gives is exact and works for every model that vLLM runs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.precompute.score.engines import vllm_engine, vllm_lora
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+
+
+class VllmPromptLogprobsScorer:
+    """A Scorer over vllm.LLM."""
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        dtype: Dtype,
+        max_length: int,
+        settings: dict[str, Any],
+        why: str = "asked for",
+        adapter: Path | None = None,
+    ) -> None:
+        """Start the engine for sequences of up to `max_length` tokens.
+
+        Args:
+            model: folder of the checkpoint.
+            dtype: dtype of the weights and the forward pass.
+            max_length: longest prompt + response, in tokens.
+            settings: more arguments of vllm.LLM, which win over those set here.
+            why: why this and not the pooling model.
+            adapter: folder of a LoRA adapter on top of the model.
+
+        Raises:
+            ReflogpError: the engine does not start.
+        """
+        self.method = f"vLLM prompt_logprobs ({why})"
+        self._model, self._dtype, self._adapter = model, dtype, adapter
+        self.device = vllm_engine.device_type()
+        arguments: dict[str, Any] = {
+            "model": str(model),
+            "dtype": dtype,
+            # vLLM wants room for one sampled token, although it is thrown away
+            "max_model_len": max_length + 1,
+            # A cached prompt has no hidden states, so it gives no log-probs.
+            "enable_prefix_caching": False,
+        }
+        self._engine, self._log = vllm_engine.start_engine(arguments | settings, adapter)
+        self._lora = vllm_lora.request(adapter)
+        from vllm import SamplingParams
+
+        # In the constructor: set later, prompt_logprobs would leave the prefix cache switched on.
+        self._sampling = SamplingParams(
+            prompt_logprobs=0, max_tokens=1, temperature=1.0, detokenize=False, flat_logprobs=True
+        )
+
+    def score(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.score."""
+        prompts = [{"prompt_token_ids": request.token_ids.tolist()} for request in requests]
+        with vllm_engine.death_explained(self._engine, self._log):
+            outputs = self._engine.generate(
+                prompts, self._sampling, lora_request=self._lora, use_tqdm=False
+            )
+        return [
+            _response_part(output.prompt_logprobs, request)
+            for output, request in zip(outputs, requests, strict=True)
+        ]
+
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """See Scorer.rescore."""
+        return vllm_engine.rescore(self._model, self._dtype, self._adapter, requests)
+
+    def close(self) -> None:
+        """See Scorer.close."""
+        vllm_engine.stop_engine(self._engine)
+        del self._engine
+
+
+def _response_part(flat: Any, request: Request) -> Logps:
+    """The response's log-probs out of vLLM's flat lists: of position t, those from `start[t]` on.
+
+    The first of a position is the token that stands there; a top-k, were there one, comes after it.
+    Where other tokens stand there than were given, nothing is right.
+    """
+    first = len(request.prompt_ids)
+    places = flat.start_indices[first:]
+    tokens = [flat.token_ids[place] for place in places]
+    if tokens != request.response_ids.tolist():
+        return np.zeros(0, np.float32)
+    return np.array([flat.logprobs[place] for place in places], dtype=np.float32)

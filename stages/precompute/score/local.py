@@ -1,0 +1,201 @@
+"""Planned shards -> finished shards: by one engine in this process, by several, or on a cluster.
+
+Several engines, each in a process of its own with its own GPUs (or CPU cores), take shards from one
+plan as they get free: scoring has no state between shards, so nothing else need be shared.
+"""
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from reflogp.data_schemas.errors import ReflogpError
+from reflogp.stages.precompute.job import Job
+from reflogp.stages.precompute.plan.planned_shards import PlannedShard
+from reflogp.stages.precompute.score.account import Account
+from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.worker import Done, Worker
+from reflogp.stages.progress import Console
+from reflogp.stages.signals import ending, held_back, keeping
+
+_KEPT = "Finished shards are kept, and the same command goes on from there."
+_END_SECONDS = 10.0  # that an engine's process has to give its own processes and memory back
+_PATIENCE_SECONDS = 1.0  # between two looks at whether the engines are still alive
+
+
+def score(job: Job, missing: list[PlannedShard], known: KnownRows, console: Console) -> None:
+    """Score shards and write them. Each is on disk for good before the next one begins.
+
+    Args:
+        job: what to score with.
+        missing: what to score.
+        known: rows that need not be scored again.
+        console: for progress.
+
+    Raises:
+        ReflogpError: an engine does not start, or dies.
+    """
+    account = Account(job)
+    with keeping(lambda: _KEPT):
+        _way(job, missing)(job, missing, known, account, console)
+    account.end()
+
+
+def _way(job: Job, missing: list[PlannedShard]) -> Callable[..., None]:
+    if job.config.backend == "ray":
+        from reflogp.stages.precompute.score.ray.scoring import score_on_ray
+
+        return score_on_ray
+    return _score_here if min(job.config.engines, len(missing)) == 1 else _score_in_processes
+
+
+def _score_here(
+    job: Job, missing: list[PlannedShard], known: KnownRows, account: Account, console: Console
+) -> None:
+    worker = Worker(job, known)
+    total = sum(planned.tokens for planned in missing)
+    try:
+        with console.track("scoring", total, "tokens") as advance:
+            for planned in missing:
+                done = worker.score(planned, advance, console.say)
+                account.add(tokens=done.tokens, seconds=done.seconds)
+    except RuntimeError as error:  # what torch and vLLM raise when a device fails or is full
+        raise ReflogpError(
+            f"scoring failed: {error}. Finished shards are kept: run the command again."
+        ) from error
+    finally:
+        worker.close()
+
+
+def _score_in_processes(
+    job: Job, missing: list[PlannedShard], known: KnownRows, account: Account, console: Console
+) -> None:
+    engines = min(job.config.engines, len(missing))
+    # fork would copy a process with threads and, on a GPU, a CUDA context
+    context = multiprocessing.get_context("spawn")
+    todo: Any = context.Queue()
+    answers: Any = context.Queue()
+    for planned in [*missing, *[None] * engines]:
+        todo.put(planned)
+    processes: list[Any] = []
+    try:
+        for devices in _devices(engines, job.config.tensor_parallel_size):
+            process = context.Process(target=_work, args=(job, known, todo, answers))
+            with _environment(devices), held_back():
+                process.start()
+            processes.append(process)
+        console.say(f"scoring with {engines} engines")
+        finished = 0
+        with console.track("scoring", sum(p.tokens for p in missing), "tokens") as advance:
+            while finished < len(missing):
+                answer = _next(answers, processes)
+                if isinstance(answer, Done):
+                    finished += 1
+                    # engines work at the same time, so each takes its part of the wall clock
+                    account.add(tokens=answer.tokens, seconds=answer.seconds / engines)
+                else:
+                    advance(answer)
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(_END_SECONDS)
+            process.kill()
+            process.join()
+
+
+def _work(job: Job, known: KnownRows, todo: Any, answers: Any) -> None:
+    """An engine's process: shards out of `todo`, results, progress and errors into `answers`."""
+    with ending(_nobody):
+        _work_until_stopped(job, known, todo, answers)
+
+
+def _work_until_stopped(job: Job, known: KnownRows, todo: Any, answers: Any) -> None:
+    try:
+        worker = Worker(job, known)
+        try:
+            while (planned := _next_task(todo)) is not None:
+                answers.put(worker.score(planned, lambda n: answers.put(float(n)), _nobody))
+        finally:
+            worker.close()
+    except Exception as error:  # noqa: BLE001 - it crosses to the parent, which raises it
+        plain = isinstance(error, ReflogpError | OSError)
+        answers.put(error if plain else ReflogpError(repr(error)))
+
+
+def _nobody(_: str) -> None:
+    """An engine's process speaks through its shards only."""
+
+
+def _next_task(todo: Any) -> PlannedShard | None:
+    """The next shard to score; None when there is no more, or nobody left who waits for it."""
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        try:
+            task: PlannedShard | None = todo.get(timeout=_PATIENCE_SECONDS)
+        except queue.Empty:
+            continue
+        return task
+    return None
+
+
+def _next(answers: Any, processes: list[Any]) -> Any:
+    """The next answer of any engine; raises what an engine raised, and when one was killed."""
+    while True:
+        try:
+            answer = answers.get(timeout=_PATIENCE_SECONDS)
+        except queue.Empty:
+            killed = [process for process in processes if process.exitcode not in (None, 0)]
+            if killed:
+                raise ReflogpError(
+                    f"an engine's process died (exit code {killed[0].exitcode}), "
+                    "often for want of memory. Run the command again, perhaps with fewer "
+                    "--engines; finished shards are kept."
+                ) from None
+            continue
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _devices(engines: int, tensor_parallel_size: int) -> Iterator[dict[str, str]]:
+    """The environment of each engine, which gives it GPUs, or else CPU cores, of its own."""
+    import torch
+
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+        if len(gpus) < engines * tensor_parallel_size:
+            raise ReflogpError(
+                f"--engines {engines} with --tensor-parallel-size {tensor_parallel_size} needs "
+                f"{engines * tensor_parallel_size} GPUs; there are {len(gpus)}."
+            )
+        for first in range(0, engines * tensor_parallel_size, tensor_parallel_size):
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + tensor_parallel_size])}
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    for number in range(engines):
+        own = cores[number::engines] or cores[:1]
+        yield {
+            "OMP_NUM_THREADS": str(len(own)),
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, own)),
+        }
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """`values` in the environment of a process that is started within."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,1 +1,0 @@
-"""The engines that can give the reference's log-probs."""

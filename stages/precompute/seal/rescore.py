@@ -1,0 +1,164 @@
+"""Rescore a sample of a sealed cache and say whether its numbers may be trusted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from reflogp.data_schemas.cache_shard import RESPONSES
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Dtype
+from reflogp.data_schemas.sealed_file import Shard
+from reflogp.data_schemas.verification import Verification
+from reflogp.stages.cache.columns import views
+from reflogp.stages.cache.sealed_shards import sealed_shard
+from reflogp.stages.cache.shard_content import Limits
+from reflogp.stages.model.adapter import tokenizer_folder
+from reflogp.stages.model.causal_lm import is_mixture
+from reflogp.stages.model.loading import lacks_room, load_config, load_saved_tokenizer, vocabulary
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.seal.compare import agreement, reasons_to_fail
+from reflogp.stages.progress import Console
+
+_TEXT_LENGTH = 200
+_AT_ONCE = 64
+_BATCH_TOKENS = 4096
+
+
+def verify(
+    cache: Path,
+    shards: Sequence[Shard],
+    checkpoint: Path,
+    dtype: Dtype,
+    sample: int,
+    console: Console,
+    seed: int = 0,
+    adapter: Path | None = None,
+) -> Verification:
+    """Rescore `sample` random rows in float32 and as training does, and compare.
+
+    Args:
+        cache: folder of the cache.
+        shards: its shards.
+        checkpoint: folder of the reference.
+        dtype: what the cache was scored in, and what training computes in.
+        sample: how many rows; all of them if there are fewer.
+        console: for progress.
+        seed: of the sample.
+        adapter: folder of the LoRA adapter on top of the reference.
+
+    Raises:
+        InputError: the cache is empty, or a shard cannot be read.
+    """
+    limits = Limits(vocabulary=vocabulary(checkpoint) or Limits.vocabulary)
+    requests, cached, names = _sample(
+        cache, shards, limits, tokenizer_folder(checkpoint, adapter), sample, seed
+    )
+    exact = _rescore(requests, checkpoint, adapter, "float32", console, alone=True)
+    mixture = is_mixture(load_config(checkpoint))
+    training = exact
+    if dtype != "float32" or mixture:
+        training = _rescore(requests, checkpoint, adapter, dtype, console)
+    float32 = agreement("float32 forward", cached, exact, names)
+    against = agreement(f"training forward ({dtype})", cached, training, names)
+    noise = agreement(f"training forward ({dtype}) against float32", training, exact, names)
+    repeat = None
+    if mixture:
+        alone = exact
+        if dtype != "float32":
+            alone = _rescore(requests, checkpoint, adapter, dtype, console, alone=True)
+        repeat = agreement("the same forward, alone and among neighbours", alone, training, names)
+    reasons = reasons_to_fail(float32, against, noise, dtype, repeat)
+    return Verification(
+        sampled_rows=len({row for row, _, _ in names}),
+        passed=not reasons,
+        reasons=reasons,
+        float32=float32,
+        training=against,
+        training_noise=noise,
+        repeat=repeat,
+    )
+
+
+def too_large(checkpoint: Path) -> str | None:
+    """Why a float32 forward of `checkpoint` does not fit here, if it does not.
+
+    Raises:
+        InputError: its weights cannot be read.
+    """
+    return lacks_room(checkpoint, "float32", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _sample(
+    cache: Path,
+    shards: Sequence[Shard],
+    limits: Limits,
+    tokenizer_from: Path,
+    sample: int,
+    seed: int,
+) -> tuple[list[Request], list[Logps], list[tuple[str, str, str]]]:
+    """Random rows over all shards: what to rescore, the cached values, and their names."""
+    rows = sum(shard.rows for shard in shards)
+    if not rows:
+        raise InputError(f"{cache}: the cache holds no rows to verify.")
+    picked = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
+    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(tokenizer_from)
+    requests: list[Request] = []
+    cached: list[Logps] = []
+    names: list[tuple[str, str, str]] = []
+    first = 0
+    for shard in shards:
+        inside = picked[(picked >= first) & (picked < first + shard.rows)] - first
+        first += shard.rows
+        if not len(inside):
+            continue
+        table = sealed_shard(cache, shard, limits).take(inside)
+        prompts = views(table.column("prompt_ids"))
+        for side in RESPONSES:
+            responses = views(table.column(f"{side}_ids"))
+            logps = views(table.column(f"ref_{side}_logps"))
+            for row, (prompt, response, values) in enumerate(
+                zip(prompts, responses, logps, strict=True)
+            ):
+                if prompt is None or response is None or values is None:
+                    continue
+                requests.append(Request(prompt, response))
+                cached.append(values)
+                text = str(tokenizer.decode(response.tolist()))[:_TEXT_LENGTH]
+                names.append((table.column("row_id")[row].as_py(), side, text))
+    return requests, cached, names
+
+
+def _rescore(
+    requests: list[Request],
+    checkpoint: Path,
+    adapter: Path | None,
+    dtype: str,
+    console: Console,
+    *,
+    alone: bool = False,
+) -> list[Logps]:
+    """Log-probs of `requests`; with `alone`, by the definition: each by itself, without padding.
+
+    Attention is then computed without a fused kernel, too.
+    """
+    scorer = TransformersScorer(
+        checkpoint,
+        dtype=dtype,
+        adapter=adapter,
+        eager=alone,
+        batch_tokens=1 if alone else _BATCH_TOKENS,
+    )
+    found: list[Logps] = []
+    try:
+        with console.track(f"verifying in {dtype}", len(requests), "responses") as advance:
+            for start in range(0, len(requests), _AT_ONCE):
+                part = requests[start : start + _AT_ONCE]
+                found += scorer.score(part)
+                advance(len(part))
+    finally:
+        scorer.close()
+    return found

@@ -1,0 +1,195 @@
+"""Source -> tokenized rows: reads, normalizes and tokenizes; sets aside whatever cannot be used."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.quarantine import Reason
+from reflogp.data_schemas.reading import Reading, Remark, Whereabouts, numbered
+from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
+from reflogp.stages.precompute.config import DataConfig
+from reflogp.stages.precompute.read.column_use import ColumnUse
+from reflogp.stages.precompute.read.fields import as_text
+from reflogp.stages.precompute.read.labels import Labels
+from reflogp.stages.precompute.read.preferences import Form, Preference, detect, no_form, normalize
+from reflogp.stages.precompute.read.sources import RawRow, read_source
+from reflogp.stages.precompute.tokens.kl_completions import with_kl_completions
+from reflogp.stages.precompute.tokens.texts import Notices
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, Tokenizer
+
+_ROWS_TO_DETECT_FROM = 100
+_ROWS_AT_ONCE = 64  # to the tokenizer, which shares them out to all cores
+
+
+class Rows:
+    """One pass over the source.
+
+    Attributes:
+        form: the input form, once the first row has been asked for.
+        read: rows read so far, the quarantined ones included.
+    """
+
+    form: Form
+    _labels: Labels
+
+    def __init__(self, config: DataConfig, quarantine: Quarantine) -> None:
+        self.read = 0
+        self._config = config
+        self._quarantine = quarantine
+        self._columns = ColumnUse(config)
+        self._notices = Notices()
+        self._whereabouts = Whereabouts()
+
+    def tokenized(
+        self, tokenizer: Tokenizer, advance: Callable[[float], None], every: int = 1
+    ) -> Iterator[TokenizedRow]:
+        """The rows that can be used, in the order of the source.
+
+        Args:
+            tokenizer: with the rules.
+            advance: told of each row.
+            every: read every n-th row only.
+
+        Raises:
+            InputError: the source cannot be read, is empty, its columns make no known form or
+                would be ignored, or it lost all rows of one label.
+        """
+        source = read_source(*self._config.source())
+        raw_rows = itertools.islice(source, 0, None, every)
+        head = list(itertools.islice(raw_rows, _ROWS_TO_DETECT_FROM))
+        self.form = self._detect(head)
+        usable = self._usable(itertools.chain(head, raw_rows), tokenizer, advance)
+        if self._config.kl_completions and not self.form.paired:
+            usable = with_kl_completions(usable, self._config.max_length)
+        yield from usable
+        if not self.form.paired and every == 1:
+            self._labels.require_both()
+
+    def reading(self) -> Reading:
+        """What became of the columns, and what is worth knowing of the rows, read so far."""
+        parts = self._whereabouts.parts
+        return Reading(
+            columns=self._columns.record(self.form),
+            notices=self._notices.records(parts),
+            parts=parts,
+        )
+
+    def _usable(
+        self, raw_rows: Iterator[RawRow], tokenizer: Tokenizer, advance: Callable[[float], None]
+    ) -> Iterator[TokenizedRow]:
+        while some := list(itertools.islice(raw_rows, _ROWS_AT_ONCE)):
+            self.read += len(some)
+            preferences = [self._normalized(raw) for raw in some]
+            usable = [found for found in preferences if isinstance(found, Preference)]
+            rows = iter(tokenizer.many(usable, self._notices))
+            for raw, preference in zip(some, preferences, strict=True):
+                advance(1)
+                found = next(rows) if isinstance(preference, Preference) else preference
+                if isinstance(found, RowFault):
+                    self._quarantine.add(
+                        found,
+                        source_row=raw.index,
+                        file=raw.file,
+                        line=raw.line,
+                        row=raw.text if raw.data is None else raw.data,
+                    )
+                    continue
+                self._labels.use(good=found.chosen_ids is not None)
+                yield replace(found, kept=self._kept(raw)) if self._config.keep else found
+
+    def _detect(self, head: list[RawRow]) -> Form:
+        if not head:
+            raise InputError(
+                f"{self._config.data}: the data set is empty. Check --data and --split."
+            )
+        tables = [raw.data for raw in head if raw.data is not None]
+        if not tables:
+            broken = head[0].fault
+            raise InputError(
+                f"{head[0].file}: none of the first {len(head)} rows can be read; "
+                f"{numbered(head[0].file, head[0].line)}: {broken.detail if broken else 'empty'}. "
+                "Check --data."
+            )
+        for row in tables:
+            self._columns.see(row)
+        self._columns.require(self._all_columns(set().union(*tables)))
+        form = detect(self._columns.standard_names())
+        if form is None:
+            raise no_form(set().union(*tables), self._config.data)
+        rows = [row for row in map(self._standard, tables) if row is not None]
+        self._columns.require_some_supported(rows)
+        self._labels = Labels(self._config.data, rows)
+        return form
+
+    def _standard(self, table: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            return self._columns.standard(table)
+        except RowFault:
+            return None
+
+    def _all_columns(self, there: set[str]) -> set[str]:
+        """The columns of the first rows, or of all if options name one that is not among them."""
+        if not self._columns.all_named(there):
+            for raw in read_source(*self._config.source()):
+                there.update(raw.data or ())
+        return there
+
+    def _kept(self, raw: RawRow) -> list[dict[str, str | None]]:
+        """What the cache shall keep of other columns, under their own names."""
+        row = raw.data or {}
+        return [{"name": name, "value": as_text(row.get(name))} for name in self._config.keep]
+
+    def _normalized(self, raw: RawRow) -> Preference | RowFault:
+        try:
+            return self._normalize(raw)
+        except RowFault as fault:
+            return fault
+
+    def _normalize(self, raw: RawRow) -> Preference:
+        self._whereabouts.add(raw.index, raw.file, raw.line)
+        if raw.fault is not None or raw.data is None:
+            raise raw.fault or RowFault(Reason.NOT_AN_OBJECT, None, "not a row")
+        where = f"{raw.file}: {numbered(raw.file, raw.line)}"
+        if self._columns.see(raw.data):
+            self._require_form(where)
+        row = self._columns.standard(raw.data)
+        if not self.form.paired:
+            row["label"] = self._labels.read(row)
+        self._columns.require_supported(row)
+        self._columns.require_prompt_known(row, self.form, where)
+        preference = normalize(row, self.form, raw.index)
+        self._columns.require_all_used(row, preference, self.form, where)
+        self._require_confidence(preference)
+        if preference.bad_score is not None:
+            self._notices.add(Remark.UNREADABLE_SCORE, raw.index, preference.bad_score.detail)
+        return preference
+
+    def _require_form(self, where: str) -> None:
+        """Refuse a source whose later rows have columns that make it another form."""
+        form = detect(self._columns.standard_names())
+        if form is not None and form.name != self.form.name:
+            raise InputError(
+                f"{where}: this is the first row with the columns {form.name}, while the rows "
+                f"before it were read as {self.form.name}. Put rows of one form into one file."
+            )
+
+    def _require_confidence(self, preference: Preference) -> None:
+        least = self._config.min_confidence
+        if least is None:
+            return
+        if preference.bad_score is not None:
+            raise preference.bad_score
+        if preference.confidence is None:
+            raise RowFault(
+                Reason.BAD_CONFIDENCE,
+                "confidence",
+                "--min-confidence is set, but the row has no confidence and no two scores",
+            )
+        if preference.confidence < least:
+            raise RowFault(
+                Reason.LOW_CONFIDENCE,
+                "confidence",
+                f"confidence {preference.confidence:g} is under {least:g}",
+            )

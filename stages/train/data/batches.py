@@ -1,0 +1,170 @@
+"""Pairs, or unpaired rows -> a batch of tensors. Pairs have two layouts of the same numbers.
+
+Shared: a pair is one sequence, prompt + chosen + rejected, in which the rejected response does not
+see the chosen one and stands at the positions after the prompt. The prompt is computed once, which
+spares a third of HH-RLHF's tokens. Separate: two sequences a pair, right-padded, as any model
+takes them. An unpaired row is a sequence by itself.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reflogp.stages.forward.response_logps import SUM_DTYPE
+from reflogp.stages.train.data.cached_pairs import Pair
+from reflogp.stages.train.data.cached_unpaired import Unpaired
+
+Ids = NDArray[np.int64]
+
+
+class Batch(TypedDict):
+    """`b` pairs or unpaired rows. Of pairs first all chosen responses are numbered, then rejected.
+
+    Attributes:
+        inputs: arguments of the model: input_ids int64 [sequences, length], and the attention mask
+            (and, in the shared layout, the positions) that go with them.
+        rows: int64 [n], flat positions in input_ids whose hidden state predicts a response token.
+        targets: int64 [n], those tokens.
+        owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each belongs to.
+        ref_logps: SUM_DTYPE [2b] or [b], log pi_ref(y|x) in nats.
+        weights: SUM_DTYPE [b], of each pair's or row's loss in training.
+        ref_shared_logps: SUM_DTYPE [2b], of the first tokens of each response, as many as the
+            shorter one of its pair has; only if the pairs have it.
+        desirable: bool [b], True where the response is good; only of unpaired rows.
+        kl: SUM_DTYPE scalar, the reference point of the step that the batch is of, in nats; only
+            where a loss needs it.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: Tensor
+    targets: Tensor
+    owners: Tensor
+    ref_logps: Tensor
+    weights: Tensor
+    ref_shared_logps: NotRequired[Tensor]
+    desirable: NotRequired[Tensor]
+    kl: NotRequired[Tensor]
+
+
+Collate = Callable[[Sequence[Any]], Batch]
+"""Pairs, or unpaired rows, to a batch."""
+
+
+def separate(pairs: Sequence[Pair]) -> Batch:
+    """Two sequences a pair: prompt + chosen, and prompt + rejected."""
+    inputs, rows = _one_each([pair.prompt_ids for pair in pairs] * 2, _responses(pairs))
+    return _batch_of_pairs(inputs, rows, pairs)
+
+
+def shared(pairs: Sequence[Pair]) -> Batch:
+    """One sequence a pair: prompt + chosen + rejected, with a mask that parts the responses."""
+    input_ids = _padded([np.concatenate(pair[:3]) for pair in pairs])
+    positions, parts = (
+        _padded([_positions(pair) for pair in pairs]),
+        _padded([_parts(pair) for pair in pairs], filler=_PADDING),
+    )
+    length = input_ids.shape[1]
+    rows: list[Ids] = []
+    for side in (0, 1):
+        for number, pair in enumerate(pairs):
+            prompt, chosen, rejected = map(len, pair[:3])
+            # the prompt's last token predicts the first of either response
+            first = number * length + prompt - 1
+            begin = first + 1 + (chosen if side else 0)
+            own = begin + np.arange((rejected if side else chosen) - 1)
+            rows.append(np.concatenate([[first], own]))
+    inputs = {"input_ids": input_ids, "attention_mask": _mask(parts), "position_ids": positions}
+    return _batch_of_pairs(inputs, rows, pairs)
+
+
+def unpaired(rows: Sequence[Unpaired]) -> Batch:
+    """One sequence a row: prompt + response."""
+    responses = [row.response_ids for row in rows]
+    inputs, places = _one_each([row.prompt_ids for row in rows], responses)
+    references = [row.ref_logp for row in rows]
+    batch = _batch(inputs, places, responses, references, [row.weight for row in rows])
+    batch["desirable"] = torch.tensor([row.desirable for row in rows])
+    return batch
+
+
+_PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
+
+
+def _parts(pair: Pair) -> Ids:
+    """Which part of the pair each token is of."""
+    return np.repeat([_PROMPT, _CHOSEN, _REJECTED], [len(ids) for ids in pair[:3]])
+
+
+def _positions(pair: Pair) -> Ids:
+    prompt, chosen, rejected = map(len, pair[:3])
+    return np.concatenate([np.arange(prompt + chosen), prompt + np.arange(rejected)])
+
+
+def _mask(parts: Tensor) -> Tensor:
+    """bool [sequences, 1, length, length]: the key tokens that each query token attends to."""
+    length = parts.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    queries, keys = parts[:, :, None], parts[:, None, :]
+    seen = causal & ((queries == keys) | (keys == _PROMPT))
+    return seen[:, None]
+
+
+def _one_each(
+    prompts: Sequence[NDArray[np.int32]], responses: Sequence[NDArray[np.int32]]
+) -> tuple[dict[str, Tensor], list[Ids]]:
+    """A sequence of each prompt and its response; and the rows that predict each response."""
+    sequences = [np.concatenate(both) for both in zip(prompts, responses, strict=True)]
+    input_ids = _padded(sequences)
+    attention_mask = _padded([np.ones(len(ids), np.int64) for ids in sequences])
+    length = input_ids.shape[1]
+    rows = [
+        number * length + len(prompt) - 1 + np.arange(len(response))
+        for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+    ]
+    return {"input_ids": input_ids, "attention_mask": attention_mask}, rows
+
+
+def _responses(pairs: Sequence[Pair]) -> list[NDArray[np.int32]]:
+    return [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
+
+
+def _batch_of_pairs(inputs: dict[str, Tensor], rows: list[Ids], pairs: Sequence[Pair]) -> Batch:
+    references = [pair.ref_chosen_logp for pair in pairs]
+    references += [pair.ref_rejected_logp for pair in pairs]
+    weights = [pair.weight for pair in pairs]
+    batch = _batch(inputs, rows, _responses(pairs), references, weights)
+    if pairs[0].ref_shared_logps is not None:
+        both = torch.tensor([pair.ref_shared_logps for pair in pairs], dtype=SUM_DTYPE)
+        batch["ref_shared_logps"] = both.T.flatten()
+    return batch
+
+
+def _batch(
+    inputs: dict[str, Tensor],
+    rows: list[Ids],
+    responses: Sequence[NDArray[np.int32]],
+    references: list[float],
+    weights: list[float],
+) -> Batch:
+    owners = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
+    return Batch(
+        inputs=inputs,
+        rows=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
+        targets=torch.from_numpy(np.concatenate(responses).astype(np.int64)),
+        owners=torch.from_numpy(owners),
+        ref_logps=torch.tensor(references, dtype=SUM_DTYPE),
+        weights=torch.tensor(weights, dtype=SUM_DTYPE),
+    )
+
+
+def _padded(sequences: Sequence[NDArray[np.integer]], filler: int = 0) -> Tensor:
+    """int64 [sequences, longest], filled up on the right. Padding is masked everywhere."""
+    length = max(map(len, sequences))
+    table = np.full((len(sequences), length), filler, np.int64)
+    for row, values in zip(table, sequences, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(table)

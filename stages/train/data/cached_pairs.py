@@ -1,0 +1,105 @@
+"""A sealed cache of pairs -> its pairs by position."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.cache.shard_content import Limits
+from reflogp.stages.train.data.mapped_cache import MappedCache
+
+_SIDES = ("chosen", "rejected")
+_COLUMNS = [
+    "prompt_ids",
+    *(f"{side}_ids" for side in _SIDES),
+    *(f"ref_{side}_logp_sum" for side in _SIDES),
+    "weight",
+]
+_TOKEN_COLUMNS = [f"ref_{side}_logps" for side in _SIDES]
+_SHARED = "ref_shared_logps"
+
+
+class Pair(NamedTuple):
+    """One preference: int32 token ids, and log pi_ref(y|x) of both responses in nats.
+
+    `weight` is what training multiplies its loss by.
+    `ref_shared_logps` are the same over the first min(|y_w|, |y_l|) tokens of chosen and rejected.
+    """
+
+    prompt_ids: NDArray[np.int32]
+    chosen_ids: NDArray[np.int32]
+    rejected_ids: NDArray[np.int32]
+    ref_chosen_logp: float
+    ref_rejected_logp: float
+    ref_shared_logps: tuple[float, float] | None = None
+    weight: float = 1.0
+
+    @property
+    def responses(self) -> list[NDArray[np.int32]]:
+        """Token ids of both responses."""
+        return [self.chosen_ids, self.rejected_ids]
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Tokens of the prompt and of both responses."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+class CachedPairs(Dataset[Pair]):
+    """The pairs of a cache, by position."""
+
+    def __init__(
+        self, cache: Path, manifest: Manifest, *, tokens: bool = False, limits: Limits | None = None
+    ) -> None:
+        """Check the shards of a sealed cache and map what training reads of them.
+
+        Args:
+            cache: folder of the cache.
+            manifest: its manifest; the cache is paired.
+            tokens: read the log-probs of each token too, for `Pair.ref_shared_logps`.
+            limits: what the rows must keep to; None: what the manifest says.
+
+        Raises:
+            InputError: a shard is missing or damaged, or a row is not sound.
+        """
+        if tokens:
+            columns = _COLUMNS + _TOKEN_COLUMNS
+            self._rows = MappedCache(cache, manifest, columns, _with_shared_sums, limits)
+        else:
+            self._rows = MappedCache(cache, manifest, _COLUMNS, limits=limits)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        row = self._rows.row(index)
+        return Pair(
+            prompt_ids=row["prompt_ids"],
+            chosen_ids=row["chosen_ids"],
+            rejected_ids=row["rejected_ids"],
+            ref_chosen_logp=float(row["ref_chosen_logp_sum"]),
+            ref_rejected_logp=float(row["ref_rejected_logp_sum"]),
+            ref_shared_logps=tuple(row[_SHARED].tolist()) if _SHARED in row else None,
+            weight=1.0 if row["weight"] is None else float(row["weight"]),
+        )
+
+    def longest(self) -> list[int]:
+        """Where the pairs are with the longest sequences: of one response, and of both."""
+        sides = [("chosen_ids",), ("rejected_ids",), ("chosen_ids", "rejected_ids")]
+        return sorted({self._rows.longest("prompt_ids", *names) for names in sides})
+
+
+def _with_shared_sums(table: pa.Table) -> pa.Table:
+    """`table` with sums over the tokens that both responses have room for, instead of tokens'."""
+    sides = zip(*(table[name] for name in _TOKEN_COLUMNS), strict=True)
+    sums = []
+    for both in sides:
+        logps = [side.values.to_numpy() for side in both]
+        least = min(map(len, logps))
+        sums.append([float(side[:least].sum(dtype=np.float64)) for side in logps])
+    shared = pa.array(sums, pa.list_(pa.float64(), 2))
+    return table.drop_columns(_TOKEN_COLUMNS).append_column(_SHARED, shared)

@@ -1,0 +1,4 @@
+"""The training loop.
+
+In: a policy, batches and a loss. Out: a trained policy and its metrics, step by step.
+"""

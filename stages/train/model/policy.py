@@ -1,0 +1,233 @@
+"""The policy: loaded so that its forward is the one that the cache was made with."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+from reflogp.data_schemas.errors import InputError
+from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.model.adapter import load_adapter, merged
+from reflogp.stages.model.causal_lm import load_causal_lm
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.model.precision import round_weights, spread_weights, weights_dtype
+
+_HASHED_AT_ONCE = 2**22  # 32 MiB of integers
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ODD = 0x9E3779B1
+
+Reduce = Callable[[Tensor], Tensor]
+"""The sum of a tensor over all processes."""
+
+
+def load_policy(
+    folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None = None
+) -> nn.Module:
+    """Load the policy at its start: with a fresh LoRA adapter, or with `adapter` to train further.
+
+    With LoRA the frozen weights keep the cache's dtype (float32 where that is float16, see
+    stages/train/model/precision.py), or are rounded to 4 bits (Dettmers et al.
+    2023, 2305.14314), and the adapter is float32. In full fine-tuning they have what
+    stages/train/model/precision.py says, and an adapter is merged into them, in float32.
+
+    The checkpoint stays in evaluation mode, also after `policy.train()`: all of its dropout, layers
+    dropped and noise in routers would make policy and reference differ at the start. LoRA's
+    dropout, which is asked for, is on in training, except in a head.
+
+    Raises:
+        InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
+    """
+    if not config.lora_r:
+        return _at_rest(_whole(folder, config, dtype, adapter))
+    model = _loaded(folder, getattr(torch, weights_dtype(config, dtype)), config)
+    if adapter is not None:
+        policy = load_adapter(model, adapter, trainable=True, dropout=config.lora_dropout)
+    else:
+        policy = _adapted(model, config)
+    head = policy.get_output_embeddings()
+    if head is not None:
+        _drop_nothing(head)  # parts of one that is trained run again in the backward pass
+    return _at_rest(policy)
+
+
+def _adapted(model: nn.Module, config: TrainConfig) -> Any:
+    """The model with a fresh adapter."""
+    targets = lora_targets(model, config.lora_targets)
+    # a name can be that of other layers, too
+    excluded = [name for name in _left_alone(model) if name.rpartition(".")[2] in targets]
+    every = config.lora_targets in (None, "all-linear")
+    lora = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        exclude_modules=excluded if every and excluded else None,
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise InputError(f"--lora-targets: {error}") from error
+
+
+def _whole(folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None) -> nn.Module:
+    """The policy of full fine-tuning."""
+    weights = getattr(torch, weights_dtype(config, dtype))
+    loaded = weights if adapter is None else torch.float32
+    model = _loaded(folder, loaded, config)
+    if dtype == "bfloat16" and loaded == torch.float32:
+        spread_weights(model)
+    if adapter is not None:
+        model = merged(model, adapter)
+        round_weights(model, weights)
+    return model  # type: ignore[no-any-return]
+
+
+def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
+    """The checkpoint."""
+    more = {} if config.quantize == "none" else _four_bits(weights)
+    model: Any = load_causal_lm(folder, weights, **more)
+    model.config.use_cache = False
+    for module in model.modules():
+        # On some CPUs bitsandbytes repacks weights in evaluation mode, for a kernel that passes no
+        # gradient on; training after an evaluation would silently leave out the layers below.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _at_rest(policy: Any) -> nn.Module:
+    """`policy`, which computes in training what it computes in evaluation, but for its adapter.
+
+    Models switch dropout and other noise by the mode that a module is in, under names that differ
+    from model to model. So `policy.train` leaves all of them in evaluation mode, except what is
+    looked at from outside: the policy itself, and layers that save activations in training mode
+    only. Both are in evaluation mode while they compute.
+    """
+    for module in policy.modules():
+        if module is policy or isinstance(module, GradientCheckpointingLayer):
+            module.register_forward_pre_hook(_rest)
+            module.register_forward_hook(_rise, always_call=True)
+    policy.train = partial(_train_at_rest, policy)
+    return policy  # type: ignore[no-any-return]
+
+
+def _rest(module: Any, _: Any) -> None:
+    module.mode_outside, module.training = module.training, False
+
+
+def _rise(module: Any, *_: Any) -> None:
+    module.training = module.mode_outside
+
+
+def _train_at_rest(policy: nn.Module, mode: bool = True) -> nn.Module:
+    """What `policy.train(mode)` does."""
+    nn.Module.train(policy, False)
+    for name, module in policy.named_modules():
+        if (
+            module is policy
+            or isinstance(module, GradientCheckpointingLayer | BaseTunerLayer)
+            or ".lora_" in name
+        ):
+            module.training = mode
+    return policy
+
+
+def _drop_nothing(model: nn.Module) -> None:
+    """Switch the dropout of a head's adapter off."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _four_bits(compute: torch.dtype) -> dict[str, Any]:
+    """How QLoRA loads frozen weights: NF4 with quantised scales, on this process's device.
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise InputError("--quantize nf4 takes bitsandbytes: pip install 'reflogp[qlora]'.")
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    return {"quantization_config": settings, "device_map": {"": PartialState().device}}
+
+
+def lora_targets(model: nn.Module, wanted: str | None) -> list[str]:
+    """Names of the modules that get an adapter: those wanted, or every linear layer's."""
+    if wanted is not None and wanted != "all-linear":
+        return [name.strip() for name in wanted.split(",")]
+    head, left_alone = model.get_output_embeddings(), _left_alone(model)  # type: ignore[operator]
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+            if name not in left_alone
+        }
+    )
+
+
+def _left_alone(model: nn.Module) -> list[str]:
+    """Linear layers that "all-linear" does not mean, beside the head.
+
+    Routers: some give more than one tensor, which no adapter can be added to, and a policy that
+    chooses other experts at every step no longer computes what the reference did. And what a
+    state-space layer gives out, whose fused kernel reads the weight and never calls the layer.
+    """
+    modules = dict(model.named_modules())
+    found = []
+    for name in modules:
+        parent, _, own = name.rpartition(".")
+        siblings = modules.get(parent)
+        router = hasattr(siblings, "experts") and ("router" in own or "gate" in own.split("_"))
+        if router or (own == "out_proj" and hasattr(siblings, "conv1d")):
+            found.append(name)
+    return found
+
+
+def trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+
+
+@torch.no_grad()
+def trained_digest(model: nn.Module, reduce: Reduce | None = None) -> int:
+    """A number that changes with any weight that is trained, but for the A of an adapter.
+
+    Where no B has changed, a change of A changes nothing.
+
+    Args:
+        model: the policy, whole or, with FSDP, this process's part of it.
+        reduce: the sum over the processes that have a part each.
+    """
+    total = 0
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    for number, (name, parameter) in enumerate(trained):
+        if "lora_A." in name:
+            continue
+        local: Any = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        for part in local.flatten().split(_HASHED_AT_ONCE):
+            bits = part.contiguous().view(_BITS[part.element_size()]).long()
+            total += int((bits * (bits * _ODD + 1)).sum()) * (2 * number + 1)
+    total %= 2**32
+    if reduce is None:
+        return total
+    # float64 adds such numbers of a million processes without rounding
+    return int(reduce(torch.tensor([float(total)], dtype=torch.float64)).item()) % 2**32

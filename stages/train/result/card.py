@@ -1,0 +1,73 @@
+"""The model card: what was done, for whoever finds the model."""
+
+from reflogp.data_schemas.manifest import UNITS, Manifest
+from reflogp.data_schemas.run_record import RunRecord
+from reflogp.stages.train.config import TrainConfig
+
+
+def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> str:
+    """The text of README.md beside the trained model."""
+    method = f"LoRA (r={config.lora_r})" if config.lora_r else "full fine-tuning"
+    start = f"`{manifest.reference.name}`"
+    if record.adapter is not None:
+        method = "LoRA" if config.lora_r else "full fine-tuning"
+        start += f" with the LoRA adapter `{manifest.reference.adapter or record.adapter}`"
+    counts, first, last = manifest.counts, record.first, record.last
+    rows = f"{counts.rows} {manifest.unit} ({counts.quarantined} set aside)"
+    losses = " + ".join(
+        name.upper() if weight == 1 else f"{weight:g} {name.upper()}"
+        for name, weight in config.losses.items()
+    )
+    settings = {"beta": f"{config.beta:g}"} | config.loss_args
+    if config.weighting != "none":
+        settings["weighting"] = config.weighting
+    return f"""---
+base_model: {record.policy}
+library_name: {"peft" if config.lora_r and not config.merge else "transformers"}
+tags: [dpo, reflogp]
+---
+
+# Trained with {losses}, {method}
+
+Start and reference: {start}. The reference was scored once by reflogp
+{manifest.reflogp_version} with {manifest.engine.name} {manifest.engine.version}
+({manifest.engine.dtype}) and was not loaded in training.
+
+| | |
+|---|---|
+| data | `{manifest.source.source}`, {rows} |{_weights(record)}
+| loss | {config.loss}, {", ".join(f"{name}={value}" for name, value in settings.items())} |
+| steps, {manifest.unit} a step | {record.steps}, {config.batch_size * config.accumulation} |
+| peak learning rate | {config.peak_rate:g} ({config.schedule}) |
+
+| | first step | mean of the last quarter |
+|---|---|---|
+| loss | {first.loss:.4f} | {last.loss:.4f} |
+| rewards/margins | {first.margin:.4f} | {last.margin:.4f} |
+| rewards/accuracies | {first.accuracy:.3f} | {last.accuracy:.3f} |
+
+These figures are of the training data. {_held_out(record)}
+{_warnings(record)}"""
+
+
+def _weights(record: RunRecord) -> str:
+    if record.weights is None:
+        return ""
+    return f"\n| weights of the loss | {record.weights} |"
+
+
+def _held_out(record: RunRecord) -> str:
+    found = record.evaluation
+    if found is None:
+        return "None were held out."
+    return (
+        f"Over {record.evaluated_pairs} {UNITS[record.kind]} that were held out of training: loss "
+        f"{found.loss:.4f}, rewards/margins {found.margin:.4f}, rewards/accuracies "
+        f"{found.accuracy:.3f}."
+    )
+
+
+def _warnings(record: RunRecord) -> str:
+    if not record.warnings:
+        return ""
+    return "\n## Warnings\n\n" + "".join(f"- {warning}\n" for warning in record.warnings)

@@ -1,0 +1,159 @@
+"""A sample of pairs under the policy that is kept, token by token, for `reflogp report`.
+
+Only forward passes: 64 pairs cost less than the first 64 that were trained on.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from reflogp.data_schemas import scored_pairs
+from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.cache.sealed_shards import sealed_shard
+from reflogp.stages.cache.shard_content import limits_of
+from reflogp.stages.forward.response_logps import SUM_DTYPE
+from reflogp.stages.model.loading import load_saved_tokenizer
+from reflogp.stages.train.config import TrainConfig
+from reflogp.stages.train.data.cached_pairs import Pair
+from reflogp.stages.train.data.cached_rows import Rows
+from reflogp.stages.train.job import Job
+from reflogp.stages.train.loop.trainer import PreferenceTrainer
+from reflogp.stages.train.losses.inputs import PairLogps
+from reflogp.stages.train.losses.objective import rewards, rewards_are_means, uses
+
+_SIDES = ("chosen", "rejected")
+_CACHED = [
+    *("row_id", "source_row", "prompt_ids"),
+    *(f"{side}_ids" for side in _SIDES),
+    *(f"ref_{side}_{what}" for side in _SIDES for what in ("logps", "logp_sum")),
+]
+
+
+def score_sample(
+    trainer: PreferenceTrainer,
+    job: Job,
+    folder: Path,
+    trained: Rows,
+    evaluated: Rows | None,
+) -> None:
+    """Write pairs.parquet into the folder of the result, where the tokenizer stands already.
+
+    Nothing is written where no pair is asked for, and of an unpaired cache.
+
+    All processes must call it. Only the first one computes, unless each has but a part of the
+    policy (FSDP).
+
+    Args:
+        trainer: holds the policy that is kept.
+        job: what was to be done; says how many pairs.
+        folder: of the result.
+        trained: the pairs that were trained on; sampled where none were held out.
+        evaluated: the pairs that were held out, if any were.
+    """
+    config, manifest = job.config, job.manifest
+    if manifest.kind != "paired" or not config.report_pairs:
+        return
+    if not (trainer.is_world_process_zero() or trainer.is_fsdp_enabled):
+        return
+    pairs = trained if evaluated is None else evaluated
+    number = min(config.report_pairs, len(pairs))
+    sample = sorted(random.Random(0).sample(range(len(pairs)), number))  # noqa: S311
+    logps = _token_logps(trainer, pairs, sample, config.batch_size)
+    if not trainer.is_world_process_zero():
+        return
+    source, cache = manifest, config.cache
+    if job.eval_manifest is not None and config.eval_cache is not None:
+        source, cache = job.eval_manifest, config.eval_cache
+    positions = [pairs.indices[row] for row in sample] if isinstance(pairs, Subset) else sample
+    rows = _cached_rows(cache, source, positions)
+    tokenizer = load_saved_tokenizer(folder)
+    for row, scored in zip(rows, logps, strict=True):
+        row["split"] = "train" if evaluated is None else "eval"
+        for name in ("prompt", *_SIDES):
+            row[f"{name}_pieces"] = token_texts(tokenizer, row[f"{name}_ids"])
+        for side, found in zip(_SIDES, scored, strict=True):
+            row[f"policy_{side}_logps"] = found.tolist()
+            row[f"policy_{side}_logp_sum"] = float(found.to(SUM_DTYPE).sum())
+    _add_rewards(rows, config)
+    scored_pairs.write(folder, rows)
+
+
+def _token_logps(
+    trainer: PreferenceTrainer, pairs: Rows, sample: list[int], batch: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Of each sampled pair, the log-probs of the tokens of chosen and rejected, float32."""
+    every = [pair for row in sample if isinstance(pair := pairs[row], Pair)]
+    by_length = sorted(range(len(every)), key=lambda i: every[i].distinct_tokens)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for start in range(0, len(every), batch):
+        numbers = by_length[start : start + batch]
+        logps = trainer.token_logps([every[i] for i in numbers])
+        both = zip(logps[: len(numbers)], logps[len(numbers) :], strict=True)
+        found |= dict(zip(numbers, both, strict=True))
+    return [found[i] for i in range(len(every))]
+
+
+def _cached_rows(cache: Path, manifest: Manifest, positions: list[int]) -> list[dict[str, Any]]:
+    """Rows of a cache by ascending position, with the reference's log-probs of each token."""
+    rows: list[dict[str, Any]] = []
+    first = 0
+    for shard in manifest.shards:
+        within = [p - first for p in positions if first <= p < first + shard.rows]
+        if within:
+            table = sealed_shard(cache, shard, limits_of(manifest), _CACHED)
+            rows += table.take(within).to_pylist()
+        first += shard.rows
+    return rows
+
+
+def _add_rewards(rows: list[dict[str, Any]], config: TrainConfig) -> None:
+    """Rewards and margins, as the run logs them."""
+
+    def both(form: str) -> Tensor:
+        return torch.tensor([row[form.format(s)] for s in _SIDES for row in rows], dtype=SUM_DTYPE)
+
+    tokens = torch.tensor([len(row[f"{side}_ids"]) for side in _SIDES for row in rows])
+    pairs = PairLogps.stacked(both("policy_{}_logp_sum"), both("ref_{}_logp_sum"), tokens)
+    if rewards_are_means(config.losses):
+        pairs = pairs.per_token()
+    chosen, rejected = rewards(pairs, config.beta, uses(config.losses, "reference"))
+    for row, good, bad in zip(rows, chosen.tolist(), rejected.tolist(), strict=True):
+        row |= {"chosen_reward": good, "rejected_reward": bad, "margin": good - bad}
+
+
+_INCOMPLETE = "\ufffd"  # what decoding gives for part of a character's bytes
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text.
+
+    A token decoded alone may lose its space, or be half a character. So it is decoded after the one
+    before it, and what that one gives is taken off; a character of several tokens stands with the
+    last of them, and the others have an empty text.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        ids: token ids, special ones included.
+    """
+    texts, start, read = [], 0, 0
+    known = ""  # the text of ids[start:read]
+    for end in range(1, len(ids) + 1):
+        text = _decoded(tokenizer, ids[start:end])
+        if text.endswith(_INCOMPLETE) and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(known) :])
+        start, read = read, end
+        known = _decoded(tokenizer, ids[start:read])
+    return texts
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(  # type: ignore[no-any-return]
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )

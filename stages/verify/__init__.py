@@ -1,1 +1,0 @@
-"""Is a cache true? A sample rescored by other means: sample -> rescore -> compare -> verdict."""
