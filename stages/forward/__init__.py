@@ -1,4 +1,4 @@
-"""One forward pass, the same arithmetic in both stages.
+"""The forward pass that both stages share.
 
 In: a model and token ids. Out: the log-probs of the response tokens, in nats.
 """

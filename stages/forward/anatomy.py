@@ -1,4 +1,4 @@
-"""A causal language model in its two parts: the body, which gives hidden states, and the head."""
+"""Splits a causal language model into its body, which returns hidden states, and its head."""
 
 import contextlib
 import copy
@@ -12,30 +12,30 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-_APART = "_reflogp_head_apart"  # whether that was found to do, kept on the model
+_APART = "_reflogp_head_apart"  # the model's attribute that caches whether the split works
 _ROUNDING = 1e-2  # of the largest logit
 
 
 class NotApartError(Exception):
-    """A model whose head cannot be run apart from its body; its forward pass gives all logits."""
+    """The model's head cannot run without its body; use the logits of the whole forward pass."""
 
 
 class Anatomy:
-    """A causal language model in its two parts: the head, and all that comes before it.
+    """A causal language model, split into its head and everything before it.
 
-    What the head is given is taken at the head itself, so that nothing is assumed of the modules
-    before it: OPT's head reads from a part of its `base_model`, Phi's from the whole.
+    A hook on the head captures its input. This assumes nothing about the modules before it: OPT's
+    head reads from a part of its `base_model`, Phi's from the whole.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Take a transformers model apart, wrapped (PEFT, DDP) or not.
+        """Split a transformers model, wrapped (PEFT, DDP) or not.
 
         Raises:
-            NotApartError: its head is within its body, or it has none.
+            NotApartError: the head is inside the body, or the model has no head.
         """
         inner: Any = getattr(model, "module", model)
         self._lm: Any = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        # whatever the language model calls before its head: a body, or a part of one
+        # every module that the language model may call before its head: a body or part of one
         self._bodies = [m for m in self._lm.modules() if _is_body(m) and m is not self._lm]
         head = self._lm.get_output_embeddings()
         within = {module for body in self._bodies for module in body.modules()}
@@ -46,9 +46,9 @@ class Anatomy:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What is trained outside of the body, and the head's weights if they are.
+        """The trained parameters outside the body, and those of the head.
 
-        With FSDP they are whole, and are what the head works with, only once `hidden` has run.
+        With FSDP they are unsharded, and are the ones the head uses, only after `hidden` has run.
         """
         of_bodies = {parameter for body in self._bodies for parameter in body.parameters()}
         outside = [p for p in self._lm.parameters() if p not in of_bodies]
@@ -56,9 +56,9 @@ class Anatomy:
         return [p for p in candidates if p.requires_grad]
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [n, vocabulary] of hidden states [n, hidden], once `hidden` has run.
+        """Logits [n, vocabulary] of hidden states [n, hidden]. Call `hidden` first.
 
-        The model's own forward pass runs, so that what it does to its logits is done.
+        This runs the model's own forward pass, which also scales or caps the logits.
         """
         nothing = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         own_head = self._output_embeddings.forward
@@ -76,14 +76,13 @@ class Anatomy:
         return logits.squeeze(0)
 
     def hidden(self, model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
-        """What the head is given, [n, hidden], at flat positions `rows` of a forward pass.
+        """The head's input, [n, hidden], at flat positions `rows` of a forward pass.
 
-        `model` runs as a whole, so that what is wrapped around its parts is there; its head gets
-        one row.
+        The whole of `model` runs, so its wrappers work as usual, but the head gets one row only.
 
         Raises:
-            NotApartError: the head did not run once, on the hidden states of all positions; or,
-                the first time, run apart it does not give what the model gives.
+            NotApartError: the head did not run exactly once on the hidden states of all positions;
+                or, in the first call, the head alone does not reproduce the model's logits.
         """
         found: list[Tensor] = []
         first: list[Tensor] = []
@@ -117,7 +116,7 @@ class Anatomy:
 
     @torch.no_grad()
     def _gives(self, logits: Tensor, hidden: Tensor) -> bool:
-        """Whether the head, run apart on hidden states [1, 1, hidden], gives the model's logits."""
+        """Whether the head alone, on hidden states [1, 1, hidden], gives the model's logits."""
         found = self.head(hidden.flatten(0, 1))
         scale = float(logits.abs().max())
         return torch.allclose(found, logits[0], rtol=0, atol=_ROUNDING * scale, equal_nan=True)
@@ -132,7 +131,7 @@ def _giving(output: Any) -> Callable[..., Any]:
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:
-    """A copy of a body's output with other hidden states."""
+    """Copy a body's output with other hidden states."""
     changed = copy.copy(output)
     changed.last_hidden_state = hidden
     return changed
@@ -140,9 +139,9 @@ def _with_hidden(output: Any, hidden: Tensor) -> Any:
 
 @contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Within, a module that FSDP shards runs its forward alone.
+    """Run a module that FSDP shards without its hooks.
 
-    A hook gathers the head's weights once in each forward pass, and was called in `hidden`.
+    FSDP's hook gathers the head's weights once per forward pass, and `hidden` has triggered it.
     """
     if not isinstance(module, FSDPModule):
         yield
@@ -157,7 +156,7 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = module.__dict__.get("forward")  # of accelerate's hooks, where there are any
+    own = module.__dict__.get("forward")  # set by accelerate's hooks, if it has any
     module.forward = forward
     try:
         yield
@@ -172,16 +171,16 @@ _OWN = "_reflogp_own_forward"
 
 
 def replace_forward(model: nn.Module, forward: Callable[..., Any]) -> None:
-    """Let calls of `model`, wrapped or not, run `forward`."""
+    """Make calls of `model`, wrapped or not, run `forward`."""
     if not hasattr(model, _OWN):
         setattr(model, _OWN, model.forward)
     model.forward = forward
 
 
 def own_forward(model: nn.Module) -> Callable[..., Any]:
-    """What `model` ran before its forward pass was replaced; or the model, if it was not.
+    """The forward of `model` before `replace_forward`; or the model itself, if nothing replaced it.
 
-    The hooks of a replaced one have run already, around the replacement.
+    A replaced forward is returned without hooks: they have already run around the replacement.
     """
     own: Callable[..., Any] = getattr(model, _OWN, model)
     return own

@@ -1,15 +1,14 @@
-"""Hidden states -> log-probs of given tokens, some rows of logits at a time, with exact gradients.
+"""Hidden states -> log-probs of given tokens, in chunks of rows, with exact gradients.
 
-A batch's logits over the whole vocabulary are its largest tensor by far, and no more than one
-number of each row is wanted. Here the head runs on chunks of rows, and what the model does around
-its head (scaling, soft-capping) it does itself: it is called with hidden states in the place of its
-body's output, so any causal language model will do.
+A batch's logits over the whole vocabulary are by far its largest tensor, and training needs one
+number per row. The head therefore runs on chunks of rows. It runs inside the model's own forward,
+which gets hidden states in place of its body's output, so scaling and soft-capping are the model's
+own and any causal language model works.
 
-d logp_t / d h_t needs row t alone. So where the head is frozen (LoRA) the forward pass finds it on
-the way, and the backward pass is one product a row; the head costs two matrix products, not three
-as in autograd. Where the head is trained, the backward pass computes the logits again, but for the
-last chunk, with which it begins: its graph and slopes are kept. So passes of one chunk compute none
-twice.
+d logp_t / d h_t needs row t only. With a frozen head (LoRA), the forward pass computes it, and the
+backward pass is one product per row: the head costs two matrix products instead of autograd's
+three. With a trained head, the backward pass recomputes every chunk except the last, whose graph
+and slopes are kept. A pass of one chunk recomputes nothing.
 """
 
 from collections.abc import Callable
@@ -19,16 +18,16 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-# The most rows that go through the head at one time. On a CPU each chunk reads the weights once,
-# which 256 rows hide (with 64 the head takes 12% longer, measured in vLLM at 576 x 49k), and where
-# they are trained their gradient is made once a chunk, which is larger than the logits of 512 rows
-# are. On a GPU 1,024 rows fill it, and are 0.6 GB of float32 logits at 150k words.
+# The most rows that go through the head at once. On a CPU, each chunk reads the weights once, which
+# 256 rows hide (64 rows take 12% longer, measured in vLLM at 576 x 49k). If the weights are
+# trained, each chunk also computes their gradient, which is larger than the logits of 512 rows. On
+# a GPU, 1,024 rows fill the device and take 0.6 GB of float32 logits at 150k tokens.
 _HEAD_ROWS = {"cpu": 512}
 _HEAD_ROWS_ELSEWHERE = 1024
 
-# Of those, rows that are in float32 at one time. On a CPU 16 x 49k x 4 bytes stay in its cache: 21
-# microseconds a row on two cores, against 37 for chunks of 64. On sharp logits torch.logsumexp, and
-# exp and sum by hand, take 5 times as long as log_softmax: what they store is full of denormals.
+# The most of those rows that are in float32 at once. On a CPU, 16 x 49k x 4 bytes stay in its
+# cache: 21 microseconds a row on two cores, against 37 for chunks of 64. On sharp logits,
+# torch.logsumexp, or exp and sum, take 5 times as long as log_softmax: they store many denormals.
 _SOFTMAX_ROWS = {"cpu": 16}
 _SOFTMAX_ROWS_ELSEWHERE = 1024
 
@@ -37,7 +36,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 def rows_at_once(device: str) -> int:
-    """The most rows that go through the head at one time on this kind of device."""
+    """The most rows that go through the head at once on this type of device."""
     return _HEAD_ROWS.get(device, _HEAD_ROWS_ELSEWHERE)
 
 
@@ -52,15 +51,16 @@ def head_logps(
     """log softmax(head(hidden))[target] of each row, differentiable.
 
     Args:
-        head: from hidden states to logits, row by row.
+        head: maps hidden states to logits, row by row.
         hidden: [n, hidden].
         targets: int64 [n].
-        parameters: of the head, those that are trained.
-        squares: whether to find the log-squares, too; they cost nothing when not asked for.
+        parameters: the trained parameters of the head.
+        squares: whether to compute the log-squares too.
 
     Returns:
         logps: float32 [n] (float64 for float64), in nats.
-        log_squares: the same of `log_squares(head(hidden))`, without a gradient; or [0].
+        log_squares: `log_squares(head(hidden))`, same shape and dtype, without a gradient; [0] if
+            `squares` is False.
     """
     apply: Any = _ChunkedLogps.apply
     logps, found = apply(head, squares, targets, hidden, *parameters)
@@ -95,7 +95,7 @@ class _ChunkedLogps(torch.autograd.Function):
             logps.append(value)
             if squares:
                 spreads.append(log_squares(logits))
-            del logits  # else they would lie beside those of the next chunk
+            del logits  # free them before the next chunk's are allocated
         ctx.has_slopes = bool(slopes)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
@@ -126,7 +126,7 @@ class _ChunkedLogps(torch.autograd.Function):
                 with ctx.autocast():
                     logits, _, slope = _with_slope(ctx.head, rows, targets[chunk])
                 edge = get_gradient_edge(logits)
-                del logits  # of the chunk, only what its graph needs lies beside its gradients
+                del logits  # keep only what the graph needs while the gradients are computed
             slope *= upstream[chunk, None].to(slope.dtype)
             by_hidden[chunk], *of_parameters = torch.autograd.grad(
                 edge, [rows, *trained], slope, materialize_grads=True
@@ -141,16 +141,17 @@ class _ChunkedLogps(torch.autograd.Function):
 def logps_and_slopes(
     logits: Tensor, targets: Tensor, *, slopes: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(logits)[target] of each row, and its derivative by the row's logits.
+    """log softmax(logits)[target] of each row, and its derivative with respect to the row's logits.
 
     Args:
         logits: [n, vocabulary], any float dtype.
         targets: int64 [n].
-        slopes: whether to find the derivatives, too.
+        slopes: whether to compute the derivatives too.
 
     Returns:
         logps: float32 [n] (float64 for float64), in nats, computed in that dtype.
-        slopes: one-hot minus softmax, [n, vocabulary] in the dtype of `logits`; or [0].
+        slopes: one-hot minus softmax, [n, vocabulary] in the dtype of `logits`; [0] if `slopes` is
+            False.
     """
     kind = _wide(logits)
     logits = logits.detach()
@@ -162,16 +163,16 @@ def logps_and_slopes(
         scores = torch.log_softmax(logits[part], dim=-1, dtype=kind)
         found[part] = scores.gather(1, wanted).squeeze(1)
         if slopes:
-            # exp in place: `scores` is not needed any more
+            # in place: `scores` is not used again
             slope = scores.exp_().neg_()
             derivatives[part] = slope.scatter_add_(1, wanted, torch.ones_like(slope[:, :1]))
     return found, derivatives
 
 
 def log_squares(logits: Tensor) -> Tensor:
-    """log sum_v softmax(logits)_v^2 of each row, without a gradient: how sure a distribution is.
+    """log sum_v softmax(logits)_v^2 of each row, without a gradient: how peaked a distribution is.
 
-    0 where one word has all the probability, -log n where n words share it.
+    It is 0 if one token has all the probability, and -log n if n tokens share it equally.
 
     Args:
         logits: [n, vocabulary], any float dtype.
@@ -186,7 +187,7 @@ def log_squares(logits: Tensor) -> Tensor:
     for start in range(0, len(logits), step):
         part = slice(start, start + step)
         scores = torch.log_softmax(logits[part], dim=-1, dtype=kind)
-        # logsumexp(2 s) = 2 s_v - log_softmax(2 s)_v for any v; at the largest nothing cancels
+        # logsumexp(2 s) = 2 s_v - log_softmax(2 s)_v for any v; the largest avoids cancellation
         found[part] = 2 * scores.amax(-1) - torch.log_softmax(2 * scores, dim=-1).amax(-1)
     return found
 
@@ -200,14 +201,14 @@ def _with_slope(head: Head, rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tenso
 
 
 def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
-    """The sums, at least in float32, with one more part each; the first parts begin them."""
+    """Add one part to each sum, at least in float32. The first parts start the sums."""
     if not sums:
         return [part.to(_wide(part)) for part in parts]
     return [total.add_(part) for total, part in zip(sums, parts, strict=True)]
 
 
 def _chunks(rows: Tensor) -> list[slice]:
-    """All rows in as few chunks as may be, of like size."""
+    """Split the rows into as few chunks as possible, of about equal size."""
     chunks = -(-len(rows) // rows_at_once(rows.device.type))
     step = -(-len(rows) // max(chunks, 1))
     return [slice(start, start + step) for start in range(0, len(rows), max(step, 1))]
@@ -219,9 +220,9 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _autocast(device: str) -> Callable[[], Any]:
-    """The autocast that is on now, for the backward pass, which runs outside of it, and for graphs.
+    """The current autocast, to enter again in the backward pass, which runs outside it.
 
-    Without its cache, so that a graph which is kept has casts of its own.
+    Its cache is off, so a graph that is kept has its own casts.
     """
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)

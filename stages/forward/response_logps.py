@@ -1,8 +1,7 @@
-"""One forward pass -> log-probs of the response tokens: the arithmetic that both stages share.
+"""One forward pass -> log-probs of the response tokens.
 
-The head runs on the rows that predict a response token and on no others. At the vocabulary of
-SmolLM2 (49k) the head is a quarter of the forward's time, and prompt rows are seven tenths
-of HH-RLHF's.
+The head runs only on rows that predict a response token. With SmolLM2's vocabulary (49k) the head
+takes a quarter of the forward pass, and seven tenths of HH-RLHF's rows are prompt rows.
 """
 
 from collections.abc import Mapping
@@ -14,20 +13,20 @@ from torch import Tensor, nn
 from reflogp.stages.forward.anatomy import Anatomy, NotApartError, own_forward
 from reflogp.stages.forward.chunked_head import head_logps, log_squares, logps_and_slopes
 
-# A response of 1,000 nats has a float32 spacing of 6e-5, and the margin is a difference of four
-# such sums; in float64 it is as good as the tokens are. Apple's MPS has no float64.
+# At 1,000 nats the spacing of float32 is 6e-5, and a margin is the difference of four such sums. In
+# float64 a sum is as exact as its tokens. Apple's MPS has no float64.
 SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 def response_logps(
     model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, targets: Tensor
 ) -> Tensor:
-    """Log-probs of the response tokens of a batch, differentiable.
+    """Log-probs of a batch's response tokens, differentiable.
 
     Args:
         model: a transformers causal language model, wrapped (PEFT, DDP) or not.
         inputs: its arguments: input_ids int64 [sequences, length], attention_mask, position_ids.
-        rows: int64 [n], flat positions in input_ids whose hidden state predicts a token.
+        rows: int64 [n], flat positions in input_ids whose hidden state predicts a response token.
         targets: int64 [n], those tokens.
 
     Returns:
@@ -44,10 +43,10 @@ def response_logps_and_squares(
     *,
     squares: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The same, and log sum_v pi(v | x, y_<t)^2 beside each: float32 [n], without a gradient.
+    """`response_logps`, and log sum_v pi(v | x, y_<t)^2 of each row: float32 [n], no gradient.
 
-    The second is what WPO divides a token's probability by. It costs two more log-softmaxes of each
-    row of logits, which are computed once; or, with `squares` False, nothing, and is [0].
+    WPO divides a token's probability by the second. It costs two more log-softmaxes of each row,
+    whose logits are computed once. With `squares` False it costs nothing and is [0].
     """
     try:
         anatomy = Anatomy(model)
@@ -58,14 +57,14 @@ def response_logps_and_squares(
 
 
 def predicting(input_ids: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What to ask of response_logps for sequences whose response tokens are marked.
+    """The `rows` and `targets` of `response_logps` for sequences with marked response tokens.
 
     Args:
         input_ids: int64 [sequences, length].
         response_mask: bool [sequences, length], True on the tokens to score; never at position 0.
 
     Returns:
-        rows and targets, int64 [n] each, sequence after sequence, in order; and int64 [n], the
+        rows and targets, int64 [n] each, in the order of the sequences; and int64 [n], the
         sequence that each belongs to.
     """
     # The logits at position t - 1 predict the token at t.
@@ -96,7 +95,7 @@ def sum_by_row(logps: Tensor, rows: Tensor, batch: int) -> Tensor:
 def _by_the_whole_model(
     model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, targets: Tensor, squares: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same of a model whose head is not apart: with all logits at one time."""
+    """The same for a model that cannot be split: computes the logits of all positions at once."""
     logits: Any = own_forward(model)(**inputs, use_cache=False).logits
     picked = logits.flatten(0, 1).index_select(0, rows).float()
     logps = torch.log_softmax(picked, dim=-1).gather(1, targets[:, None]).squeeze(1)
