@@ -1,4 +1,4 @@
 """A checkpoint on disk.
 
-In: a folder or a name on the hub. Out: the causal language model that it holds, or a refusal.
+In: a folder or a name on the Hub. Out: its causal language model, or an error that says why not.
 """

@@ -1,7 +1,7 @@
-"""A LoRA adapter on top of a checkpoint, as PEFT saves it: what is in it, and loading the two.
+"""Reads a LoRA adapter that PEFT saved, and loads it on top of its checkpoint.
 
-The adapter is never merged where log-probs are computed: in bfloat16 the sum would be rounded, and
-the reference would no longer be the model that training continues from.
+Scoring never merges the adapter. In bfloat16 the merged weights would be rounded, and the reference
+would no longer be the model that training starts from.
 """
 
 import warnings
@@ -18,7 +18,7 @@ CONFIG = "adapter_config.json"
 
 
 def tokenizer_folder(checkpoint: Path, adapter: Path | None) -> Path:
-    """The folder whose tokenizer and template the model was tuned with: the adapter's, if any."""
+    """The folder with the tokenizer and template of fine-tuning: the adapter's, if it has them."""
     if adapter is not None and (adapter / "tokenizer_config.json").is_file():
         return adapter
     return checkpoint
@@ -27,22 +27,22 @@ def tokenizer_folder(checkpoint: Path, adapter: Path | None) -> Path:
 def load_adapter(
     model: Any, adapter: Path, *, trainable: bool = False, dropout: float = 0.0
 ) -> Any:
-    """`model` with the adapter on top, its weights in float32 whatever the dtype of the model.
+    """Load an adapter on top of `model`. Its weights are float32, whatever the model's dtype.
 
     Args:
-        model: the transformers model that it was trained on.
-        adapter: its folder.
-        trainable: whether it gets gradients.
-        dropout: inside the adapter, in training mode, in place of what it was trained with.
+        model: the transformers model that the adapter was trained on.
+        adapter: folder of the adapter.
+        trainable: whether the adapter gets gradients.
+        dropout: the adapter's dropout in training mode; replaces the saved value.
 
     Raises:
-        InputError: it cannot be loaded, or does not fit the model.
+        InputError: the adapter cannot be loaded, or does not fit the model.
     """
-    # Here, since it is slow to import and `tokenizer_folder` is asked for by what is up to date.
+    # imported here because peft is slow to import, and an up-to-date run does not need it
     from peft import PeftConfig, PeftModel
 
     with loading("adapter", adapter), warnings.catch_warnings():
-        # PEFT goes on with what it found; it would be another model.
+        # PEFT only warns, and continues with the keys it found: that is another model
         warnings.filterwarnings("error", message="Found missing adapter keys")
         config = PeftConfig.from_pretrained(adapter)
         config.lora_dropout = dropout
@@ -53,17 +53,17 @@ def load_adapter(
 
 
 def merged(model: Any, adapter: Path) -> Any:
-    """`model` with the adapter merged into its weights, and what PEFT froze trainable again.
+    """Merge an adapter into the weights of `model`, and make all of them trainable again.
 
-    An adapter on a head that shares its weights with the embeddings changes one of the two, so
-    they are separate weights afterwards, and the configuration says so.
+    If the head shares its weights with the embeddings, an adapter on either changes only one of
+    them. They are then untied, in the configuration too.
 
     Args:
-        model: the transformers model that it was trained on.
-        adapter: its folder.
+        model: the transformers model that the adapter was trained on.
+        adapter: folder of the adapter.
 
     Raises:
-        InputError: it cannot be loaded, or does not fit the model.
+        InputError: the adapter cannot be loaded, or does not fit the model.
     """
     joined = load_adapter(model, adapter)
     _untie(joined.get_base_model())
@@ -71,7 +71,7 @@ def merged(model: Any, adapter: Path) -> Any:
 
 
 def _untie(model: Any) -> None:
-    """Give the head weights of its own, where an adapter is on it or on the embeddings."""
+    """Give the head its own weights if it or the embeddings have an adapter."""
     from torch import nn
 
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -85,28 +85,28 @@ def _untie(model: Any) -> None:
 
 
 def _inside(module: Any) -> Any:
-    """What PEFT has wrapped, of a module that it has."""
+    """The module that PEFT wrapped; `module` itself if PEFT did not wrap it."""
     for name in ("base_layer", "original_module", "base_layer"):
         module = getattr(module, name, module)
     return module
 
 
 def _require_all_used(joined: Any, adapter: Path) -> None:
-    """Refuse an adapter of which a part has no place in the model: PEFT leaves that part out."""
+    """Refuse an adapter with weights that the model has no place for: PEFT would ignore them."""
     from peft import get_peft_model_state_dict
 
     used = get_peft_model_state_dict(joined, save_embedding_layers=False)
     stored = tensor_shapes(adapter)
     unused = sorted(name for name in stored if ".lora_" in name and name not in used)
-    if unused and stored.keys() >= used.keys():  # else PEFT has renamed what an older one saved
+    if unused and stored.keys() >= used.keys():  # else PEFT renamed the keys of an older version
         raise InputError(
-            f"{adapter}: {len(unused)} of the adapter's weights have no place in the model, such "
-            f"as {unused[0]}. Give the model that the adapter was trained on."
+            f"{adapter}: {len(unused)} of the adapter's weights do not belong to the model, for "
+            f"example {unused[0]}. Give the model that the adapter was trained on."
         )
 
 
 def tensor_shapes(adapter: Path) -> dict[str, list[int]]:
-    """Name and shape of each of the adapter's weights.
+    """The name and shape of each of the adapter's weights.
 
     Raises:
         InputError: the file is missing or damaged.

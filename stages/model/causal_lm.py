@@ -1,4 +1,4 @@
-"""The one way to load a causal language model, for both stages; all else is refused by name."""
+"""Loads a causal language model, for both stages, and refuses every other type of model by name."""
 
 import re
 from pathlib import Path
@@ -11,18 +11,19 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.stages.model.loading import load_config, loading
 from reflogp.stages.model.stored_weights import require_weights
 
-# Of the largest logit, what may be rounded otherwise with other tokens: next to nothing in dense
-# models, since the shapes are the same; more where they change an expert's batch.
+# How much the rounding may change with other tokens, relative to the largest logit. In dense models
+# that is next to nothing, since the shapes are the same; in mixtures the tokens change the batch of
+# an expert.
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}
 _ROUNDING_REDUCED = 1e-3
 _ROUNDING_TOGETHER = 2e-2
 CANNOT_RUN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError)
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$", re.IGNORECASE)
-# Fields of configurations (Gemma 2, VaultGemma) that torch's scaled_dot_product_attention has no
-# counterpart for: transformers' sdpa leaves them out without a word.
+# Configuration fields (Gemma 2, VaultGemma) that torch's scaled_dot_product_attention does not
+# support: transformers' sdpa silently ignores them.
 _SOFT_CAP = re.compile(r"^att(n|ention)_\w*soft_?cap")
-# Which heads a checkpoint may have in the place of one over the vocabulary.
+# Heads that a checkpoint can have instead of one over the vocabulary.
 _KINDS = (
     (r"MaskedLM|PreTraining", "a masked language model"),
     (r"Classification|Reward|Regression|Score", "a classifier or reward model"),
@@ -33,17 +34,17 @@ _KINDS = (
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype, *, eager: bool = False, **more: Any) -> Any:
-    """The checkpoint in `folder` as a transformers model, with attention that computes all of it.
+    """Load the checkpoint in `folder` as a transformers model, with an exact attention kernel.
 
     Args:
-        folder: of the checkpoint.
+        folder: the checkpoint.
         dtype: of the weights.
-        eager: whether attention is computed by its definition, matrix product by matrix product.
-        more: for `from_pretrained`.
+        eager: use transformers' eager attention, which follows the definition step by step.
+        more: further arguments of `from_pretrained`.
 
     Raises:
-        InputError: it is no causal language model, its weights are not those of its architecture,
-            or it cannot be loaded.
+        InputError: it is not a causal language model, its weights do not fit its architecture, or
+            it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
@@ -55,17 +56,20 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, *, eager: bool = False, **m
         )
     if _sees_what_follows(model):
         raise InputError(
-            f"{folder}: no causal language model: what a {type(model).__name__} gives for a token "
-            "depends on the tokens after it. reflogp needs a model that reads from left to right."
+            f"{folder}: not a causal language model: in {type(model).__name__}, the output for a "
+            "token depends on the tokens after it. reflogp needs a model that reads from left to "
+            "right."
         )
     return model
 
 
 def require_causal_lm(folder: Path) -> tuple[Any, type[Any]]:
-    """Refuse what is no whole causal language model; only names and shapes of weights are read.
+    """Refuse a checkpoint that is not a complete causal language model.
+
+    This reads only the names and shapes of the weights.
 
     Returns:
-        The configuration, and the class of transformers that the checkpoint is loaded into.
+        The configuration, and the transformers class that the checkpoint loads into.
 
     Raises:
         InputError: see `load_causal_lm`.
@@ -75,8 +79,8 @@ def require_causal_lm(folder: Path) -> tuple[Any, type[Any]]:
     config = load_config(folder)
     if other := _other_kind(folder, config):
         raise InputError(
-            f"{folder}: {other}. reflogp needs a causal language model, whose log-probs are those "
-            "of the next token."
+            f"{folder}: {other}. reflogp needs a causal language model, which predicts the next "
+            "token."
         )
     with loading("model", folder), torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -85,10 +89,10 @@ def require_causal_lm(folder: Path) -> tuple[Any, type[Any]]:
 
 
 def attention_for(config: Any) -> str | None:
-    """The attention that a model needs to be right; None where transformers' choice is.
+    """The attention implementation a model needs for exact results; None for transformers' choice.
 
-    transformers takes sdpa for all that do not refuse it; those with sinks do, those that cap
-    their scores do not.
+    transformers picks sdpa unless the model refuses it. Models with attention sinks refuse it;
+    models that cap their attention scores do not, although sdpa ignores the cap.
     """
     settings = config.get_text_config().to_dict()
     capped = any(value and _SOFT_CAP.match(name) for name, value in settings.items())
@@ -96,13 +100,13 @@ def attention_for(config: Any) -> str | None:
 
 
 def is_mixture(config: Any) -> bool:
-    """Whether a model is a mixture of experts, where rounding may change which ones are chosen."""
+    """Whether a model is a mixture of experts, where rounding can change which experts run."""
     settings = config.get_text_config().to_dict()
     return any(isinstance(n := settings.get(name), int) and n > 1 for name in _EXPERTS)
 
 
 def _other_kind(folder: Path, config: Any) -> str | None:
-    """What a checkpoint is, if it is no causal language model."""
+    """What the checkpoint is instead; None if it is a causal language model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     names = list(config.architectures or [])
@@ -125,13 +129,13 @@ def _described(names: list[str]) -> str:
 
 @torch.inference_mode()
 def _sees_what_follows(model: nn.Module) -> bool:
-    """Whether the logits of the first half of a sequence change with the second half.
+    """Whether the logits of the first half of a sequence depend on the second half.
 
-    Encoders of BERT's kind load as causal language models, too, and read both ways.
+    Encoders such as BERT load as causal language models too, but read in both directions.
     """
     settings: Any = model.config
     if getattr(settings, "quantization_config", None) is not None:
-        return False  # activations of all tokens may share one scale
+        return False  # the activations of all tokens can share one scale
     device = next(model.parameters()).device
     ids = torch.arange(1, 13, device=device) * 37 % settings.get_text_config().vocab_size
     pair = ids[:8], torch.cat([ids[:4], ids[8:]])
@@ -139,7 +143,7 @@ def _sees_what_follows(model: nn.Module) -> bool:
     model.eval()
     try:
         one, two = (model(input_ids=row[None], use_cache=False).logits[0, :4] for row in pair)
-    except CANNOT_RUN:  # here, or not yet; scoring will say so
+    except CANNOT_RUN:  # on this machine, or without preparation; scoring reports it
         return False
     finally:
         model.train(training)

@@ -1,4 +1,4 @@
-"""Reading what is around a checkpoint's weights: whatever a library raises becomes one message."""
+"""Reads everything in a checkpoint except the weights. Any library error becomes one message."""
 
 import json
 import math
@@ -24,10 +24,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @contextmanager
 def loading(what: str, path: Path) -> Iterator[None]:
-    """Within, a failure to load `what` (weights, tokenizer, ...) from `path` is the user's.
+    """Turn any failure to load `what` (weights, tokenizer, ...) from `path` into an InputError.
 
     Raises:
-        InputError: instead of anything that the library raises.
+        InputError: in place of whatever the library raises.
     """
     try:
         yield
@@ -36,9 +36,9 @@ def loading(what: str, path: Path) -> Iterator[None]:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise InputError(
-                f"{path}: the {what} needs Python code that comes with the checkpoint (auto_map), "
-                "and reflogp runs no code from a checkpoint. Use a checkpoint of an architecture "
-                "that transformers has itself."
+                f"{path}: the {what} needs Python code from its folder (auto_map), and reflogp "
+                "runs no code from a checkpoint. Use a checkpoint whose architecture is part of "
+                "transformers."
             ) from error
         raise InputError(
             f"{path}: the {what} cannot be loaded: {cause(error)}. Check that the checkpoint is "
@@ -47,10 +47,10 @@ def loading(what: str, path: Path) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """What an exception says, in one line: all of its lines, and what it was raised from.
+    """The message of an exception and its causes, in one line.
 
-    A library often says what it was doing in the first line or the outer exception, and what went
-    wrong in the second line or the inner one. A long text loses its middle.
+    Libraries often say what they were doing in the first line or the outer exception, and what went
+    wrong in the second line or the inner one. A long message is cut in the middle.
     """
     texts: list[str] = []
     seen: BaseException | None = error
@@ -74,13 +74,12 @@ def _bounded(text: str) -> str:
 
 
 def load_config(folder: Path) -> Any:
-    """The transformers configuration of a checkpoint.
+    """Load the transformers configuration of a checkpoint.
 
     Raises:
-        InputError: it cannot be loaded, or needs code that comes with the checkpoint.
+        InputError: it cannot be loaded, or needs code from the checkpoint.
     """
-    # Here, since it is slow to import and the rest of this module is asked for by what is up to
-    # date.
+    # imported here because transformers is slow to import, and an up-to-date run does not need it
     from transformers import AutoConfig
 
     with loading("config.json", folder):
@@ -88,10 +87,10 @@ def load_config(folder: Path) -> Any:
 
 
 def load_saved_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint.
+    """Load the tokenizer of a checkpoint.
 
     Raises:
-        InputError: it cannot be loaded, or needs code that comes with the checkpoint.
+        InputError: it cannot be loaded, or needs code from the checkpoint.
     """
     from transformers import AutoTokenizer
 
@@ -100,10 +99,10 @@ def load_saved_tokenizer(folder: Path) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint; empty where there is none.
+    """Read a JSON file of a checkpoint. A missing file gives an empty dict.
 
     Raises:
-        InputError: it is not a JSON object.
+        InputError: the file is not a JSON object.
     """
     try:
         content = json.loads(path.read_bytes()) if path.is_file() else {}
@@ -117,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def quantization(checkpoint: Path) -> str | None:
-    """How the weights of a checkpoint are quantised (fp8, awq, gptq, ...); None if they are not."""
+    """How the weights of a checkpoint are quantized (fp8, awq, gptq, ...); None if they are not."""
     config = read_json(checkpoint / "config.json")
     settings = config.get("quantization_config") or config.get("compression_config")
     if not settings:
@@ -126,18 +125,18 @@ def quantization(checkpoint: Path) -> str | None:
 
 
 def hub_commit(folder: Path | None) -> str | None:
-    """The commit of a folder in the hub's cache, as that names it; None of any other folder."""
+    """The commit of a snapshot folder in the Hub's cache; None for any other folder."""
     found = folder is not None and folder.parent.name == "snapshots"
     return folder.name if folder and found and _COMMIT.fullmatch(folder.name) else None
 
 
 def vocabulary(checkpoint: Path) -> int | None:
-    """Every token id of a checkpoint is below this; None where its config.json does not say."""
+    """The vocabulary size, which every token id is below; None if config.json does not say."""
     return _size(checkpoint, ("vocab_size",))
 
 
 def limits_under(manifest: Manifest, checkpoint: Path) -> Limits:
-    """What the rows of a cache must keep to so that this model can read them, too."""
+    """The limits of a cache's rows, narrowed to what this model can read."""
     limits = limits_of(manifest)
     known = vocabulary(checkpoint), _size(checkpoint, ("max_position_embeddings", "n_positions"))
     return replace(
@@ -148,7 +147,7 @@ def limits_under(manifest: Manifest, checkpoint: Path) -> Limits:
 
 
 def _size(checkpoint: Path, names: Sequence[str]) -> int | None:
-    """A number of a model's config.json, of the part that is about text if there is one."""
+    """A positive integer from config.json, from its text_config first."""
     config = read_json(checkpoint / "config.json")
     text = config.get("text_config")
     places = [text, config] if isinstance(text, dict) else [config]
@@ -157,25 +156,25 @@ def _size(checkpoint: Path, names: Sequence[str]) -> int | None:
 
 
 def architecture(folder: Path) -> str | None:
-    """The class that a checkpoint's config.json names for it, if it names one.
+    """The class that config.json names in `architectures`; None if it names none.
 
     Raises:
-        InputError: there is no such file, or it is not valid JSON.
+        InputError: config.json is missing, or is not valid JSON.
     """
     with loading("config.json", folder):
         config = json.loads((folder / "config.json").read_bytes())
         return next(iter(config.get("architectures") or []), None)
 
 
-_PACKED = {"I32": 8}  # weights of 4 bits in quantised checkpoints
+_PACKED = {"I32": 8}  # 4-bit weights per element in quantized checkpoints
 _SHARE_OF_MEMORY = 0.7  # for the weights; the rest is for activations
 
 
 def lacks_room(checkpoint: Path, dtype: Dtype, device: Literal["cpu", "cuda"]) -> str | None:
-    """Why the weights of `checkpoint` in `dtype` do not fit onto `device`, if they do not.
+    """Why the weights of `checkpoint` in `dtype` do not fit on `device`; None if they fit.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: the weights cannot be read.
     """
     if device == "cpu":
         room = psutil.virtual_memory().available
@@ -190,7 +189,7 @@ def lacks_room(checkpoint: Path, dtype: Dtype, device: Literal["cpu", "cuda"]) -
 
 
 def _parameters(checkpoint: Path) -> int:
-    """Weights in the checkpoint's files; of pickled ones, as if they were 16 bits each."""
+    """The number of weights in the checkpoint's files. Pickled weights count as 16 bits each."""
     count = sum(path.stat().st_size // 2 for path in checkpoint.glob("*.bin"))
     for path in checkpoint.glob("*.safetensors"):
         with loading("weights", path), safe_open(path, framework="pt") as file:

@@ -1,10 +1,9 @@
-"""Are the weights in a checkpoint's files those that its architecture has?
+"""Checks that the weights in a checkpoint's files are the ones that its architecture has.
 
-transformers fills what is missing with random numbers and leaves out what it does not know; the
-log-probs are then those of another model, and no check of the cache against the same loader finds
-it. Here only names and shapes are read. They go through transformers' own loading on the "meta"
-device, so that renamed, fused and tied weights count as there; nothing is computed, and vLLM need
-not start to be checked.
+transformers fills missing weights with random numbers and ignores unknown ones. The log-probs are
+then those of another model, and a check of the cache with the same loader cannot notice. This
+module reads only names and shapes, and passes them through transformers' own loading on the "meta"
+device, which handles renamed, fused and tied weights. Nothing is computed, and vLLM does not start.
 """
 
 import json
@@ -26,7 +25,7 @@ _DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _SINGLE, _SHARDED = ("model.safetensors", "pytorch_model.bin"), ".index.json"
-# Buffers that older versions of transformers saved, and that are computed today.
+# buffers that older versions of transformers saved; newer ones compute them
 _BUFFERS = re.compile(
     r"(inv_freq|masked_bias|position_ids|(attn|attention)\.bias|embed_positions)$"
 )
@@ -36,15 +35,15 @@ _NAMED = 3
 def require_weights(folder: Path, config: Any, architecture: type[Any]) -> None:
     """Refuse a checkpoint whose weights are not those of its architecture.
 
-    Of quantised weights only those are looked for that have no part in the files at all.
+    In a quantized checkpoint, a weight counts as missing only if no part of it is stored.
 
     Args:
-        folder: of the checkpoint.
+        folder: the checkpoint.
         config: its transformers configuration.
-        architecture: the transformers class that it is loaded into.
+        architecture: the transformers class that the checkpoint loads into.
 
     Raises:
-        InputError: weights are missing, unexpected or of another shape; it names some of them.
+        InputError: weights are missing, unexpected or of another shape. The message names some.
     """
     stored = stored_weights(folder)
     quantized = getattr(config, "quantization_config", None) is not None
@@ -58,7 +57,7 @@ def require_weights(folder: Path, config: Any, architecture: type[Any]) -> None:
             ignore_mismatched_sizes=True, device_map="meta", trust_remote_code=False,
         )  # fmt: skip
     except Exception as error:
-        if quantized:  # what is packed cannot be fused as weights are
+        if quantized:  # transformers cannot fuse packed weights here
             return
         raise InputError(
             f"{folder}: the weights do not fit a {architecture.__name__}: {cause(error)}. Check "
@@ -68,8 +67,8 @@ def require_weights(folder: Path, config: Any, architecture: type[Any]) -> None:
     if problems:
         raise InputError(
             f"{folder}: the weights are not those of a {architecture.__name__}, which config.json "
-            f"asks for: {'; '.join(problems)}. Get the complete checkpoint, or the config.json "
-            "that belongs to these weights."
+            f"names: {'; '.join(problems)}. Get the complete checkpoint, or the config.json that "
+            "belongs to these weights."
         )
 
 
@@ -89,10 +88,10 @@ def _problems(found: Any, stored: dict[str, Tensor], *, quantized: bool) -> list
 
 
 def stored_weights(folder: Path) -> dict[str, Tensor]:
-    """Name, shape and dtype of all weights that transformers would load, as "meta" tensors.
+    """The weights that transformers would load, by name, as "meta" tensors: shape and dtype only.
 
     Raises:
-        InputError: there are none, a file is missing or damaged, or it holds more than weights.
+        InputError: there are no weights, a file is missing or damaged, or holds more than weights.
     """
     weights: dict[str, Tensor] = {}
     for path in _files(folder):
@@ -109,8 +108,8 @@ def _of_pickle(path: Path) -> dict[str, Tensor]:
         found: dict[str, Tensor] = torch.load(path, map_location="meta", weights_only=True)
     except UnpicklingError as error:
         raise InputError(
-            f"{path}: damaged, or it holds more than tensors, which may be code: reflogp does not "
-            "read it. Convert the weights to safetensors where you trust them."
+            f"{path}: the file is damaged, or holds more than tensors, which can run code. reflogp "
+            "does not read such files. If you trust it, convert the weights to safetensors."
         ) from error
     return found
 
@@ -126,7 +125,11 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of weights, chosen as transformers does: safetensors first, a single file first."""
+    """The files that transformers would load: safetensors before pickles, one file before several.
+
+    Raises:
+        InputError: there is no such file, or the index lists files that are missing.
+    """
     for name in _SINGLE:
         if (folder / name).is_file():
             return [folder / name]
@@ -137,13 +140,13 @@ def _files(folder: Path) -> list[Path]:
             lost = [name for name in names if not (folder / name).is_file()]
             if lost:
                 raise InputError(
-                    f"{folder}: {len(lost)} of {len(names)} files of weights that {index.name} "
-                    f"lists are missing: {_few(lost)}. Get the complete checkpoint."
+                    f"{folder}: {len(lost)} of the {len(names)} weight files in {index.name} are "
+                    f"missing: {_few(lost)}. Get the complete checkpoint."
                 )
             return [folder / name for name in names]
     raise InputError(
-        f"{folder}: no weights there that transformers can load ({' or '.join(_SINGLE)}, or an "
-        "index of several such files)."
+        f"{folder}: no weights that transformers can load. It needs {' or '.join(_SINGLE)}, or an "
+        "index of several such files."
     )
 
 

@@ -91,7 +91,7 @@ def test_a_model_whose_adapter_leaves_head_and_embeddings_alone_stays_tied(tmp_p
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
     large, small = make(tmp_path / "3", tied=False, layers=3), make(tmp_path / "2", tied=False)
     adapter = adapt(large, tmp_path / "adapter", {"target_modules": ["q_proj"]})
-    with pytest.raises(InputError, match=r"2 of the adapter's weights have no place.*layers\.2\."):
+    with pytest.raises(InputError, match=r"2 of the adapter's weights do not belong.*layers\.2\."):
         load_adapter(AutoModelForCausalLM.from_pretrained(small), adapter)
     path = adapter / "adapter_model.safetensors"
     save_file({n: w for n, w in load_file(path).items() if "layers.1." not in n}, path)

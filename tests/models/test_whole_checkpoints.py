@@ -103,7 +103,7 @@ def test_a_missing_file_of_weights_is_named(checkpoint, tmp_path):
     load(tmp_path)
     lost = sorted(tmp_path.glob("*.safetensors"))[1]
     lost.unlink()
-    with pytest.raises(InputError, match=f"1 of .* files of weights .*missing: {lost.name}"):
+    with pytest.raises(InputError, match=f"1 of the .* weight files .*missing: {lost.name}"):
         load(tmp_path)
 
 
