@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.manifest import Manifest
@@ -15,6 +16,9 @@ from reflogp.stages.progress import Advance
 from tests.browser import Page, browser, find_chromium
 from tests.checkpoints import EXAMPLES, make_checkpoint
 from tests.planted import faulty, ids_of, unpaired  # noqa: F401 - fixtures
+
+settings.register_profile("reflogp", deadline=None)  # a loaded machine is no fault of the code
+settings.load_profile("reflogp")
 
 
 @pytest.fixture(scope="session")

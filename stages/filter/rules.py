@@ -54,7 +54,7 @@ def faults(
         same = pc.fill_null(pc.equal(values, value), False).to_numpy(zero_copy_only=False)
         _add(found, _other_value(name, values, value, same))
     if rules.max_similarity is not None:
-        # the dear one, so only of rows that are still there
+        # the expensive one, so only of rows that are still there
         rows = np.setdiff1d(np.arange(table.num_rows), np.fromiter(found, int, len(found)))
         most, alike = rules.max_similarity, np.zeros(table.num_rows)
         alike[rows] = np.nan_to_num(similarities(table, rows, most))

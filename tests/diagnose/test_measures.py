@@ -37,13 +37,13 @@ def test_similarity_is_the_share_of_the_longest_common_subsequence(one, other):
 
 
 @given(st.lists(st.tuples(few_tokens, few_tokens), min_size=1, max_size=6), st.floats(0, 1))
-def test_only_what_is_surely_under_the_limit_is_left_out(pairs, least):
+def test_a_similarity_is_given_as_0_only_if_it_is_under_the_limit(pairs, least):
     table = pa.table({"chosen_ids": ids(*(c for c, _ in pairs)),
                       "rejected_ids": ids(*(r for _, r in pairs))})  # fmt: skip
     found = similarities(table, np.arange(len(pairs)), least)
     for value, (chosen, rejected) in zip(found, pairs, strict=True):
         truth = similarity(np.array(chosen, np.int32), np.array(rejected, np.int32))
-        assert value == truth or (np.isnan(value) and truth < least) or not chosen + rejected
+        assert value == truth or (value == 0 and truth < least)
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=5), max_size=30))
