@@ -1,1 +1,4 @@
-"""Can these preferences teach? A cache -> measures -> findings -> a verdict, and a page."""
+"""What the preferences of a cache can teach.
+
+In: a sealed cache. Out: findings, a suggestion of loss and beta, and a page with charts.
+"""

@@ -1,1 +1,4 @@
-"""Before any weight is loaded: what both stages will take, in hours, money, disk and memory."""
+"""What both stages will take, before any weight is loaded.
+
+In: a checkpoint's configuration and the data. Out: hours, cost, disk and memory.
+"""

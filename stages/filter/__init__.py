@@ -1,1 +1,4 @@
-"""A sealed cache, less the rows that break a rule -> another sealed cache. Nothing is scored."""
+"""Dropping and weighting rows; nothing is scored.
+
+In: a sealed cache and rules. Out: another sealed cache.
+"""
