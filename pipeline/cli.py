@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reflogp.data_schemas.errors import ReflogpError
+from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.data_schemas.files.location import location
 from reflogp.pipeline.cli_reading import AsJson, Cache, reading
 from reflogp.pipeline.config import build, known_to, load_file, options_of
@@ -38,6 +38,8 @@ ListLosses = Annotated[
     bool | None, typer.Option("--list-losses", help="Print a table of the losses, and end.")
 ]
 
+Shard = Annotated[str | None, typer.Option("--shard", hidden=True)]  # what --share was called
+
 Varied = Annotated[
     list[str] | None,
     typer.Option(
@@ -64,9 +66,11 @@ app = typer.Typer(
 
 
 @app.command()
-@options_of(PrecomputeConfig)
-def precompute(config: Path | None = None, **given: Any) -> None:
+@options_of(PrecomputeConfig, shard=Shard)
+def precompute(config: Path | None = None, shard: str | None = None, **given: Any) -> None:
     """Stage one: score the preferences under the frozen reference and seal a cache."""
+    if shard is not None:
+        raise InputError(f"--shard {shard}: a job's share of the shards is --share {shard} now.")
     settings = build(PrecomputeConfig, load_file(config)["precompute"], given)
     console = TerminalConsole()
     manifest = run_share(settings, console)
@@ -90,7 +94,7 @@ def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> 
 
 @app.command()
 def merge(cache: Cache) -> None:
-    """Seal a cache that several jobs made, each with its --shard; refuses what does not fit."""
+    """Seal a cache that several jobs made, each with its --share; refuses what does not fit."""
     console = TerminalConsole()
     folder = location(cache)
     console.table("", cache_rows(folder, run_merge(folder, console)))

@@ -37,12 +37,12 @@ def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
     """
     manifest = run_share(config, console)
     if manifest is None:
-        raise InputError("--shard makes a part of a cache; run the other parts, then this.")
+        raise InputError("--share makes a part of a cache; run the other parts, then this.")
     return manifest
 
 
 def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
-    """Run stage one, or the share of it that `config.shard` names.
+    """Run stage one, or the share of it that `config.share` names.
 
     Returns:
         The manifest; None where other jobs still have their shares to do.

@@ -18,5 +18,5 @@ srun --cpus-per-task="$SLURM_CPUS_PER_TASK" reflogp precompute \
     --reference "$REFERENCE" \
     --data "$DATA" \
     --cache "$CACHE" \
-    --shard slurm \
+    --share slurm \
     "$@"

@@ -167,7 +167,7 @@ class PrecomputeConfig(DataConfig):
         description="Tokens scored for one shard of the cache, which is what a killed run can "
         "lose (default: 100,000 on a CPU, 4 million on a GPU: a minute or two).",
     )
-    shard: Annotated[str | None, AfterValidator(_share)] = Field(
+    share: Annotated[str | None, AfterValidator(_share)] = Field(
         None,
         description="Do only a share of the work, as one of many jobs: 3/16 is the third of "
         "sixteen; 'slurm' takes it from the SLURM array task. The last job to end seals the cache.",

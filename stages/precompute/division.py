@@ -1,4 +1,4 @@
-"""How the work is divided: `--shard 3/16` among jobs, `--actors 2-8` among actors of a Ray cluster.
+"""How the work is divided: `--share 3/16` among jobs, `--actors 2-8` among actors of a Ray cluster.
 
 Every job makes or finds the same plan and takes every 16th planned shard, so jobs need no
 coordinator and no locks, and any job can finish another's share.
@@ -47,7 +47,7 @@ def share(text: str) -> Share:
 
 def _checked(number: int, of: int) -> Share:
     if not 1 <= number <= of:
-        raise ValueError(f"shards count from 1 to {of}")
+        raise ValueError(f"shares count from 1 to {of}")
     return Share(number, of)
 
 

@@ -54,7 +54,7 @@ def precompute(job: Job, console: Console) -> Manifest | None:
 def _precompute(job: Job, console: Console) -> Manifest | None:
     require_causal_lm(job.reference)
     plan = make_plan(job, console)
-    mine = plan.shards if job.config.shard is None else share(job.config.shard).pick(plan.shards)
+    mine = plan.shards if job.config.share is None else share(job.config.share).pick(plan.shards)
     if job.config.overwrite:
         step_aside(job, plan.shards)
     found = survey(job, mine)
@@ -73,7 +73,7 @@ def _precompute(job: Job, console: Console) -> Manifest | None:
         what = f"what is still to be scored ({len(found.missing)} shards)"
         require_space(job.config.cache, int(_LEAST_SHARE * planned), what)
         score(job, found.missing, _known_rows(job, plan, console), console)
-    if job.config.shard is not None and not _all_there(job, plan, console):
+    if job.config.share is not None and not _all_there(job, plan, console):
         return None
     return seal(job, plan, console)
 
@@ -108,8 +108,10 @@ def merge(cache: Path, console: Console) -> Manifest:
             "`reflogp precompute`, and remove the plans that are no longer wanted."
         )
     record = plans[0].record
+    settings = record.config | {"cache": cache}
+    settings.pop("shard", None)  # what plans of earlier versions say of the job that made them
     try:
-        config = PrecomputeConfig.model_validate(record.config | {"cache": cache})
+        config = PrecomputeConfig.model_validate(settings)
         engine = Choice(**record.engine)  # type: ignore[arg-type]
     except (ValidationError, TypeError) as error:
         raise InputError(
@@ -141,7 +143,7 @@ def _all_there(job: Job, plan: Plan, console: Console) -> bool:
     missing = survey(job, plan.shards).missing
     if missing:
         console.say(
-            f"share {job.config.shard} is done; {len(missing)} of {len(plan.shards)} shards are "
+            f"share {job.config.share} is done; {len(missing)} of {len(plan.shards)} shards are "
             "left to other jobs. The last one to end seals the cache; `reflogp merge` does it, too."
         )
     return not missing

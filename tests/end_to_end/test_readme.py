@@ -16,7 +16,7 @@ README = Path(__file__).parents[2] / "README.md"
 # What makes a tiny model on a CPU do: no vLLM, few steps, one combination. Sealing is `merge`'s.
 MORE = {
     "plan": ["--max-length", "192"],
-    "precompute": ["--max-length", "192", "--engine", "transformers", "--shard", "1/1"],
+    "precompute": ["--max-length", "192", "--engine", "transformers", "--share", "1/1"],
     "train": ["--max-steps", "1"],
     "sweep": ["--set", "loss=ipo", "--set", "beta=0.1", "--max-steps", "1"],
 }

@@ -29,7 +29,7 @@ JOBS = sorted((EXAMPLES / "jobs").iterdir())
 SCRIPTS = [path for path in JOBS if path.suffix == ".sh"]
 MODELS: dict[str, type[BaseModel]] = {"precompute": PrecomputeConfig, "train": TrainConfig}
 # what the launcher's own environment would put there
-_VALUES = {"$((JOB_COMPLETION_INDEX + 1))": "16", "--shard slurm": "--shard 16/16", ' "$@"': ""}
+_VALUES = {"$((JOB_COMPLETION_INDEX + 1))": "16", "--share slurm": "--share 16/16", ' "$@"': ""}
 
 
 def texts(content: Any) -> Iterator[str]:
@@ -93,7 +93,7 @@ def test_launchers_take_the_words_before_reflogp():
 def test_an_indexed_job_has_as_many_indices_as_shares():
     job = yaml.safe_load((EXAMPLES / "jobs" / "precompute-kubernetes.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    (of,) = re.findall(r"--shard \S+ \+ 1\)\)/(\d+)", container["command"][-1])
+    (of,) = re.findall(r"--share \S+ \+ 1\)\)/(\d+)", container["command"][-1])
     assert job["spec"]["completions"] == int(of)
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]}

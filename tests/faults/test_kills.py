@@ -95,10 +95,10 @@ def test_one_of_many_jobs_is_killed_and_so_is_the_merge(
     cache, source, kills, merges = tmp_path / "cache", random.Random(2), 0, 0
     config = configured(cache)
     for number in (1, 2, 3):
-        share = processes.precompute(config.model_copy(update={"shard": f"{number}/{SHARES}"}))
+        share = processes.precompute(config.model_copy(update={"share": f"{number}/{SHARES}"}))
         if number == SHARES:  # so that no share seals what merge is to seal
             lent = tmp_path / "lent"
-            alone = config.model_copy(update={"shard": f"{number}/{SHARES}", "cache": lent})
+            alone = config.model_copy(update={"share": f"{number}/{SHARES}", "cache": lent})
             processes.run(processes.precompute(alone))
             for path in lent.glob("shard-*"):
                 path.rename(cache / path.name)

@@ -84,7 +84,7 @@ def in_the_background(action: Callable[[], bool]) -> threading.Thread:
 def test_actors_finish_what_a_share_began_though_one_of_them_is_killed(
     two_cores: None, small: Make, single: Path, tmp_path: Path, console: Silent
 ):
-    begun = small(tmp_path).model_copy(update={"shard": "1/4"})
+    begun = small(tmp_path).model_copy(update={"share": "1/4"})
     processes.run(processes.precompute(begun))
     before, killed = shard_times(tmp_path), []
 
@@ -119,7 +119,7 @@ def test_a_shard_that_always_fails_is_reported_and_the_others_are_kept(
     console: Silent,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    processes.run(processes.precompute(small(tmp_path).model_copy(update={"shard": "1/2"})))
+    processes.run(processes.precompute(small(tmp_path).model_copy(update={"share": "1/2"})))
     (damaged,) = tmp_path.glob("plan-*/plan-00001.arrow")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     monkeypatch.setattr("reflogp.stages.precompute.score.ray.scoring.ATTEMPTS", 2)
@@ -153,7 +153,7 @@ def test_an_actor_that_hangs_is_killed_and_its_shard_done_by_another(
     # a slow machine may have others stopped, too, which does no harm
     monkeypatch.setattr("reflogp.stages.precompute.score.ray.scoring.ATTEMPTS", 9)
     cache = tmp_path / "cache"
-    processes.run(processes.precompute(small(cache).model_copy(update={"shard": "1/4"})))
+    processes.run(processes.precompute(small(cache).model_copy(update={"share": "1/4"})))
     run_precompute(on_ray(small(cache), shard_minutes=0.1), console)
     require_equal(cache, single)
     stopped = [warning for warning in console.warned if "00001.parquet failed 1" in warning]

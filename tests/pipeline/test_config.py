@@ -45,6 +45,7 @@ def precompute(**given: Any) -> PrecomputeConfig:
         ("train: {max_length: 5}", "no key 'max_length'; it belongs under 'precompute'."),
         ("precompute: {beta: 5}", "no key 'beta'; it belongs under 'train'."),
         ("precomput: {}", "there is no section 'precomput'; did you mean 'precompute'?"),
+        ("precompute: {shard: 3/16}", "there is no key 'shard'; did you mean 'share'?"),
         ("trian: {}", "there is no section 'trian'; did you mean 'train'?"),
         ("reference: model", "no section 'reference'; it belongs under 'precompute'."),
         ("cache: folder", "no section 'cache'; it belongs under 'precompute' or 'train'."),
@@ -153,6 +154,13 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_the_default(yaml_file):
     section = load_file(yaml_file("precompute: {max_length: 512, truncate: prompt}"))["precompute"]
     config = build(PrecomputeConfig, section | FIRST, {"max_length": 256, "truncate": None})
     assert (config.max_length, config.truncate, config.split) == (256, "prompt", "train")
+
+
+def test_shard_of_several_names_share():
+    result = CliRunner().invoke(app, ["precompute", "--shard", "3/16"])
+    assert isinstance(result.exception, InputError)
+    assert "--share 3/16 now" in str(result.exception)
+    assert "--shard " not in CliRunner().invoke(app, ["precompute", "--help"]).stdout
 
 
 def test_numbers_in_yaml_may_have_an_exponent_without_a_point(yaml_file):

@@ -99,7 +99,7 @@ def test_data_are_read_at_the_commit_that_the_fingerprint_names(hub, settings, c
 
 
 def test_a_plan_holds_the_commit_for_the_jobs_that_find_it(hub, settings, console):
-    run_share(settings.model_copy(update={"shard": "1/2", "shard_tokens": 500}), console)
+    run_share(settings.model_copy(update={"share": "1/2", "shard_tokens": 500}), console)
     plan = plan_record.read(next(settings.cache.glob("plan-*")))
     assert plan is not None
     assert plan.config["data_revision"] == OLD

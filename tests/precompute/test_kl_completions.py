@@ -156,12 +156,12 @@ def test_shards_jobs_and_restarts_do_not_change_them(settings, console, scored):
     run_precompute(settings, console)
     truth = rows_by_id(settings.cache)
     split = settings.model_copy(
-        update={"cache": settings.cache.with_name("split"), "shard_tokens": 700, "shard": "1/2"}
+        update={"cache": settings.cache.with_name("split"), "shard_tokens": 700, "share": "1/2"}
     )
     assert run_share(split, console) is None
     # the second job ends what the first began, after a restart
     scored.clear()
-    assert run_precompute(split.model_copy(update={"shard": None}), console)
+    assert run_precompute(split.model_copy(update={"share": None}), console)
     assert 0 < len(scored) < 2 * len(truth) + 8
     found = rows_by_id(split.cache)
     assert found.keys() == truth.keys()

@@ -31,10 +31,10 @@ def test_slurm_names_the_share(monkeypatch, task, first, count, step, expected):
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", str(count))
     if step:
         monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", step)
-    assert PrecomputeConfig(reference="r", data="d", cache="c", shard="slurm").shard == expected
+    assert PrecomputeConfig(reference="r", data="d", cache="c", share="slurm").share == expected
 
 
 def test_slurm_outside_of_an_array_task_is_refused(monkeypatch):
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     with pytest.raises(ValidationError, match="SLURM_ARRAY_TASK_ID"):
-        PrecomputeConfig(reference="r", data="d", cache="c", shard="slurm")
+        PrecomputeConfig(reference="r", data="d", cache="c", share="slurm")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from reflogp.data_schemas import manifest as manifests
+from reflogp.data_schemas import plan_record
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.pipeline.run import run_merge, run_precompute, run_share
 from reflogp.stages.cache.write_shard import write_shard
@@ -25,7 +26,7 @@ def settings(checkpoint, few_preferences, tmp_path) -> PrecomputeConfig:
 
 
 def share_of(settings: PrecomputeConfig, number: int) -> PrecomputeConfig:
-    return settings.model_copy(update={"shard": f"{number}/{OF}"})
+    return settings.model_copy(update={"share": f"{number}/{OF}"})
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,11 @@ def test_merge_refuses_what_is_missing_and_seals_what_is_whole(settings, whole, 
     run_share(share_of(other, 3), console)
     for path in other.cache.glob("shard-*"):
         shutil.copy(path, settings.cache)
+    plan = min(settings.cache.glob("plan-????????"))
+    record = plan_record.read(plan)
+    assert record is not None
+    record.config["shard"] = f"1/{OF}"  # as earlier versions wrote it
+    plan_record.write(plan, record)
     manifest = run_merge(settings.cache, console)
     assert rows_by_id(settings.cache) == rows_by_id(whole)
     assert manifest.verification is not None

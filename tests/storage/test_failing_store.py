@@ -58,7 +58,7 @@ def test_what_cannot_be_read_is_not_taken_for_damage(
     settings, s3, proxy, console, local_rows, part
 ):
     for number in (1, 2):
-        run_share(settings.model_copy(update={"shard": f"{number}/3"}), console)
+        run_share(settings.model_copy(update={"share": f"{number}/3"}), console)
     before = {key: s3.head_object(Bucket="bucket", Key=f"some/cache/{key}") for key in keys(s3)}
     proxy.fail("500", "GET", part)
     with pytest.raises(StorageError, match=part):

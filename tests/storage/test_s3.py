@@ -75,7 +75,7 @@ def test_a_run_that_died_goes_on_where_it_was(settings, s3, console, local_rows,
 
 def test_shares_meet_in_a_bucket_and_merge_seals_it(settings, s3, console, local_rows, tmp_path):
     def share(number: int, **changes):
-        run = settings.model_copy(update={"shard": f"{number}/3", **changes})
+        run = settings.model_copy(update={"share": f"{number}/3", **changes})
         return run_share(run, console)
 
     assert share(2) is None

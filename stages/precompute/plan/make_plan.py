@@ -178,7 +178,7 @@ def _write(job: Job, console: Console) -> Plan:
         quarantine=describe(folder / QUARANTINE_NAME, rows=aside.total(), tokens=0),
         quarantined_by_reason=dict(aside.most_common()),
         quarantine_summary=quarantine.summary() if aside else "",
-        config=job.config.model_dump(mode="json"),
+        config=job.config.model_dump(mode="json", exclude={"share"}),  # of one job, not the plan
         reference=str(job.reference),
         adapter=None if job.adapter is None else str(job.adapter),
         dtype=job.dtype,
