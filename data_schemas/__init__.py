@@ -1,1 +1,4 @@
-"""What is on disk: Arrow schemas, the manifest, how files are written. Imports nothing of ours."""
+"""The on-disk formats: Arrow schemas, JSON records, and how their files are read and written.
+
+Imports nothing from `stages` or `pipeline`.
+"""

@@ -1,11 +1,11 @@
-"""A cache shard: one row a preference, its exact token ids and the reference's log-probs.
+"""A cache shard: one preference per row, with its exact token ids and the reference's log-probs.
 
-Paired rows have both responses. An unpaired row (KTO) has one: `chosen` where its label is good,
-`rejected` where it is bad; the other one's columns are null. So one schema serves both kinds, and
-a loss takes what is there. For KTO's reference point it may also have a KL completion: the response
+Paired rows have both responses. An unpaired row (KTO) has one, `chosen` if its label is good and
+`rejected` if it is bad, and the columns of the other response are null. One schema therefore serves
+both kinds. An unpaired row can also have a KL completion for KTO's reference point: the response
 of another row, scored after this row's prompt.
 
-The documentation of each field travels inside the Parquet file as field metadata.
+Each field's documentation is stored in the Parquet file as field metadata.
 """
 
 import io
@@ -21,7 +21,7 @@ from reflogp.data_schemas.files.storage import opened
 SCHEMA_VERSION = 3
 
 RESPONSES = ("chosen", "rejected", "kl")
-"""What a row can have log-probs of; X stands in `X_ids`, `ref_X_logps` and `ref_X_logp_sum`."""
+"""The sequences that a row can have log-probs of, the X in `X_ids` and `ref_X_logps`."""
 
 
 def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
@@ -30,7 +30,7 @@ def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -
 
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _LOGPS = pa.list_(pa.field("element", pa.float32(), nullable=False))
-# no map: `datasets` refuses those, and a list of structs is the same on disk
+# not a map type: `datasets` rejects maps, and a list of structs has the same layout on disk
 _KEPT = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.string())])
 
 TOKEN_FIELDS: list[pa.Field] = [
@@ -49,8 +49,8 @@ TOKEN_FIELDS: list[pa.Field] = [
     _field("confidence", pa.float64(), "The annotators' confidence, or chosen score minus "
            "rejected score; null where the data has none.", nullable=True),
     _field("kept", pa.list_(pa.field("element", _KEPT, nullable=False)), "The columns of the input "
-           "that --keep names, in its order, each with the row's value as text, null where it has "
-           "none; null in a cache that was made without --keep.", nullable=True),
+           "that --keep names, in that order, each with the row's value as text or null if the "
+           "row has no value; null in a cache made without --keep.", nullable=True),
 ]  # fmt: skip
 
 SCORE_FIELDS: list[pa.Field] = [
@@ -69,23 +69,23 @@ SCORE_FIELDS: list[pa.Field] = [
 ]  # fmt: skip
 
 WEIGHT_FIELDS: list[pa.Field] = [
-    _field("weight", pa.float64(), "What training multiplies the row's loss by, at least 0 and 1 "
-           "on average over the cache, as reflogp filter --weight-by gave it; null: 1.",
+    _field("weight", pa.float64(), "Factor on the row's loss in training, at least 0 and 1 on "
+           "average over the cache; set by reflogp filter --weight-by. Null means 1.",
            nullable=True),
 ]  # fmt: skip
 
 _METADATA = {"reflogp.schema": "cache_shard", "reflogp.schema_version": str(SCHEMA_VERSION)}
 
 PLAN_SCHEMA = pa.schema(TOKEN_FIELDS)
-"""A planned shard: the rows of a cache shard before they have scores. Lives only while stage one
-runs; its version stands in plan.json."""
+"""A planned shard: the rows of a cache shard before they are scored. It exists only while stage one
+runs; plan.json records its version."""
 
 SHARD_SCHEMA = pa.schema(TOKEN_FIELDS + SCORE_FIELDS + WEIGHT_FIELDS, metadata=_METADATA)
 """A finished shard."""
 
 
 def unweighted(table: pa.Table) -> pa.Table:
-    """Scored rows as SHARD_SCHEMA, whatever the order of their columns; none has a weight."""
+    """Convert scored rows, with columns in any order, to SHARD_SCHEMA with null weights."""
     for field in WEIGHT_FIELDS:
         table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
@@ -94,24 +94,25 @@ def unweighted(table: pa.Table) -> pa.Table:
 def read_shard(
     path: Path, columns: list[str] | None = None, content: bytes | None = None
 ) -> pa.Table:
-    """Read a finished shard, or some of its columns. What the rows hold is not looked at.
+    """Read a finished shard, or some of its columns, without checking its rows.
 
-    Whoever uses the rows of a sealed cache reads them through stages/cache/sealed_shards.py.
+    Stages that use the rows of a sealed cache read them with stages/cache/sealed_shards.py, which
+    checks them.
 
     Args:
         path: the file.
-        columns: which; all of them unless given.
-        content: of the file, where that has been read.
+        columns: the columns to read; all by default.
+        content: the file's bytes, if the caller has already read them.
 
     Raises:
-        InputError: the file is missing, is no Parquet, is of another schema version, damaged, or
-            expands beyond measure.
+        InputError: the file is missing, damaged, not Parquet, of another schema version, or would
+            take too much memory.
     """
     try:
         with io.BytesIO(content) if content is not None else opened(path) as source:
             _require_version(path, source)
-            # what only this file says of itself (its origin) is not the table's
             table = read_table(source, SHARD_SCHEMA, "shard", columns)
+            # drop the origin, which describes this file only
             table = table.replace_schema_metadata(_METADATA)
     except FileNotFoundError as error:
         raise InputError(
@@ -132,7 +133,7 @@ def read_shard(
 
 
 def count_tokens(table: pa.Table, column: str) -> int:
-    """How many tokens stand in a column of ids."""
+    """Count the tokens in a column of ids."""
     return sum(len(chunk.flatten()) for chunk in table.column(column).chunks)
 
 

@@ -1,12 +1,12 @@
-"""The errors that a user can meet. The command turns them into one message and an exit code."""
+"""Errors for users. The command line turns each into one message and an exit code."""
 
 _MOST = 2_000
 
 
 class ReflogpError(Exception):
-    """Something went wrong that the user should read as one message, without a traceback.
+    """An error that users see as one message, without a traceback.
 
-    A message that quotes a whole document loses its middle: the end says what to do.
+    Long messages lose their middle, because the end says what to do.
     """
 
     exit_code = 1
@@ -18,16 +18,16 @@ class ReflogpError(Exception):
 
 
 class InputError(ReflogpError):
-    """What the user gave cannot be used: says what is wrong, where, and what to do."""
+    """Unusable input. The message says what is wrong, where, and what to do."""
 
     exit_code = 2
 
 
 class StorageError(ReflogpError):
-    """The store where the cache is does not answer, or fails."""
+    """The object store that holds the cache fails or does not answer."""
 
 
 class StorageRefusedError(StorageError):
-    """The store cannot be used as it is given: no such bucket, or no right to it."""
+    """The object store refuses access, or the bucket does not exist."""
 
     exit_code = 2

@@ -1,4 +1,4 @@
-"""What `reflogp export` writes: data sets for programs that know nothing of caches."""
+"""The schemas that `reflogp export` writes, for programs that do not read caches."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 from reflogp.data_schemas.cache_shard import SHARD_SCHEMA
 
 Form = Literal["parquet", "trl"]
-"""`parquet`: all that a cache has of a row, and text. `trl`: what TRL's own precompute makes."""
+"""`parquet`: every column of a cache, plus text. `trl`: the columns of TRL's own precompute."""
 
 
 SCHEMA_VERSION = 1
@@ -18,8 +18,8 @@ _TEXTS = [
         pa.string(),
         nullable=part != "prompt",
         metadata={
-            "doc": f"Text of {part}_ids, decoded with the reference's tokenizer: as the model sees "
-            "it, with special tokens, and cut where the ids are."
+            "doc": f"Text of {part}_ids, decoded with the reference's tokenizer, special tokens "
+            "included; truncated where the ids are."
         },
     )
     for part in ("prompt", "chosen", "rejected")
@@ -31,7 +31,7 @@ def _metadata(form: str) -> dict[str, str]:
 
 
 PARQUET_SCHEMA = pa.schema([*_TEXTS, *SHARD_SCHEMA], metadata=_metadata("export_parquet"))
-"""All that a cache has of a row, and its text."""
+"""Every column of a cache, plus the decoded text."""
 
 TRL_SCHEMA = pa.schema(
     [
@@ -45,12 +45,12 @@ TRL_SCHEMA = pa.schema(
                 f"ref_{side}_logps",
                 pa.float64(),
                 nullable=False,
-                metadata={"doc": f"log pi_ref of {side}_ids given prompt_ids: the sum over its "
-                          "tokens, in nats; as TRL names it."},
+                metadata={"doc": f"log pi_ref of {side}_ids given prompt_ids, in nats: the sum "
+                          "over its tokens, under the name that TRL uses."},
             )
             for side in ("chosen", "rejected")
         ),
     ],
     metadata=_metadata("export_trl"),
 )  # fmt: skip
-"""The columns of a data set of TRL's DPOTrainer after its own precompute."""
+"""The columns that TRL's DPOTrainer has after its own precompute."""

@@ -1,7 +1,7 @@
-"""One run of stage one: who, when, where, with what, how fast. The manifest keeps all of them.
+"""One run of stage one: who, when, where, with what, how fast. The manifest lists every run.
 
-While a cache is being made each job has a file of its own, `job-<digest>-<id>.json`, which it
-rewrites after every shard; so a job that was killed is accounted for, too.
+Until the cache is sealed, each job has its own file, `job-<digest>-<id>.json`. The job rewrites it
+after every shard, so killed jobs are recorded too.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ class JobRecord(Record):
     """One run of `reflogp precompute` that worked on the cache."""
 
     started_at: AwareDatetime
-    seconds: float = Field(ge=0, description="Until the last shard it finished, or its end.")
-    scoring_seconds: float = Field(ge=0, description="Inside the engine, its start not included.")
-    scored_tokens: Count = Field(description="Sequence tokens that it scored.")
+    seconds: float = Field(ge=0, description="Until its last finished shard, or its end.")
+    scoring_seconds: float = Field(ge=0, description="Inside the engine, start-up excluded.")
+    scored_tokens: Count = Field(description="Tokens of all sequences that it scored.")
     shards: Count = Field(description="Shards that it finished.")
     user: str
     machine: str = Field(description="Host, system and processor.")
-    device: str = Field(description="Kind and number of the devices that it could use.")
-    versions: dict[str, str] = Field(description="Of Python and of the libraries that matter.")
+    device: str = Field(description="Kind and number of the available devices.")
+    versions: dict[str, str] = Field(description="Of Python and the main libraries.")
     command: list[str]
 
 
@@ -34,7 +34,7 @@ def write(path: Path, record: JobRecord) -> None:
 
 
 def read(path: Path) -> JobRecord | None:
-    """The record at `path`; None where it cannot be read, for it is an account and no result."""
+    """Return the record at `path`, or None if it is unreadable: no result depends on it."""
     try:
         return JobRecord.model_validate_json(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError, ValidationError):

@@ -1,4 +1,7 @@
-"""The manifest: what a cache holds, what it was made from, and how. It seals a cache."""
+"""The manifest: what a cache holds, what it was made from, and how.
+
+A cache without a manifest is not sealed, and no stage uses it.
+"""
 
 import hashlib
 import json
@@ -27,77 +30,77 @@ UNITS = {"paired": "pairs", "unpaired": "unpaired rows"}
 Dtype = Literal["bfloat16", "float16", "float32"]
 _EMPTY_SEAL = '"seal": ""'
 _AGAIN = (
-    "Run the command that made the cache again with --overwrite: it makes the manifest anew from "
-    "the finished shards, and scores nothing twice."
+    "Run the command that made the cache again with --overwrite: it rebuilds the manifest from "
+    "the finished shards without scoring anything again."
 )
 
 
 class Inputs(Record):
-    """SHA-256 of each thing that the log-probs depend on; equal inputs give an equal cache."""
+    """SHA-256 of everything that the log-probs depend on. Equal inputs give an equal cache."""
 
     weights: str = Field(description="Content of the reference's weight files.")
-    adapter: str = Field("none", description="The LoRA adapter's weights and settings, or none.")
-    architecture: str = Field(description="config.json, without volatile keys.")
+    adapter: str = Field("none", description="The LoRA adapter's weights and settings, or `none`.")
+    architecture: str = Field(description="config.json without its volatile keys.")
     tokenizer: str = Field(description="Tokenizer files and special tokens.")
-    chat_template: str = Field(description="The chat template's text, or that there is none.")
+    chat_template: str = Field(description="The chat template's text, or the absence of one.")
     data: str = Field(description="Content of the source files, or the hub commit.")
     rules: str = Field(description="How rows are read and tokenized: columns, limits, truncation.")
     engine: str = Field(description="Scoring engine, its version, dtype and settings.")
-    filter: str = Field("none", description="The cache that was filtered and the rules, or none.")
+    filter: str = Field("none", description="The filtered cache's seal and the rules, or `none`.")
 
     def digest(self) -> str:
-        """One SHA-256 over all of them, in hex."""
+        """Return one SHA-256 over all inputs, in hex."""
         return hashlib.sha256(json.dumps(self.model_dump()).encode()).hexdigest()
 
     def scoring_digest(self) -> str:
-        """One SHA-256 over what the log-probs of given token ids depend on."""
+        """Return one SHA-256, in hex, over the inputs that decide the log-probs of given ids."""
         ids_only = {"tokenizer", "chat_template", "data", "rules", "filter"}
         return hashlib.sha256(json.dumps(self.model_dump(exclude=ids_only)).encode()).hexdigest()
 
     def differences(self, other: "Inputs") -> list[str]:
-        """Names of the inputs that are not the same in `other`, in the order of the fields."""
+        """Return the names of the inputs that differ from `other`, in field order."""
         mine, theirs = self.model_dump(), other.model_dump()
         return [name for name in mine if mine[name] != theirs[name]]
 
 
 class Reference(Record):
-    """The frozen model that gave the log-probs."""
+    """The frozen model that computed the log-probs."""
 
     name: str = Field(description="As the user gave it: a hub id or a folder.")
     path: str = Field(description="The folder it was read from.")
-    commit: str | None = Field(None, description="Of `name`, where it was read from the hub.")
-    adapter: str | None = Field(None, description="The LoRA adapter on top, as it was given.")
+    commit: str | None = Field(None, description="Hub commit of `name`; None for a local folder.")
+    adapter: str | None = Field(None, description="The LoRA adapter, as the user gave it.")
     adapter_path: str | None = Field(None, description="The folder the adapter was read from.")
-    adapter_commit: str | None = Field(None, description="Of `adapter`, where it is on the hub.")
+    adapter_commit: str | None = Field(None, description="Hub commit of `adapter`, if it has one.")
     stop_token_ids: list[int] = Field(description="Ids that end a response, EOS included.")
     vocabulary: int | None = Field(
-        None, ge=1, le=2**31, description="Every token id is below this. None: not recorded."
+        None, ge=1, le=2**31, description="Every token id is below this; None if not recorded."
     )
 
 
 class Engine(Record):
-    """What computed the log-probs."""
+    """The engine that computed the log-probs."""
 
     name: Literal["vllm", "transformers"]
     version: str
     dtype: Dtype = Field(description="Of weights and forward.")
-    method: str = Field(description="How the engine gave log-probs, in words.")
+    method: str = Field(description="How the engine computed log-probs, in words.")
     device: str
     settings: dict[str, Any] = Field(description="Engine arguments, as passed.")
-    why: str = Field(description="Why this engine was taken.")
+    why: str = Field(description="Why this engine was chosen.")
 
 
 class Source(Record):
-    """The preferences as they were read."""
+    """Where the preferences were read from."""
 
     source: str
-    commit: str | None = Field(None, description="Of a hub data set: the commit that was read.")
-    config: str | None = Field(None, description="Of a hub data set: the configuration, if given.")
+    commit: str | None = Field(None, description="Commit of a hub data set.")
+    config: str | None = Field(None, description="Configuration of a hub data set, if given.")
     split: str
-    form: str = Field(description="The input form that was detected.")
-    rows: Count = Field(description="Rows read, the quarantined ones included.")
+    form: str = Field(description="The detected input form.")
+    rows: Count = Field(description="Rows read, including quarantined ones.")
     reading: Reading | None = Field(
-        None, description="What reading them found; None: an earlier release made the cache."
+        None, description="What reading the rows found; None in caches of earlier releases."
     )
 
 
@@ -105,45 +108,45 @@ class Counts(Record):
     """Totals over all shards."""
 
     rows: int = Field(ge=0)
-    prompt_tokens: int = Field(ge=0, description="Each row's prompt counted once.")
+    prompt_tokens: int = Field(ge=0, description="Each row's prompt counts once.")
     chosen_tokens: int = Field(ge=0)
     rejected_tokens: int = Field(ge=0)
-    kl_tokens: int = Field(0, ge=0, description="Of the KL completions of unpaired rows.")
+    kl_tokens: int = Field(0, ge=0, description="Tokens of KL completions, in unpaired caches.")
     truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
     rescued: int = Field(
-        ge=0, description="Responses whose log-probs could not be right until scored again."
+        ge=0, description="Responses with invalid log-probs that a second scoring fixed."
     )
     template_diverged: int = Field(
-        ge=0, description="Rows whose template renders the prompt otherwise once it is answered."
+        ge=0, description="Rows whose prompt renders differently when a response follows."
     )
     quarantined_by_reason: dict[str, Count]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows, each row's prompt counted once."""
+        """Tokens of all rows; each row's prompt counts once."""
         return self.prompt_tokens + self.chosen_tokens + self.rejected_tokens + self.kl_tokens
 
     @property
     def quarantined(self) -> int:
-        """Rows set aside."""
+        """Number of quarantined rows."""
         return sum(self.quarantined_by_reason.values())
 
 
 class Timing(Record):
-    """How long it took, all jobs together."""
+    """Time taken by all jobs together."""
 
     started_at: datetime
     sealed_at: datetime
-    seconds: float = Field(ge=0, description="Of all jobs, the engines' start included.")
-    scoring_seconds: float = Field(ge=0, description="Inside the engine, its start not included.")
+    seconds: float = Field(ge=0, description="Of all jobs, engine start-up included.")
+    scoring_seconds: float = Field(ge=0, description="Inside the engine, start-up excluded.")
     tokens_per_second: float = Field(
         ge=0,
-        description="Prompt and response tokens of both sequences a row, over scoring_seconds.",
+        description="Prompt and response tokens of every sequence of a row, over scoring_seconds.",
     )
 
 
 class Manifest(Record):
-    """Everything about a sealed cache."""
+    """The full description of a sealed cache."""
 
     schema_version: Literal[3] = SCHEMA_VERSION
     reflogp_version: str
@@ -160,14 +163,14 @@ class Manifest(Record):
     verification: Verification | None = Field(
         description="A small sample, rescored before the cache was sealed."
     )
-    jobs: list[JobRecord] = Field(description="The runs that made it, in the order of their start.")
-    filtered: Filtered | None = Field(None, description="None: its rows were scored for it.")
+    jobs: list[JobRecord] = Field(description="The runs that made the cache, by start time.")
+    filtered: Filtered | None = Field(None, description="Set in caches that a filter made.")
     seal: str = Field("", description="SHA-256 of this file with an empty seal.")
 
     @field_validator("rules")
     @classmethod
     def _usable(cls, rules: dict[str, Any]) -> dict[str, Any]:
-        """The rules that rows are checked against are of the right types."""
+        """Check the types of the rules that rows are checked against."""
         longest, keep = rules.get("max_length", 2), rules.get("keep", [])
         if type(longest) is not int or not 2 <= longest < 2**31:
             raise ValueError("max_length is not a number of tokens")
@@ -183,7 +186,7 @@ class Manifest(Record):
         counts = self.counts
         if not sum(shard.rows for shard in self.shards):
             raise ValueError("the cache holds no rows")
-        # a row takes more than a byte: its id is a hash of its own
+        # a row takes more than a byte: each has an id of its own
         if any(shard.rows > shard.bytes for shard in self.shards):
             raise ValueError("a shard has more rows than bytes")
         for what, said, found in (
@@ -192,27 +195,27 @@ class Manifest(Record):
             ("quarantined rows", counts.quarantined, self.quarantine.rows),
         ):
             if said != found:
-                raise ValueError(f"counts {said} {what}, but its files have {found}")
+                raise ValueError(f"it counts {said} {what}, but its files have {found}")
         return self
 
     @property
     def unit(self) -> str:
-        """What its rows are called."""
+        """The name of its rows in messages."""
         return UNITS[self.kind]
 
     @property
     def weights(self) -> Weights | None:
-        """How its rows are weighted; None if they all count the same."""
+        """Summary of its row weights; None if all rows count equally."""
         return None if self.filtered is None else self.filtered.weights
 
 
 def write(cache: Path, manifest: Manifest) -> Manifest:
-    """Seal `cache` with `manifest`; returns it with its seal."""
+    """Seal `cache` with `manifest` and return the manifest with its seal."""
     text = manifest.model_copy(update={"seal": ""}).model_dump_json(indent=2) + "\n"
     seal = hashlib.sha256(text.encode()).hexdigest()
-    # the seal is the last field; nothing before it can look like it unescaped
+    # the seal is the last field, and quotes in earlier values are escaped
     head, _, tail = text.rpartition(_EMPTY_SEAL)
-    # whose temporary file it is, other jobs in the folder must see from its name
+    # the name tells other jobs in the folder which cache the temporary file belongs to
     alias = f"manifest-{manifest.inputs.digest()[:8]}.json"
     write_text(cache / FILE_NAME, f'{head}"seal": "{seal}"{tail}', alias)
     return manifest.model_copy(update={"seal": seal})
@@ -222,7 +225,7 @@ def read(cache: Path) -> Manifest:
     """Read the manifest of a sealed cache.
 
     Raises:
-        InputError: there is no cache, it was never sealed, it is of another version, or damaged.
+        InputError: the cache is missing, unsealed, damaged, or of another schema version.
     """
     path = cache / FILE_NAME
     try:
@@ -233,12 +236,12 @@ def read(cache: Path) -> Manifest:
         state = "is not sealed: it has no" if there else "does not exist: no"
         raise InputError(
             f"{cache}: the cache {state} {FILE_NAME}. Run `reflogp precompute --cache {cache}` "
-            "and let it end."
+            "to the end."
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error
     try:
-        # stricter than json: no NaN, no half surrogate pair, no depth that ends the interpreter
+        # stricter than json: rejects NaN, lone surrogates, and nesting that overflows the stack
         raw = from_json(content, allow_inf_nan=False)
     except ValueError as error:
         raise InputError(f"{path}: damaged: not valid JSON ({error}). {_AGAIN}") from error
@@ -246,8 +249,8 @@ def read(cache: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path}: schema version {version}, but this reflogp reads version {SCHEMA_VERSION}. "
-            "Install the reflogp that wrote it, or make the cache again with `reflogp precompute "
-            "--overwrite`."
+            "Install the reflogp version that wrote it, or rebuild the cache with `reflogp "
+            "precompute --overwrite`."
         )
     try:
         manifest = Manifest.model_validate(raw)
@@ -257,17 +260,17 @@ def read(cache: Path) -> Manifest:
         raise InputError(f"{path}: damaged: {where}: {first['msg']}. {_AGAIN}") from error
     unsealed = content.replace(f'"seal": "{manifest.seal}"'.encode(), _EMPTY_SEAL.encode())
     if hashlib.sha256(unsealed).hexdigest() != manifest.seal:
-        raise InputError(f"{path}: damaged: its content is not what was sealed. {_AGAIN}")
+        raise InputError(f"{path}: damaged: its content has changed since it was sealed. {_AGAIN}")
     return manifest
 
 
 def missing_files(cache: Path, manifest: Manifest) -> list[str]:
-    """Names of the cache's files that are gone or of another size than when it was sealed."""
+    """Return the names of files that are missing or whose size has changed since the seal."""
     sizes = entries(cache)
     records = [*manifest.shards, manifest.quarantine]
     return [record.file for record in records if sizes.get(record.file) != record.bytes]
 
 
 def is_sealed(cache: Path) -> bool:
-    """Whether `cache` holds a manifest at all."""
+    """Whether `cache` has a manifest, readable or not."""
     return FILE_NAME in entries(cache)

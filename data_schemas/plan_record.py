@@ -1,7 +1,7 @@
-"""The plan of a cache that is being made: `plan-<digest>/plan.json`, written when it is complete.
+"""The plan of an unsealed cache: `plan-<digest>/plan.json`, written once the plan is complete.
 
-It holds all that sealing needs besides the finished shards, so that any job can do any part of the
-work, and `reflogp merge` the last, without reading the data again.
+The plan and the finished shards are all that sealing needs. Any job can therefore do any part of
+the work, and `reflogp merge` can seal the cache, without reading the data again.
 """
 
 from pathlib import Path
@@ -21,26 +21,26 @@ SCHEMA_VERSION: Literal[3] = 3
 
 
 class PlanRecord(SealedRecord):
-    """Everything about a plan."""
+    """The full description of a plan."""
 
-    schema_version: Literal[3] = Field(description="Of its Arrow files, as that of shards.")
+    schema_version: Literal[3] = Field(description="The shards' schema version.")
     reflogp_version: str
     inputs: Inputs
     kind: Literal["paired", "unpaired"]
-    form: str = Field(description="The input form that was detected.")
+    form: str = Field(description="The detected input form.")
     reading: Reading | None = Field(
-        None, description="What reading the preferences found; None: an earlier release made it."
+        None, description="What reading the preferences found; None in plans of earlier releases."
     )
-    rows_read: int = Field(ge=0, description="Rows read, the quarantined ones included.")
+    rows_read: int = Field(ge=0, description="Rows read, including quarantined ones.")
     template_diverged: int = Field(ge=0)
     stop_token_ids: list[int]
-    shards: list[Shard] = Field(description="The planned shards; `tokens` are those to score.")
+    shards: list[Shard] = Field(description="The planned shards; `tokens` counts those to score.")
     quarantine: Shard = Field(description="The rows that could not be planned.")
     quarantined_by_reason: dict[str, int]
     quarantine_summary: str
-    config: dict[str, Any] = Field(description="The configuration that made it.")
+    config: dict[str, Any] = Field(description="The configuration of the command that planned.")
     reference: str = Field(description="Folder of the checkpoint.")
-    adapter: str | None = Field(description="Folder of the LoRA adapter on top of it.")
+    adapter: str | None = Field(description="Folder of the LoRA adapter, if there is one.")
     dtype: Literal["bfloat16", "float16", "float32"]
     engine: dict[str, str] = Field(description="Name, version and reason of the engine.")
 
@@ -51,7 +51,7 @@ def write(folder: Path, record: PlanRecord) -> None:
 
 
 def read(folder: Path) -> PlanRecord | None:
-    """The plan in `folder`; None where there is none, or one of another release or damaged."""
+    """Return the plan in `folder`; None if it is missing, damaged or of another release."""
     try:
         return PlanRecord.from_sealed_json(read_bytes(folder / FILE_NAME, MOST_BYTES))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Rows that were set aside: none vanishes, each keeps its reason and its text."""
+"""Quarantined rows. No row disappears: each is stored with its reason and its text."""
 
 import enum
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from reflogp.data_schemas.files.storage import opened, require_inside
 from reflogp.data_schemas.sealed_file import Shard, require_intact
 
 SCHEMA_VERSION = 1
-_BATCH_ROWS = 1_000  # in memory at a time: rows may be long
+_BATCH_ROWS = 1_000  # in memory at a time; rows can be long
 
 
 class Reason(enum.StrEnum):
-    """Why a row was set aside. The value is what stands on disk and in reports."""
+    """Why a row was quarantined. The value appears on disk and in reports."""
 
     BROKEN_JSON = "broken_json"
     INVALID_UTF8 = "invalid_utf8"
@@ -37,7 +37,7 @@ class Reason(enum.StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     TOO_LONG = "too_long"
     BAD_SCORE = "bad_score"
-    # what `reflogp filter` drops
+    # used by `reflogp filter`
     CONTRADICTION = "contradiction"
     DUPLICATE = "duplicate"
     TRUNCATED = "truncated"
@@ -57,15 +57,15 @@ SCHEMA = pa.schema(
                  metadata={"doc": "The file, or the hub data set, that the row came from."}),
         pa.field("line", pa.int64(), nullable=False,
                  metadata={"doc": "1-based line of a JSONL file, else 1-based row of the file; "
-                 "0: not known."}),
+                 "0 if unknown."}),
         pa.field("reason", pa.string(), nullable=False,
                  metadata={"doc": "One of the reasons listed in data_schemas/quarantine.py."}),
         pa.field("field", pa.string(), nullable=True,
-                 metadata={"doc": "The column at fault, where one is."}),
+                 metadata={"doc": "The column at fault, if one is."}),
         pa.field("detail", pa.string(), nullable=False,
                  metadata={"doc": "What is wrong with this row, for people."}),
         pa.field("row", pa.string(), nullable=False,
-                 metadata={"doc": "The row as JSON, or the raw line where it is no JSON."}),
+                 metadata={"doc": "The row as JSON, or the raw line if it is not JSON."}),
     ],
     metadata={
         "reflogp.schema": "quarantine",
@@ -75,14 +75,15 @@ SCHEMA = pa.schema(
 
 
 def batches(path: Path, record: Shard) -> Iterator[pa.RecordBatch]:
-    """The rows of the quarantine of a sealed cache, which may be far larger than memory.
+    """Yield the quarantined rows of a sealed cache, whose file can be larger than memory.
 
     Args:
-        path: of the file.
-        record: what the manifest says of it.
+        path: the file.
+        record: its entry in the manifest.
 
     Raises:
-        InputError: it is missing, not what was sealed, damaged, or expands beyond measure.
+        InputError: the file is missing, damaged, changed since the seal, or would take too much
+            memory.
     """
     try:
         require_inside(path)
@@ -92,7 +93,7 @@ def batches(path: Path, record: Shard) -> Iterator[pa.RecordBatch]:
             for batch in read_batches(source, SCHEMA, "quarantine", _BATCH_ROWS):
                 for name in ("source_row", "line"):
                     if pc.any(pc.less(batch.column(name), 0)).as_py():
-                        raise InputError(f"{path}: damaged: a {name} is under 0.")
+                        raise InputError(f"{path}: damaged: a {name} is negative.")
                 rows += batch.num_rows
                 yield batch
         if rows != record.rows:

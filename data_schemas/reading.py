@@ -1,6 +1,6 @@
-"""What reading the preferences found: which columns mean what, what is worth knowing, and where.
+"""What reading the preferences found: the use of each column, notices, and where rows came from.
 
-It travels from the plan into the manifest, so that `reflogp inspect` tells it as the run did.
+The plan carries it into the manifest, so `reflogp inspect` can repeat what the run reported.
 """
 
 import bisect
@@ -15,11 +15,11 @@ from reflogp.data_schemas.record import Count, Record
 _MOST_PARTS = 1_000
 _LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 UNKNOWN = 0
-"""In place of a line that is not known."""
+"""Stands for an unknown line."""
 
 
 class Remark(enum.StrEnum):
-    """What is worth knowing of rows that are used all the same. The value stands on disk."""
+    """Something notable about rows that are used anyway. The value appears on disk."""
 
     TEMPLATE_DROPS = "template_drops"
     FIELDS_NOT_RENDERED = "fields_not_rendered"
@@ -33,29 +33,29 @@ class Remark(enum.StrEnum):
 _MEANING = {
     Remark.TEMPLATE_DROPS: "the chat template leaves out a part of the messages",
     Remark.FIELDS_NOT_RENDERED: "the messages have fields that the chat template does not use",
-    Remark.CONTROL_TOKENS: "the text holds names of special tokens, which become those tokens",
-    Remark.DATED_TEMPLATE: "the chat template writes today's date, so that the same data give "
-    "other tokens on another day",
-    Remark.TEXT_FOR_CHAT_MODEL: "the prompt is text and is scored as it stands, although the "
+    Remark.CONTROL_TOKENS: "the text contains names of special tokens, which become those tokens",
+    Remark.DATED_TEMPLATE: "the chat template writes today's date, so the same data give "
+    "different tokens on another day",
+    Remark.TEXT_FOR_CHAT_MODEL: "the prompt is plain text and is scored unchanged, although the "
     "tokenizer has a chat template",
-    Remark.NO_END: "nothing ends the response: the tokenizer has no EOS token, and a policy "
-    "that sees no end does not learn to stop",
+    Remark.NO_END: "no token ends the response, because the tokenizer has no EOS token; the "
+    "policy does not learn to stop",
     Remark.UNREADABLE_SCORE: "a score is not a number; the row has no confidence",
 }
 
 
 class Columns(Record):
-    """What became of each column of the data."""
+    """How each column of the data was used."""
 
     used: dict[str, str] = Field(
-        {}, description="By standard name, the column that was used; joined ones with a plus sign."
+        {}, description="Source column by standard name; a plus sign joins several columns."
     )
-    kept: list[str] = Field([], description="Kept in the cache by --keep.")
-    left_out: list[str] = Field([], description="Left out by --ignore.")
-    not_used: list[str] = Field([], description="All the others.")
+    kept: list[str] = Field([], description="Columns kept in the cache by --keep.")
+    left_out: list[str] = Field([], description="Columns left out by --ignore.")
+    not_used: list[str] = Field([], description="All other columns.")
 
     def __str__(self) -> str:
-        """In a line."""
+        """One line for people."""
         used = [std if std == own else f"{std} (from {own})" for std, own in self.used.items()]
         parts = {"used": used, "kept": self.kept, "ignored": self.left_out,
                  "not used": self.not_used}  # fmt: skip
@@ -63,27 +63,27 @@ class Columns(Record):
 
 
 class Notice(Record):
-    """One remark, with how many rows it is about and the first of them."""
+    """A remark, the number of rows that it applies to, and the first of those rows."""
 
     remark: Remark
-    noticed: Count = Field(description="Rows it is about; those in quarantine do not count.")
-    file: str = Field(description="Of the first of them.")
-    line: int = Field(ge=0, description="Of the first of them; 0: not known.")
-    detail: str = Field(description="What it is in the first of them.")
+    noticed: Count = Field(description="Rows that it applies to, quarantined ones excluded.")
+    file: str = Field(description="File of the first such row.")
+    line: int = Field(ge=0, description="Line of the first such row; 0 if unknown.")
+    detail: str = Field(description="Details of the first such row.")
 
     def __str__(self) -> str:
-        """In a line."""
+        """One line for people."""
         rows = f"{self.noticed:,} row{'s' * (self.noticed != 1)}"
         detail = f": {self.detail}" if self.detail else ""
         return f"{rows}: {_MEANING[self.remark]}; first: {place(self.file, self.line)}{detail}"
 
 
 class Part(Record):
-    """Rows of one file that stand in its lines at an even distance."""
+    """A run of rows that are evenly spaced over the lines of one file."""
 
     file: str
-    first_row: int = Field(ge=0, description="Its first row's position over all files.")
-    first_line: int = Field(ge=0, description="That row's line; 0: lines are not known.")
+    first_row: int = Field(ge=0, description="Position of the first row over all files.")
+    first_line: int = Field(ge=0, description="Line of the first row; 0 if lines are unknown.")
     step: int = Field(1, ge=0, description="Lines from one row to the next.")
 
 
@@ -91,24 +91,24 @@ class Reading(Record):
     """What reading the preferences found."""
 
     columns: Columns
-    notices: list[Notice] = Field([], description="Each remark once.")
-    parts: list[Part] = Field([], description="Which source rows came from which file and line.")
+    notices: list[Notice] = Field([], description="At most one notice per remark.")
+    parts: list[Part] = Field([], description="The file and line that each source row came from.")
 
 
 def place(file: str, line: int) -> str:
-    """`a.jsonl, line 3`, or `a.csv, row 3`, or the file alone where the line is not known."""
+    """Return `a.jsonl, line 3` or `a.csv, row 3`, or only the file if the line is unknown."""
     if line == UNKNOWN:
         return file
     return f"{file}, {numbered(file, line)}"
 
 
 def numbered(file: str, line: int) -> str:
-    """`line 3` of a file of lines, `row 3` of any other."""
+    """Return `line 3` for a JSONL file and `row 3` for any other."""
     return f"{'line' if PurePath(file).name.lower().endswith(_LINES) else 'row'} {line}"
 
 
 def locate(parts: Sequence[Part], source_row: int, otherwise: str = "") -> tuple[str, int]:
-    """File and line of a source row; `otherwise` and 0 where that is not known."""
+    """Return the file and line of a source row, or `otherwise` and 0 if they are unknown."""
     found = bisect.bisect_right(parts, source_row, key=lambda part: part.first_row)
     if not found:
         return otherwise, UNKNOWN
@@ -116,11 +116,11 @@ def locate(parts: Sequence[Part], source_row: int, otherwise: str = "") -> tuple
     if part.first_line == UNKNOWN:
         return part.file, UNKNOWN
     line = part.first_line + part.step * (source_row - part.first_row)
-    return part.file, line if line < 2**63 else UNKNOWN  # a manifest can come from a stranger
+    return part.file, line if line < 2**63 else UNKNOWN  # manifests can be untrusted
 
 
 class Whereabouts:
-    """Collects the parts of a source while it is read: a few numbers for millions of rows."""
+    """Collect the parts of a source while it is read: a few numbers for millions of rows."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
@@ -128,7 +128,7 @@ class Whereabouts:
         self._rows = 0
 
     def add(self, row: int, file: str, line: int) -> None:
-        """Note where the row `row` stands; rows come in order."""
+        """Record the file and line of `row`. Rows must come in order."""
         part = self._part
         if part is not None and part.file == file:
             if part.first_line == UNKNOWN or (

@@ -1,4 +1,4 @@
-"""The base of everything that is written as JSON: frozen, and strict about its fields."""
+"""Base classes of all JSON records: frozen, and strict about their fields."""
 
 import hashlib
 from typing import Annotated, Self
@@ -7,37 +7,37 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
-    """A model that refuses fields it does not know."""
+    """A frozen model that rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 MOST_BYTES = 128 << 20
-"""Of a JSON file that is read: far more than any has, and not more than memory does."""
+"""Largest JSON file that is read: far above any real one, but small enough for memory."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-"""What Arrow can count; a larger one in a file from elsewhere would be too large for a float."""
+"""A count that fits Arrow's int64; the bound also rejects numbers too large for a float."""
 
 
 class SealedRecord(Record):
-    """A record that carries its own digest, so that a flipped bit is found when it is read."""
+    """A record with its own digest, which reveals a flipped bit when the record is read."""
 
     seal: str = Field("", description="SHA-256 of the other fields as JSON.")
 
     def sealed_json(self) -> str:
-        """This record as JSON, with its seal."""
+        """Return this record as JSON, with its seal."""
         return self.model_copy(update={"seal": self._digest()}).model_dump_json()
 
     @classmethod
     def from_sealed_json(cls, text: bytes) -> Self:
-        """The record that `sealed_json` wrote.
+        """Parse the output of `sealed_json`.
 
         Raises:
-            ValueError: it is none, or not what was sealed.
+            ValueError: the text is not such a record, or its content has changed since the seal.
         """
         record = cls.model_validate_json(text)
         if record.seal != record._digest():
-            raise ValueError("its content is not what was sealed")
+            raise ValueError("its content has changed since it was sealed")
         return record
 
     def _digest(self) -> str:

@@ -1,4 +1,4 @@
-"""The record of a finished training run, beside its model. Its presence marks the run as done."""
+"""The record of a finished training run, stored with its model. It marks the run as done."""
 
 from datetime import datetime
 from pathlib import Path
@@ -18,13 +18,13 @@ SCHEMA_VERSION = 1
 
 
 class _Tolerant(BaseModel):
-    """A frozen model that leaves out fields of later releases."""
+    """A frozen model that ignores fields of later releases."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class StepMetrics(_Tolerant):
-    """Means over the pairs of one or more optimizer steps, before each step's update."""
+    """Mean metrics over the pairs of one or more optimizer steps, before each step's update."""
 
     loss: float
     margin: float = Field(description="rewards/margins.")
@@ -34,21 +34,21 @@ class StepMetrics(_Tolerant):
 
 
 class RunWarning(_Tolerant):
-    """Something that went wrong in training, seen in its metrics."""
+    """A training problem that the metrics show."""
 
-    code: str = Field(description="Its name, for programs.")
-    message: str = Field(description="One sentence with the figures of the last time it was seen.")
+    code: str = Field(description="Name of the warning, for programs.")
+    message: str = Field(description="One sentence, with the figures of the latest sighting.")
     remedy: str = Field(description="What to change.")
-    first_step: int = Field(description="The optimizer step at which it was first seen.")
-    last_step: int = Field(description="The last look at which it still held; at best the end.")
+    first_step: int = Field(description="Optimizer step at which the problem was first seen.")
+    last_step: int = Field(description="Last checked step at which it was seen.")
 
     def __str__(self) -> str:
-        """As people read it."""
+        """One line for people."""
         return f"steps {self.first_step} to {self.last_step}: {self.message} {self.remedy}"
 
 
 class RunRecord(_Tolerant):
-    """What was trained, from what, and what came out."""
+    """What was trained, from what, and with what result."""
 
     schema_version: int = SCHEMA_VERSION
     reflogp_version: str
@@ -56,34 +56,34 @@ class RunRecord(_Tolerant):
     cache: str
     policy: str
     adapter: str | None = Field(
-        None, description="Folder of the LoRA adapter that training started from."
+        None, description="Folder of the LoRA adapter that training started from, if any."
     )
     settings: dict[str, Any]
     kind: Literal["paired", "unpaired"] = Field("paired", description="Of the cache.")
     weights: Weights | None = Field(
-        None, description="Of the cache, by which each row's loss was multiplied. None: all alike."
+        None, description="The cache's row weights, which scaled each row's loss, if it has any."
     )
-    pairs: int = Field(description="Or unpaired rows, that were trained on.")
-    evaluated_pairs: int = Field(0, description="That were held out, to evaluate on.")
+    pairs: int = Field(description="Pairs, or unpaired rows, trained on.")
+    evaluated_pairs: int = Field(0, description="Pairs held out for evaluation.")
     steps: int
     processes: int = 1
     trained_parameters: int
     first: StepMetrics = Field(description="The first step: policy equals reference.")
     first_margin_noise: float | None = Field(
-        description="Standard deviation that rounding alone gives the first margin, which is 0 but "
-        "for it; from the cache's verification. None for losses without a reference."
+        description="Standard deviation of the first margin due to rounding, without which it is "
+        "0; from the cache's verification. None for losses without a reference."
     )
     last: StepMetrics = Field(description="Mean over the last quarter of the steps.")
     evaluation: StepMetrics | None = Field(
-        None, description="Of the weights that were kept, over the held-out pairs."
+        None, description="Metrics of the kept weights over the held-out pairs."
     )
     best_step: int | None = Field(
-        None, description="The step whose weights were kept; None: the last one's."
+        None, description="The step whose weights were kept; None if the last step's were."
     )
     resumed_from: int | None = Field(
-        None, description="The step of the checkpoint that the run went on from, if it did."
+        None, description="The step of the checkpoint that the run resumed from, if it did."
     )
-    warnings: list[RunWarning] = Field([], description="What went wrong, first seen first.")
+    warnings: list[RunWarning] = Field([], description="Problems, in the order first seen.")
     started_at: datetime
     seconds: float
     pairs_per_second: float
@@ -95,12 +95,12 @@ def write(output: Path, record: RunRecord) -> None:
 
 
 def read(output: Path) -> RunRecord | None:
-    """The record in `output`; None where no run has ended there.
+    """Return the record in `output`, or None if no run has finished there.
 
-    Fields that this reflogp does not know, from a later release, are left out.
+    Unknown fields, which a later release can have written, are ignored.
 
     Raises:
-        InputError: there is one that cannot be read.
+        InputError: the record cannot be read.
     """
     path = output / FILE_NAME
     try:
@@ -111,5 +111,6 @@ def read(output: Path) -> RunRecord | None:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path}: damaged, or not a record that this reflogp can read: {reason}."
+            f"{path}: this run record is damaged, or of a release that this reflogp cannot read: "
+            f"{reason}."
         ) from error

@@ -1,6 +1,6 @@
-"""Pairs under the policy that a run kept, beside the reference: pairs.parquet in the run's folder.
+"""A sample of pairs scored by a run's final policy and the reference: pairs.parquet in its folder.
 
-A sample, for people to look at; nothing is trained on it. Each column's meaning travels inside the
+The sample is for people to look at; no run trains on it. Each column's meaning is stored in the
 file as field metadata.
 """
 
@@ -32,16 +32,16 @@ _IDS, _TEXTS, _LOGPS = _list(pa.int32()), _list(pa.string()), _list(pa.float32()
 
 SCHEMA = pa.schema(
     [
-        _field("row_id", pa.string(), "The row's id in the cache that it is from."),
+        _field("row_id", pa.string(), "The row's id in its cache."),
         _field("source_row", pa.int64(), "0-based position of the row in the cache's input."),
         _field("split", pa.string(), "train: the run was trained on it; eval: it was held out."),
         _field("prompt_ids", _IDS, "Token ids of the prompt."),
         _field("chosen_ids", _IDS, "Token ids of the chosen response."),
         _field("rejected_ids", _IDS, "Token ids of the rejected response."),
-        _field("prompt_pieces", _TEXTS, "Text of each token of the prompt; joined, the prompt. A "
-               "character of several tokens stands with the last of them."),
-        _field("chosen_pieces", _TEXTS, "The same of the chosen response."),
-        _field("rejected_pieces", _TEXTS, "The same of the rejected response."),
+        _field("prompt_pieces", _TEXTS, "Text of each token of the prompt; joined, they give the "
+               "prompt. A character that spans several tokens is stored with the last of them."),
+        _field("chosen_pieces", _TEXTS, "The same for the chosen response."),
+        _field("rejected_pieces", _TEXTS, "The same for the rejected response."),
         _field("ref_chosen_logps", _LOGPS, "log pi_ref of each chosen token in nats, as cached."),
         _field("ref_rejected_logps", _LOGPS, "log pi_ref of each rejected token in nats."),
         _field("policy_chosen_logps", _LOGPS, "log pi_theta of each chosen token in nats."),
@@ -63,19 +63,19 @@ SCHEMA = pa.schema(
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the file into a run's folder."""
+    """Write the sample into a run's folder."""
     with atomic_path(folder / FILE_NAME) as path:
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, write_page_checksum=True)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows in a run's folder; none where the run wrote none.
+    """Return the rows of a run's sample; empty if the run wrote none.
 
     Raises:
-        InputError: the file is damaged, or of another version.
+        InputError: the file is damaged or of another schema version.
     """
     path = folder / FILE_NAME
-    advice = "Train again, or remove the file: a report does without it."
+    advice = "Train again, or remove the file: reports work without it."
     try:
         with opened(path) as source:
             schema = pq.read_schema(source)
@@ -96,14 +96,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _require_sound(rows: list[dict[str, Any]]) -> None:
-    """Refuse rows that cannot be shown: lists of other lengths, or numbers that are not finite."""
+    """Reject rows that cannot be shown: lists of unequal length, or non-finite numbers."""
     for number, row in enumerate(rows):
         for part in ("prompt", "chosen", "rejected"):
             names = [f"{part}_ids", f"{part}_pieces"]
             if part != "prompt":
                 names += [f"{model}_{part}_logps" for model in ("ref", "policy")]
             if len({len(row[name]) for name in names}) > 1:
-                raise UnsoundError(f"row {number}: {', '.join(names)} are not of one length")
+                raise UnsoundError(f"row {number}: {', '.join(names)} differ in length")
         for name, value in row.items():
             values = value if isinstance(value, list) else [value]
             if not all(math.isfinite(one) for one in values if isinstance(one, float)):

@@ -1,4 +1,4 @@
-"""A file of a sealed cache: what the manifest says of it, and whether it is still that."""
+"""A file of a sealed cache: its entry in the manifest, and checks of the file against it."""
 
 import hashlib
 import re
@@ -14,34 +14,34 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 
 class Shard(Record):
-    """One file of rows."""
+    """The manifest's entry for one file of rows."""
 
     file: str = Field(description="Name inside the cache folder; never a path.")
     rows: Count
-    tokens: Count = Field(description="Prompt tokens, once a row, and response tokens.")
+    tokens: Count = Field(description="Prompt tokens, once per row, plus response tokens.")
     bytes: Count
     sha256: str
 
     @field_validator("file")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        # A manifest can come from a stranger: it must not reach outside its own folder.
+        # Manifests can be untrusted and must not reach outside their own folder.
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name[:80]!r} is not a plain file name")
         return name
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_intact(path: Path, record: Shard) -> None:
-    """Refuse a file whose content is not what was sealed.
+    """Check that a file's content has not changed since it was sealed.
 
     Raises:
-        InputError: it is missing, or its SHA-256 differs.
+        InputError: the file is missing, or its SHA-256 differs.
     """
     try:
         digest = file_sha256(path)
@@ -51,17 +51,17 @@ def require_intact(path: Path, record: Shard) -> None:
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
-    """The error for a file of a cache that cannot be read."""
+    """Return the error for an unreadable file of a cache."""
     absent = isinstance(error, FileNotFoundError)
     state = "is missing" if absent else f"cannot be read ({error.strerror or error})"
     return InputError(f"{path}: the file {state}. Run `reflogp precompute` again.")
 
 
 def require_sha256(path: Path, digest: str, record: Shard) -> None:
-    """Refuse a file with a digest that is not the one that was sealed.
+    """Check a file's digest against its entry in the manifest.
 
     Raises:
-        InputError: so it is.
+        InputError: the digest differs.
     """
     if digest != record.sha256:
         raise InputError(

@@ -1,8 +1,8 @@
-"""What a finished shard says of itself, in its Parquet metadata.
+"""A finished shard's description of itself, in its Parquet metadata.
 
-It makes a shard stand by itself: another job sees that it is finished, whose it is, and what the
-manifest must know of it, from the file's footer alone. Nothing in it depends on when or how fast
-it was made, so that the same work gives the same bytes.
+The file's footer alone tells another job that the shard is finished, which cache it belongs to, and
+everything that the manifest records about it. The origin does not depend on when or how fast the
+shard was made, so the same work gives the same bytes.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from reflogp.data_schemas.files.storage import read_end
 from reflogp.data_schemas.record import Record, SealedRecord
 
 _KEY = b"reflogp.origin"
-_FOOTER_BYTES = 1 << 16  # more than most footers have
+_FOOTER_BYTES = 1 << 16  # larger than most footers
 
 
 class Problem(Record):
-    """A planned row that is not in the shard, because its scores cannot be right."""
+    """A planned row that was left out of the shard because its scores are invalid."""
 
     source_row: int
     field: str = Field(description="The column of token ids that could not be scored.")
@@ -31,10 +31,10 @@ class Origin(SealedRecord):
     """Where a shard comes from, and its counts."""
 
     inputs: str = Field(description="Digest of all inputs of the cache it was made for.")
-    scoring: str = Field(description="Digest of what the log-probs of given token ids depend on.")
+    scoring: str = Field(description="Digest of the inputs that decide the log-probs of given ids.")
     plan: str = Field(description="SHA-256 of the planned shard that it was made from.")
-    number: int = Field(ge=0, description="Its place in the plan.")
-    method: str = Field(description="How the engine gave log-probs, in words.")
+    number: int = Field(ge=0, description="Its position in the plan.")
+    method: str = Field(description="How the engine computed log-probs, in words.")
     device: str
     prompt_tokens: int = Field(ge=0)
     chosen_tokens: int = Field(ge=0)
@@ -42,19 +42,19 @@ class Origin(SealedRecord):
     kl_tokens: int = Field(0, ge=0)
     truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
     rescued: int = Field(
-        ge=0, description="Responses whose log-probs could not be right until scored again."
+        ge=0, description="Responses with invalid log-probs that a second scoring fixed."
     )
     problems: list[Problem]
 
 
 def put_origin(table: pa.Table, origin: Origin) -> pa.Table:
-    """`table` with `origin` in its metadata."""
+    """Return `table` with `origin` in its metadata."""
     metadata = dict(table.schema.metadata or {})
     return table.replace_schema_metadata(metadata | {_KEY: origin.sealed_json().encode()})
 
 
 def origin_of(table: pa.Table) -> Origin | None:
-    """The origin in the metadata of `table`; None if there is none."""
+    """Return the origin in the metadata of `table`, or None if it has none."""
     try:
         return Origin.from_sealed_json((table.schema.metadata or {}).get(_KEY, b""))
     except ValueError:
@@ -62,9 +62,9 @@ def origin_of(table: pa.Table) -> Origin | None:
 
 
 def read_origin(path: Path) -> tuple[Origin, int] | None:
-    """The origin and the number of rows of the shard at `path`; None if it is no whole shard.
+    """Return the origin and the number of rows of the shard at `path`.
 
-    One of another version is none either.
+    Returns None if the file is not a complete shard, or of another schema version.
     """
     try:
         metadata = pq.read_metadata(pa.BufferReader(_footer(path)))
@@ -78,7 +78,7 @@ def read_origin(path: Path) -> tuple[Origin, int] | None:
 
 
 def _footer(path: Path) -> bytes:
-    """The end of a Parquet file: metadata, their length in 4 bytes, and 4 more."""
+    """Return the end of a Parquet file: its metadata, their length in 4 bytes, and the magic."""
     end = read_end(path, _FOOTER_BYTES)
     length = int.from_bytes(end[-8:-4], "little") + 8
     return end if length <= len(end) else read_end(path, length)

@@ -1,4 +1,4 @@
-"""The record of a sweep, beside the folders of its runs: sweep.json."""
+"""The record of a sweep, sweep.json, next to the folders of its runs."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +14,17 @@ FILE_NAME = "sweep.json"
 
 
 class SweepRun(Record):
-    """One combination of settings."""
+    """One run of a sweep: one combination of settings."""
 
-    folder: str = Field(description="The run's own, under that of the sweep; a plain name.")
-    varied: dict[str, Any] = Field(description="The settings that set it apart.")
+    folder: str = Field(description="Name of the run's folder inside the sweep's; never a path.")
+    varied: dict[str, Any] = Field(description="This run's values of the varied settings.")
     status: Literal["waiting", "done", "failed"]
-    error: str | None = Field(None, description="Why it failed.")
-    run: RunRecord | None = Field(None, description="Its record, where it is done.")
+    error: str | None = Field(None, description="Why the run failed.")
+    run: RunRecord | None = Field(None, description="The run's record, once it is done.")
 
 
 class SweepRecord(Record):
-    """All runs of a sweep, in their order."""
+    """All runs of a sweep, in order."""
 
     schema_version: int = 1
     reflogp_version: str
@@ -38,7 +38,7 @@ def write(output: Path, record: SweepRecord) -> None:
 
 
 def is_there(output: Path) -> bool:
-    """Whether a record of a sweep stands in `output`."""
+    """Whether `output` has a readable sweep record."""
     try:
         SweepRecord.model_validate_json(read_bytes(output / FILE_NAME, MOST_BYTES))
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""How files are reached, read, written and owned, on disk or in an object store."""
+"""Locating, reading, writing and owning files, on disk or in an object store."""

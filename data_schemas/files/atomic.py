@@ -1,7 +1,7 @@
-"""Writing files so that a reader never sees half of one: temporary name, fsync, rename, fsync.
+"""Atomic file writes: temporary name, fsync, rename, fsync. Readers never see a partial file.
 
-An object store has neither fsync nor rename; there a file is made on disk and put whole, which is
-atomic: the object appears when its last byte is there.
+Object stores have neither fsync nor rename. There the file is written to disk first and uploaded
+in one put, which is atomic: the object appears once its last byte has arrived.
 """
 
 import os
@@ -14,24 +14,24 @@ from pathlib import Path
 from reflogp.data_schemas.files.location import is_local
 from reflogp.data_schemas.files.storage import put
 
-_LONGEST = 200  # bytes of a name; disks take 255
+_LONGEST = 200  # bytes of a name; file systems allow 255
 
 
 @contextmanager
 def atomic_path(
     path: Path, keep: Callable[[], bool] | None = None, alias: str | None = None
 ) -> Iterator[Path]:
-    """Yield a temporary path on disk; on success its file becomes `path`, whole and durable.
+    """Yield a temporary path on disk, whose file replaces `path` durably on success.
 
-    After an exception the temporary file is removed and `path` is what it was before.
+    After an exception, the temporary file is removed and `path` is unchanged.
 
     Args:
         path: the file to write.
-        keep: asked when a file stands at `path` already; where it says True, that one stays.
-        alias: names the temporary file, instead of the name of `path`.
+        keep: called if `path` already exists; the existing file stays if it returns True.
+        alias: name for the temporary file, by default that of `path`.
 
     Raises:
-        OSError: the disk is full, fails or refuses; it names `path`.
+        OSError: the disk is full, fails or denies access; the error names `path`.
         StorageError: `path` is in a store that fails.
     """
     if not is_local(path):
@@ -41,57 +41,57 @@ def atomic_path(
             if keep is None or not keep():
                 put(temporary, path, alias)
         return
-    # Arrow takes c:d for a URL, and /home/me/c:d for a path.
+    # Arrow reads c:d as a URL, but /home/me/c:d as a path.
     temporary = path.absolute().with_name(hidden(alias or path.name, "tmp"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         fsync(temporary)
         _publish(temporary, path, keep)
-        # The rename itself lives in the folder: without this a power cut could undo it.
+        # The folder stores the rename, and a power cut could undo it without this fsync.
         fsync(path.parent)
     except OSError as error:
         if error.errno is None or str(error.filename) not in {"None", str(temporary)}:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
-        with suppress(OSError):  # what cannot be removed must not hide why
+        with suppress(OSError):  # a failed removal must not hide the first error
             temporary.unlink()
 
 
 def hidden(name: str, ending: str) -> str:
-    """A name for what is not whole yet: `.name.0123456789ab.ending`, cut to what a disk takes.
+    """Return a name for an unfinished file: `.name.0123456789ab.ending`, cut to a legal length.
 
-    Two hosts may share the folder, and a process id: so the name is unique by itself.
+    The name is random because two hosts can share the folder and a process id.
     """
     return f".{cut(name)}.{uuid.uuid4().hex[:12]}.{ending}"
 
 
 def cut(name: str) -> str:
-    """A file's name, with room for what `hidden` adds to it."""
+    """Cut a file's name so that there is room for what `hidden` adds."""
     return os.fsencode(name)[:_LONGEST].decode(errors="ignore")
 
 
 def write_text(path: Path, text: str, alias: str | None = None) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all; `alias` as in atomic_path."""
+    """Write `text` to `path` as UTF-8, atomically. `alias` is that of `atomic_path`."""
     with atomic_path(path, alias=alias) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _publish(temporary: Path, path: Path, keep: Callable[[], bool] | None) -> None:
-    """Give the file its name; one that another writer put there meanwhile stays if it may."""
+    """Rename the file to `path`, unless `keep` accepts the one that is there already."""
     if keep is None:
         temporary.replace(path)
         return
     try:
-        os.link(temporary, path)  # unlike a rename it never replaces, however close the race
-    except OSError:  # there is one, or this file system has no links
+        os.link(temporary, path)  # unlike a rename, it never replaces another writer's file
+    except OSError:  # the file exists, or this file system has no links
         if not keep():
             temporary.replace(path)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk for good."""
+    """Wait until a file, or the entries of a folder, are on disk permanently."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Reading a Parquet file that anybody may have made, in memory that its size allows.
+"""Reading untrusted Parquet files in memory bounded by their size.
 
-Compression makes a thousand pages of zeros from one, and a dictionary a thousand long texts from
-one, so a small file can ask for all the memory of a machine. What a file would take is known from
-its footer, before a page is read, and of a dictionary before it is spread out.
+Compression and dictionaries let a small file expand to all the memory of a machine. The footer
+tells how much memory a column takes before any page is read, and a dictionary's expansion is
+computed before it is decoded. Files that expand too far are rejected.
 """
 
 import io
@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-_ROOM = 64 << 20  # bytes in memory that any file may take
-_EXPANSION = 100  # times its size that a larger one may; real ones take 1 to 20
+_ROOM = 64 << 20  # bytes of memory that any file can take
+_EXPANSION = 100  # larger files can take this many times their size; real ones take 1 to 20
 _FOOTER_BYTES = 64 << 20
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 
 
 class UnsoundError(ValueError):
-    """A Parquet file that can be read, but should not be; says why."""
+    """A readable Parquet file whose content is unacceptable, and why."""
 
 
 def read_table(
@@ -30,13 +30,14 @@ def read_table(
 
     Args:
         source: the file.
-        schema: that its columns must have.
-        what: it should be, for messages.
-        columns: to read; None: all.
+        schema: the schema that the file must have.
+        what: what the file should be, for messages.
+        columns: the columns to read; all if None.
 
     Raises:
-        UnsoundError: its columns are others, its footer contradicts itself, or it expands too far.
-        pa.ArrowException, OSError, ValueError: it is no Parquet file, or damaged.
+        UnsoundError: the schema differs, the footer contradicts itself, or the file expands too
+            far.
+        pa.ArrowException, OSError, ValueError: the file is damaged or not Parquet.
     """
     file, most = _opened(source, schema, what)
     with file:
@@ -46,9 +47,9 @@ def read_table(
 def read_batches(
     source: io.BufferedIOBase, schema: pa.Schema, what: str, rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Read a file that may be larger than memory, so many rows at a time. Raises as `read_table`.
+    """Read a file that can be larger than memory, `rows` rows at a time.
 
-    What is bounded is not the whole file, but each row group.
+    The limit applies to each row group, not to the whole file. Raises as `read_table`.
     """
     file, most = _opened(source, schema, what, whole=False)
     with file:
@@ -59,12 +60,12 @@ def read_batches(
 def _opened(
     source: io.BufferedIOBase, schema: pa.Schema, what: str, *, whole: bool = True
 ) -> tuple[pq.ParquetFile, int]:
-    """The file, with its dictionaries kept as such; and how many bytes may be in memory."""
+    """Open a file without decoding its dictionaries; also return its limit in bytes of memory."""
     size = source.seek(0, io.SEEK_END)
     source.seek(max(0, size - 8))
     if int.from_bytes(source.read(4), "little") > _FOOTER_BYTES:
         raise UnsoundError("its footer is too large")
-    # each page has a checksum, so a flipped bit is an error and not another number
+    # each page has a checksum, so a flipped bit raises an error instead of changing a number
     options: dict[str, Any] = {"page_checksum_verification": True}
     file = pq.ParquetFile(source, **options)
     if not file.schema_arrow.equals(schema):
@@ -77,14 +78,14 @@ def _opened(
 
 
 def _require_modest(metadata: pq.FileMetaData, most: int, *, whole: bool) -> list[str]:
-    """Refuse columns that take more than `most` bytes, of all row groups or of one.
+    """Reject columns that take more than `most` bytes, over the whole file or in one row group.
 
     Returns:
         The text columns that have dictionaries.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != metadata.num_rows:
-        raise UnsoundError(f"it says {metadata.num_rows} rows, and its row groups have others")
+        raise UnsoundError(f"its row groups do not add up to its {metadata.num_rows} rows")
     sizes: dict[str, int] = {}
     dictionaries = set()
     for chunk in (group.column(n) for group in groups for n in range(group.num_columns)):
@@ -101,18 +102,18 @@ def _require_modest(metadata: pq.FileMetaData, most: int, *, whole: bool) -> lis
 
 
 def _plain(table: pa.Table, schema: pa.Schema, most: int) -> pa.Table:
-    """`table` with its dictionaries spread out, and checked as Arrow's format asks."""
+    """Decode the dictionaries of `table`, and check it against Arrow's format."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         size = sum(_spread(chunk) for chunk in column.chunks)
         if size > most:
             raise UnsoundError(f"{name} would take {size:,} bytes of memory, far over the file's")
     plain = table.cast(pa.schema([schema.field(name) for name in table.column_names]))
-    plain.validate(full=True)  # texts are UTF-8, say
+    plain.validate(full=True)  # includes that texts are UTF-8
     return plain
 
 
 def _spread(array: pa.Array) -> int:
-    """Bytes that the dictionaries in an array take once they are spread out."""
+    """Return the bytes that an array's dictionaries take once decoded."""
     if pa.types.is_dictionary(array.type):
         lengths = pc.binary_length(array.dictionary).take(array.indices)
         return int(pc.sum(lengths).as_py() or 0)

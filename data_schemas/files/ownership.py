@@ -1,8 +1,8 @@
-"""What in a folder is reflogp's own: nothing else is ever deleted or replaced.
+"""Ownership marks: reflogp deletes and replaces only the files that it wrote.
 
-A folder that reflogp writes holds a mark, `reflogp.json`, which says what kind of result is there
-and names the files that reflogp wrote. Everything that the mark does not name belongs to somebody
-else, whatever it is called. A single file, such as a page, carries its mark inside.
+Each output folder has a mark, `reflogp.json`, with the kind of result and the files that reflogp
+wrote. Every other file belongs to somebody else, whatever its name. A single file, such as an HTML
+page, has its mark inside.
 """
 
 import re
@@ -26,10 +26,10 @@ from reflogp.data_schemas.record import MOST_BYTES, Record
 FILE_NAME = "reflogp.json"
 SCHEMA_VERSION: Literal[1] = 1
 GENERATOR = '<meta name="generator" content="reflogp">'
-"""Stands at the beginning of every page that reflogp writes."""
+"""The mark at the beginning of every page that reflogp writes."""
 
 HALF_MARK = re.compile(rf"\.{re.escape(FILE_NAME)}\.[0-9a-f]{{12}}\.tmp")
-"""The name of a mark that a killed command was about to write; nobody else's file is called so."""
+"""Name of an unfinished mark that a killed command left; no other program uses such names."""
 
 Kind = Literal["cache", "run", "sweep", "export", "charts"]
 _A: dict[Kind, str] = {
@@ -37,11 +37,11 @@ _A: dict[Kind, str] = {
     "charts": "charts",
 }  # fmt: skip
 _NAMED = 5  # files in one message
-_HEAD_BYTES = 4096  # of a page, in which its generator is looked for
+_HEAD_BYTES = 4096  # bytes of a page that are searched for its mark
 
 
 class Mark(Record):
-    """What reflogp wrote in a folder."""
+    """The mark of a folder: what reflogp wrote in it."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     reflogp_version: str = Field(default_factory=lambda: version("reflogp"))
@@ -49,18 +49,18 @@ class Mark(Record):
     files: list[str] = Field(
         [],
         description="Every file that reflogp wrote, relative to the folder, with forward slashes. "
-        "Of a cache, those that stand in no manifest and in no plan.",
+        "For a cache, only those that no manifest and no plan lists.",
     )
     replaced: list[str] = Field(
         [],
-        description="Of a cache: the first 8 digits of the input digests whose files may go once "
-        "the cache that takes their place is sealed.",
+        description="For a cache, the first 8 digits of the input digests whose files can be "
+        "removed once their successor is sealed.",
     )
 
     @field_validator("files")
     @classmethod
     def _inside(cls, names: list[str]) -> list[str]:
-        # a mark can come from a stranger: it must not reach outside its own folder
+        # marks can be untrusted and must not reach outside their own folder
         for name in names:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
@@ -69,10 +69,10 @@ class Mark(Record):
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """The mark of `folder`; None where there is none.
+    """Return the mark of `folder`, or None if it has none.
 
     Raises:
-        InputError: it is damaged, or of a version that this reflogp does not know.
+        InputError: the mark is damaged, or of an unknown version.
     """
     path = folder / FILE_NAME
     try:
@@ -82,9 +82,9 @@ def read_mark(folder: Path) -> Mark | None:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path}: not a mark that this reflogp can read: {reason}. Give another folder, or "
-            "install the reflogp that wrote it. If the file is damaged, delete it: a cache and a "
-            "run are known without it."
+            f"{path}: this reflogp cannot read the folder's mark: {reason}. Give another folder, "
+            "or install the reflogp version that wrote it. If the file is damaged, delete it: "
+            "caches and runs are recognized without it."
         ) from error
 
 
@@ -101,22 +101,22 @@ def require_output(
     overwrite: bool | None = False,
     unmarked: bool = False,
 ) -> Mark | None:
-    """Refuse an output folder whose content is not reflogp's, before anything is computed.
+    """Check that an output folder is empty or reflogp's own, before anything is computed.
 
     Args:
-        folder: where a result of `kind` is to be written.
-        kind: of the result.
-        option: under which the folder was given, for messages.
-        overwrite: whether reflogp's own results of another kind may be replaced; None: the
-            command cannot do that.
-        unmarked: whether what is there is known for reflogp's own even without a mark, which
-            earlier releases did not write.
+        folder: the output folder.
+        kind: the kind of result to be written.
+        option: the option that named the folder, for messages.
+        overwrite: whether reflogp's own results of another kind can be replaced; None if the
+            command has no such option.
+        unmarked: whether the content is known to be reflogp's without a mark, which earlier
+            releases did not write.
 
     Returns:
-        The mark of what is there; None where there is none.
+        The folder's mark, or None if it has none.
 
     Raises:
-        InputError: something is there that reflogp did not write, or a result of another kind.
+        InputError: the folder has files that reflogp did not write, or a result of another kind.
     """
     if is_local(folder):
         _require_folder(folder, option)
@@ -128,11 +128,11 @@ def require_output(
         return None
     if mark is None:
         raise InputError(
-            f"{option} {folder}: the folder is not empty ({shown(names)}), and reflogp did not "
-            "write what is in it. Give a new or an empty folder."
+            f"{option} {folder}: the folder has files that reflogp did not write "
+            f"({shown(names)}). Give a new or an empty folder."
         )
     if mark.kind != kind and not overwrite:
-        instead = "" if overwrite is None else f", or --overwrite to put {_A[kind]} in its place"
+        instead = "" if overwrite is None else f", or --overwrite to replace it with {_A[kind]}"
         raise InputError(
             f"{option} {folder}: the folder holds {_A[mark.kind]}, not {_A[kind]}. Give another "
             f"folder{instead}."
@@ -141,51 +141,51 @@ def require_output(
 
 
 def trial_file(folder: Path) -> Path:
-    """A file that can be put into `folder` to see whether it can be written to."""
+    """Return a file name to write into `folder` as a test of write access."""
     return folder / f".{FILE_NAME}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 def require_apart(option: str, output: Path, inputs: Mapping[str, Path | None]) -> None:
-    """Refuse an output that is an input of the same command, lies inside one, or holds one.
+    """Check that an output is not an input, inside an input, around an input, or inside a cache.
 
-    It may not lie inside any other cache either.
+    Links are followed.
 
     Args:
-        option: under which the output was given, for messages.
+        option: the option that named the output, for messages.
         output: a folder or a file.
-        inputs: what the command reads, by the option or the name that people know it by.
+        inputs: the paths that the command reads, by option or by name.
 
     Raises:
-        InputError: so it is, links followed.
+        InputError: the output overlaps an input or lies inside a cache.
     """
     for name, given in inputs.items():
         if given is None or is_local(given) != is_local(output):
             continue
         place, other = _place(output), _place(given)
         if place == other:
-            raise InputError(f"{option} {output}: this is the {name}. Give another place.")
+            raise InputError(f"{option} {output}: this is the {name}. Give another path.")
         if other in place.parents:
             raise InputError(
-                f"{option} {output}: this lies inside the {name}, {given}. Give another place."
+                f"{option} {output}: this lies inside the {name}, {given}. Give another path."
             )
         if place in other.parents:
             raise InputError(
-                f"{option} {output}: the {name}, {given}, lies inside it. Give another place."
+                f"{option} {output}: the {name}, {given}, lies inside it. Give another path."
             )
     for parent in _place(output).parents if is_local(output) else ():
         mark = read_mark(parent)
         if mark is not None and mark.kind == "cache":
             raise InputError(
-                f"{option} {output}: this lies inside a cache, {parent}. Give another place."
+                f"{option} {output}: this lies inside a cache, {parent}. Give another path."
             )
 
 
 def require_page(option: str, path: Path, suffix: str = ".html") -> None:
-    """Refuse to write a page where something stands that reflogp did not write.
+    """Check that writing a page replaces nothing but a page of reflogp's.
 
     Raises:
-        InputError: the path is empty or of another suffix, or a file is there that is no page of
-            reflogp's, a link, a folder or a device.
+        InputError: the suffix is wrong, or the path is a link, a folder, a device, or a file that
+            reflogp did not write.
     """
     if path.suffix.lower() != suffix:
         raise InputError(f"{option} {path}: the file's name must end in {suffix}.")
@@ -199,17 +199,17 @@ def require_page(option: str, path: Path, suffix: str = ".html") -> None:
             ours = GENERATOR.encode() in file.read(_HEAD_BYTES)
     if not ours:
         raise InputError(
-            f"{option} {path}: this is there already, and reflogp did not write it. Give another "
+            f"{option} {path}: this exists already, and reflogp did not write it. Give another "
             "name."
         )
 
 
 def remove_owned(folder: Path, names: Iterable[str]) -> None:
-    """Remove files that reflogp wrote in a folder on disk, and the folders that they leave empty.
+    """Remove files that reflogp wrote in a folder on disk, and subfolders that become empty.
 
     Args:
-        folder: marked as reflogp's.
-        names: relative to the folder; one that is gone already is fine. Links are not followed.
+        folder: a folder with reflogp's mark.
+        names: files relative to the folder. Missing ones are ignored, and links not followed.
     """
     parents: set[Path] = set()
     for name in names:
@@ -218,21 +218,21 @@ def remove_owned(folder: Path, names: Iterable[str]) -> None:
             path.unlink(missing_ok=True)
             parents |= {parent for parent in path.parents if folder in parent.parents}
     for parent in sorted(parents, key=lambda parent: -len(parent.parts)):
-        with suppress(OSError):  # somebody else's file is in it
+        with suppress(OSError):  # it has somebody else's files
             parent.rmdir()
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names and the number of others."""
     every = list(names)
     more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
     return ", ".join(every[:_NAMED]) + more
 
 
 def _require_folder(folder: Path, option: str) -> None:
-    """Refuse a path on disk where no folder is and none can be made."""
+    """Reject a path on disk that neither is a folder nor can become one."""
     if folder.is_symlink() and not folder.exists():
-        raise InputError(f"{option} {folder}: this is a link to nothing. Give a folder.")
+        raise InputError(f"{option} {folder}: this is a broken link. Give a folder.")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         what = "this" if there == folder else str(there)
@@ -240,5 +240,5 @@ def _require_folder(folder: Path, option: str) -> None:
 
 
 def _place(path: Path) -> Path:
-    """A path that can be compared with another: links followed, or a URL without its last slash."""
+    """Return a comparable path: links resolved, or a URL without its trailing slash."""
     return path.resolve() if is_local(path) else Path(str(path).rstrip("/"))

@@ -1,7 +1,7 @@
-"""Asking an object store, again and again for a while if it fails.
+"""Requests to an object store, with retries.
 
-A minute of scoring is worth some patience. Absence is FileNotFoundError at once. What fails is
-tried again, and then it is a StorageError, which no one takes for absence or damage.
+A missing object raises FileNotFoundError at once. Other failures are retried for two minutes, then
+raise StorageError, which no caller mistakes for absence or damage.
 """
 
 import time
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from reflogp.data_schemas.errors import StorageError, StorageRefusedError
 
-# A minute of scoring is worth some patience. A store that stalls takes the time of a last attempt
-# (data_schemas/files/location.py) on top, so that the longest wait is about three minutes.
+# Losing a minute of scoring costs more than waiting. A store that stalls adds the timeout of a last
+# attempt (data_schemas/files/location.py), so the longest wait is about three minutes.
 PATIENCE_SECONDS = 120.0
 
 
@@ -28,7 +28,13 @@ Result = TypeVar("Result")
 
 
 def ask(path: Any, call: Callable[[Any, str], Result], patience: float | None = None) -> Result:
-    """`call` a store with the name that `path` has there, while it fails and patience lasts."""
+    """Call `call(fs, name)` for `path` until it succeeds or `patience` seconds have passed.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, NotADirectoryError: there is no such file.
+        StorageRefusedError: the store denies access, or the name or address is invalid.
+        StorageError: the store still fails after the last attempt.
+    """
     fs = path.fs
     fs.retries = 1  # s3fs tries reads in two nested loops of five: 25 times its timeout
     end = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
@@ -39,16 +45,16 @@ def ask(path: Any, call: Callable[[Any, str], Result], patience: float | None = 
         except ABSENT:
             raise
         except Exception as error:
-            # what is wrong with a name, an address or a key does not pass
+            # an invalid name, address or key stays invalid
             if isinstance(error, _FINAL) or "Credentials" in type(error).__name__:
                 raise StorageRefusedError(
                     f"{path}: the storage cannot be used: {_text(error)}. Check its address, and "
-                    "that the credentials may list, read, write and delete there."
+                    "that the credentials permit listing, reading, writing and deleting."
                 ) from error
             if time.monotonic() + pause > end:
                 raise StorageError(
-                    f"{path}: the storage failed: {_text(error)}. What is finished is kept; run "
-                    "the command again when the storage answers."
+                    f"{path}: the storage failed: {_text(error)}. Finished work is kept; run the "
+                    "command again when the storage answers."
                 ) from error
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -1,9 +1,9 @@
-"""The files of a cache, on disk or in a store: listed, read, put and removed in one way.
+"""The same file operations for disks and object stores: list, read, put, remove.
 
-A file that is absent and a store that does not answer are two things. An outage that looked like
-an empty folder would have everything scored again, and one that looked like damage would throw a
-good shard away. So absence is FileNotFoundError or an empty listing; what fails is tried again for
-a while, and then it is a StorageError, which no one takes for anything else.
+A missing file and a failing store are kept apart. If an outage looked like an empty folder,
+everything would be scored again; if it looked like damage, good shards would be thrown away.
+Absence is therefore FileNotFoundError or an empty listing, and an outage that outlasts the retries
+is a StorageError.
 """
 
 import errno
@@ -24,21 +24,21 @@ from reflogp.data_schemas.errors import InputError, StorageError, StorageRefused
 from reflogp.data_schemas.files.location import is_local
 from reflogp.data_schemas.files.requests import ABSENT, Result, ask
 
-# Requests at a time, each of which may hold a whole shard in memory. With 30 ms an answer, 200
-# footers take 29 s one by one and 4 s like this.
+# Concurrent requests, each of which can hold a whole shard in memory. At 30 ms per response, 200
+# footers take 29 s one by one and 4 s with 8 threads.
 _THREADS = 8
 
-# What puts an object whole. Others (hdfs, sftp) show a file while it grows, but can rename.
+# Stores with an atomic put. Others (hdfs, sftp) show partial files, but can rename.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
 
 Item = TypeVar("Item")
 
 
 def reach(folder: Path) -> None:
-    """Fail soon, and say why, if the store of `folder` cannot be used at all.
+    """Check early that the store of `folder` can be used.
 
     Raises:
-        StorageError: it does not answer, refuses, or has no such bucket.
+        StorageError: the store does not answer, denies access, or has no such bucket.
     """
     if is_local(folder):
         return
@@ -51,7 +51,7 @@ def reach(folder: Path) -> None:
 
 
 def require_writable(trial: Path) -> None:
-    """Fail before the work begins if a file such as `trial` cannot be put into its store.
+    """Check before the work begins that `trial` can be written to its store.
 
     Raises:
         StorageError: see `put`.
@@ -60,20 +60,20 @@ def require_writable(trial: Path) -> None:
         return
     with tempfile.NamedTemporaryFile() as empty:
         put(Path(empty.name), trial)
-    with suppress(StorageError):  # one that may not delete can still be filled
+    with suppress(StorageError):  # credentials without the right to delete are enough
         remove(trial)
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse to begin what clearly does not fit on the disk of `folder`; a store has no end.
+    """Check that the disk of `folder` has room for a result. Object stores always do.
 
     Args:
-        folder: need not be there yet.
-        needed: bytes, at the very least.
-        what: is to be written, for the message.
+        folder: the output folder, which need not exist yet.
+        needed: least number of bytes that the result takes.
+        what: the result, for the message.
 
     Raises:
-        InputError: fewer are free.
+        InputError: the disk has fewer bytes free.
     """
     if not is_local(folder):
         return
@@ -81,33 +81,36 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(next(path for path in places if path.exists())).free
     if free < needed:
         raise InputError(
-            f"{folder}: the disk has {free / 1e6:,.1f} MB free, and {what} takes at the very least "
-            f"{needed / 1e6:,.1f} MB. Make room, or give a folder on another disk."
+            f"{folder}: the disk has {free / 1e6:,.1f} MB free, but {what} takes at least "
+            f"{needed / 1e6:,.1f} MB. Free some space, or give a folder on another disk."
         )
 
 
 def entries(folder: Path) -> dict[str, int | None]:
-    """What is in `folder`: the bytes of each file by name, None for a folder; empty if absent."""
+    """Return the size in bytes of each file in `folder` by name, None for a subfolder.
+
+    The result is empty if `folder` does not exist.
+    """
     if not is_local(folder):
         return _entries(folder)
     found: dict[str, int | None] = {}
     with suppress(*ABSENT):
         for entry in os.scandir(folder):
-            with suppress(FileNotFoundError):  # another job may have removed it just now
+            with suppress(FileNotFoundError):  # another job can have removed it just now
                 found[entry.name] = None if entry.is_dir() else entry.stat().st_size
     return found
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Args:
         path: the file.
-        most: bytes that it may have; None: any number.
+        most: largest allowed size in bytes; unlimited if None.
 
     Raises:
-        FileNotFoundError: there is none.
-        OSError: it is no regular file (a device or a pipe can be read without end), or too large.
+        FileNotFoundError: there is no such file.
+        OSError: the file is too large, or not a regular file (devices and pipes can be endless).
         StorageError: the store cannot be read.
     """
     if is_local(path):
@@ -121,7 +124,7 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
 
 def read_end(path: Path, count: int) -> bytes:
-    """The last `count` bytes of a file, or all of a shorter one. Raises as `read_bytes`."""
+    """Return the last `count` bytes of a file, or all of a shorter one. Raises as `read_bytes`."""
     if is_local(path):
         with _opened(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - count))
@@ -136,7 +139,7 @@ def read_end(path: Path, count: int) -> bytes:
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """A file open for reading; one in a store is fetched whole first. Raises as `read_bytes`."""
+    """Open a file for reading; one in a store is downloaded first. Raises as `read_bytes`."""
     if is_local(path):
         with _opened(path) as file:
             yield file
@@ -145,12 +148,12 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
 
 
 def require_inside(path: Path) -> None:
-    """Refuse a link that leads out of its folder.
+    """Reject a link that leads out of its folder.
 
-    Those of the Hugging Face hub's own cache, from snapshots into blobs, may.
+    Links in the Hugging Face hub's cache, from snapshots to blobs, are allowed.
 
     Raises:
-        OSError: so it does.
+        OSError: `path` is such a link.
     """
     if not is_local(path) or not path.is_symlink():
         return
@@ -161,7 +164,7 @@ def require_inside(path: Path) -> None:
 
 
 def _opened(path: Path) -> io.BufferedReader:
-    """A regular file on disk; to open a pipe must not wait for somebody who writes to it."""
+    """Open a regular file on disk, without blocking on a pipe that has no writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -173,11 +176,11 @@ def _opened(path: Path) -> io.BufferedReader:
 
 def _require_modest(path: Path, size: int, most: int | None) -> None:
     if most is not None and size > most:
-        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and {most:,} at most", str(path))
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {most:,}", str(path))
 
 
 def modified(path: Path) -> float | None:
-    """When a file was written last, in seconds since 1970; None where there is none."""
+    """Return when a file was last written, in seconds since 1970; None if it does not exist."""
     try:
         if is_local(path):
             return path.stat().st_mtime
@@ -187,12 +190,12 @@ def modified(path: Path) -> float | None:
 
 
 def put(file: Path, target: Path, alias: str | None = None) -> None:
-    """Copy a file on disk to `target` in a store, whole or not at all.
+    """Copy a file on disk to `target` in a store, atomically.
 
-    Where the store can only rename, `alias` names the file that grows, as in atomic_path.
+    In stores without an atomic put, `alias` names the temporary file, as in `atomic_path`.
 
     Raises:
-        StorageError: the store fails, refuses, or has no such bucket.
+        StorageError: the store fails, denies access, or has no such bucket.
     """
     try:
         ask(target, lambda fs, name: _put_once(fs, str(file), target, alias or target.name))
@@ -201,7 +204,7 @@ def put(file: Path, target: Path, alias: str | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file; one that is gone already is fine."""
+    """Remove a file if it exists."""
     if is_local(path):
         path.unlink(missing_ok=True)
         return
@@ -210,7 +213,7 @@ def remove(path: Path) -> None:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Give a file another name in its folder; one that is gone already is fine."""
+    """Rename a file if it exists."""
     with suppress(FileNotFoundError):
         if is_local(path):
             path.replace(target)
@@ -223,7 +226,7 @@ def rename(path: Path, target: Path) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a folder if nothing is in it; most object stores have no folders to remove."""
+    """Remove a folder if it is empty. Most object stores have no folders to remove."""
     if is_local(folder):
         with suppress(OSError):
             folder.rmdir()
@@ -233,9 +236,10 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def at_once(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` with several calls at a time: a store answers many as fast as one.
+    """Apply `call` to each item in several threads, and yield the results in order.
 
-    No more results are waiting to be taken than there are threads.
+    A store answers many requests as fast as one. At most as many results as threads wait to be
+    taken.
     """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -265,7 +269,7 @@ def _entries(folder: Path) -> dict[str, int | None]:
             None if entry["type"] == "directory" else int(entry["size"])
         )
         for entry in found
-        # consoles of object stores stand an empty object in for an empty folder
+        # web consoles of object stores create an empty object to represent an empty folder
         if entry["size"] or entry["name"].strip("/") != str(folder.path).strip("/")  # type: ignore[attr-defined]
     }
 
@@ -281,4 +285,4 @@ def _put_once(fs: Any, file: str, target: Any, alias: str) -> None:
 
 
 def _no_bucket(path: Path) -> StorageRefusedError:
-    return StorageRefusedError(f"{path}: there is no such bucket. Make it, or check its name.")
+    return StorageRefusedError(f"{path}: there is no such bucket. Create it, or check its name.")

@@ -70,5 +70,5 @@ def test_columns_and_notices_read_as_a_line():
     columns = Columns(used={"prompt": "a+b", "chosen": "chosen"}, kept=["c"], not_used=["d", "e"])
     assert str(columns) == "used: prompt (from a+b), chosen; kept: c; not used: d, e"
     notice = Notice(remark=Remark.CONTROL_TOKENS, noticed=2, file="a.jsonl", line=7, detail="</s>")
-    assert str(notice).startswith("2 rows: the text holds names of special tokens")
+    assert str(notice).startswith("2 rows: the text contains names of special tokens")
     assert str(notice).endswith("first: a.jsonl, line 7: </s>")

@@ -79,6 +79,6 @@ def test_a_disk_without_room_is_named_before_the_work_begins(
         "reflogp.data_schemas.files.storage.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
     )
     monkeypatch.setattr("reflogp.stages.precompute.stage.score", None)
-    with pytest.raises(InputError, match=r"disk has 0\.0 MB free.*at the very least"):
+    with pytest.raises(InputError, match=r"disk has 0\.0 MB free.*takes at least"):
         run_precompute(config, Silent())
     assert config.cache.exists() == bool(free)

@@ -297,7 +297,7 @@ def test_a_damaged_mark_is_refused_and_a_cache_goes_on_without_it(sealed, settin
     mark = settings.cache / ownership.FILE_NAME
     mark.write_text(mark.read_text()[:-20])
     for config in (settings, overwriting(settings)):
-        with pytest.raises(InputError, match=r"reflogp\.json: not a mark .*delete it"):
+        with pytest.raises(InputError, match=r"reflogp\.json: .*the folder's mark: .*delete it"):
             run_precompute(config, console)
     mark.unlink()
     assert run_precompute(settings, console) == sealed

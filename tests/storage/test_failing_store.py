@@ -86,7 +86,7 @@ def test_a_bucket_that_cannot_be_written_to_is_known_before_any_work(
 ):
     monkeypatch.setattr("reflogp.stages.precompute.stage.make_plan", None)
     proxy.fail("403", "PUT", "")
-    with pytest.raises(StorageError, match="credentials may list, read, write") as refused:
+    with pytest.raises(StorageError, match="permit listing, reading, writing") as refused:
         run_precompute(settings, console)
     assert refused.value.exit_code == 2
 

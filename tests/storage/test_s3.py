@@ -178,9 +178,9 @@ def test_the_command_is_killed_and_goes_on(settings, s3, proxy, local_rows, caps
     ("url", "expected"),
     [
         ("s3://no-such-bucket/x", "no such bucket"),
-        ("s3://", "no bucket is named"),
+        ("s3://", "names no bucket"),
         ("s3:/bucket/x", "two slashes"),
-        ("nope://bucket/x", "nope:// cannot be used here"),
+        ("nope://bucket/x", "nope:// URLs cannot be used"),
         ("gs://bucket/x", "such as gcsfs"),
         ("s3://bucket/x", "s3://bucket/x: the cache does not exist"),
     ],
