@@ -110,7 +110,7 @@ def test_what_a_yaml_file_leaves_out_is_left_to_the_defaults(content, yaml_file)
         (TrainConfig, {"loss": "cdpo", "loss_args": "label_smothing=0.1"}, "--loss-args (in YAML: "
          "loss_args): the loss has no argument 'label_smothing' (did you mean 'label_smoothing'?)"),
         (TrainConfig, {"loss": "rdpo=1,cdpo=1", "loss_args": {"xyzzy": 1}}, "no argument 'xyzzy' "
-         "(there are: alpha, label_smoothing)"),
+         "(it has: alpha, label_smoothing)"),
         (TrainConfig, {"loss_args": "gamma=1"}, "no argument 'gamma' (it has none)"),
         (TrainConfig, {"loss_args": "beta=1"}, "beta has an option of its own, --beta"),
         (TrainConfig, {"loss": "cdpo", "loss_args": "label_smoothing=0.5"}, "label_smoothing: "
@@ -118,7 +118,7 @@ def test_what_a_yaml_file_leaves_out_is_left_to_the_defaults(content, yaml_file)
         (TrainConfig, {"loss": "ipo", "loss_args": "per_token=maybe"}, "per_token: input should "
          "be a valid boolean"),
         (TrainConfig, {"loss": "dpo=1,aot=1", "weighting": "wpo"}, "--weighting (in YAML: "
-         "weighting): the loss aot sorts the batch, so its pairs have no weights, got 'wpo'"),
+         "weighting): the loss aot sorts the batch, so pairs cannot have weights, got 'wpo'"),
         (TrainConfig, {"beta": 0}, "--beta (in YAML: beta): input should be greater than 0, got 0"),
         (TrainConfig, {"lora_dropout": 1}, "--lora-dropout"),
         (TrainConfig, {"gradient_checkpointing": "maybe"}, "--gradient-checkpointing"),

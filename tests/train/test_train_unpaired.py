@@ -224,8 +224,8 @@ def test_a_loss_and_a_cache_that_do_not_fit_are_refused_with_the_losses_that_do(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "kto=1,dpo=1"}, "the loss dpo is over pairs, kto over unpaired rows"),
-        ({"weighting": "wpo"}, "weighs pairs, and the loss kto is over unpaired rows"),
+        ({"loss": "kto=1,dpo=1"}, "the loss dpo takes pairs and kto takes unpaired rows"),
+        ({"weighting": "wpo"}, "weights pairs, and the loss kto takes unpaired rows"),
         ({"loss_args": "desirable_weight=-1"}, "desirable_weight: input should be greater"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The arguments of a loss: a signature says what there is, of what range, with what default."""
+"""Reads the arguments of a loss, their ranges and defaults from its signature."""
 
 import difflib
 import inspect
@@ -12,7 +12,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 FlipRate = Annotated[float, Field(ge=0, lt=0.5)]
-"""Share of the pairs whose labels are taken to be the wrong way round."""
+"""Share of the pairs whose labels are assumed to be swapped."""
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -24,13 +24,14 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def check_arguments(
     functions: Iterable[Callable[..., Any]], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments for losses that are combined; each must be one of a loss, and in its range.
+    """Check arguments for a combination of losses. At least one of them must have each argument.
 
     Returns:
         The arguments, with values of the right type.
 
     Raises:
-        ValueError: an argument that no loss has, or a value out of range; says which there are.
+        ValueError: no loss has an argument, or a value is out of range. The message lists the
+            arguments.
     """
     known: dict[str, list[inspect.Parameter]] = {}
     for function in functions:
@@ -43,7 +44,7 @@ def check_arguments(
             raise ValueError("beta has an option of its own, --beta (in YAML: beta)")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            there_are = f"there are: {', '.join(known)}" if known else "it has none"
+            there_are = f"it has: {', '.join(known)}" if known else "it has none"
             advice = f"did you mean {close[0]!r}?" if close else there_are
             raise ValueError(f"the loss has no argument {name!r} ({advice})")
         for parameter in known[name]:

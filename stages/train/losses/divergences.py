@@ -1,9 +1,9 @@
-"""f-DPO: DPO under another divergence than the reverse KL.
+"""f-DPO: DPO with a divergence other than the reverse KL.
 
 Wang et al. 2023, "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse
 Divergence Constraints": the loss is -log sigmoid(beta * (f'(u_w) - f'(u_l))) with u = pi_theta /
-pi_ref and the derivative f' of the divergence's generator. The reverse KL has f'(u) = log u + 1:
-plain DPO. Constants cancel in the difference and are left out.
+pi_ref and f' the derivative of the divergence's generator. The reverse KL has f'(u) = log u + 1,
+which gives plain DPO. Constants cancel in the difference and are omitted.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from reflogp.stages.train.losses.arguments import InnerShare, Positive
 from reflogp.stages.train.losses.inputs import PairLogps
 
-# From here on exp is continued by its tangent: still growing, never infinite.
+# Above this, exp continues as its tangent: it still grows, and never overflows.
 _TANGENT_FROM = 30.0
 
 
@@ -37,7 +37,7 @@ def fdpo_alpha(pairs: PairLogps, *, beta: Positive = 0.1, alpha: InnerShare = 0.
     Args:
         pairs: log-probs, sums.
         beta: pull towards the reference.
-        alpha: towards 0 the reverse KL, towards 1 the forward KL. TRL's coefficient is 1 - alpha.
+        alpha: near 0 it is the reverse KL, near 1 the forward KL. TRL's coefficient is 1 - alpha.
     """
     chosen = -_exp(-alpha * pairs.chosen_logratios) / alpha
     rejected = -_exp(-alpha * pairs.rejected_logratios) / alpha

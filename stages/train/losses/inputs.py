@@ -1,4 +1,4 @@
-"""What losses take: log-probs of chosen and rejected, or of responses that are good or bad."""
+"""The inputs of the losses: log-probs of pairs, or of unpaired responses labelled good or bad."""
 
 from typing import NamedTuple, Self
 
@@ -17,10 +17,10 @@ class PairLogps(NamedTuple):
         chosen_tokens: |y_w|, int64 [batch], at least 1.
         rejected_tokens: |y_l|, int64 [batch], at least 1.
         shared: the same over the first min(|y_w|, |y_l|) tokens of each response; None unless a
-            loss that needs `tokens` asked for it.
+            loss needs `tokens`.
         chosen_log_squares: sum over y_w's tokens of log sum_v pi_theta(v | x, y_<t)^2, without a
-            gradient; None unless WPO's weights asked for it.
-        rejected_log_squares: the same of y_l.
+            gradient; None unless WPO's weights need it.
+        rejected_log_squares: the same for y_l.
     """
 
     policy_chosen: Tensor
@@ -41,7 +41,7 @@ class PairLogps(NamedTuple):
         tokens: Tensor,
         shared: "PairLogps | None" = None,
     ) -> Self:
-        """Pairs from tensors [2 * batch] that hold first all chosen, then all rejected ones."""
+        """Pairs from tensors [2 * batch] that hold all chosen values, then all rejected ones."""
         (chosen, rejected), (ref_chosen, ref_rejected) = policy.chunk(2), reference.chunk(2)
         chosen_tokens, rejected_tokens = tokens.chunk(2)
         return cls(
@@ -60,16 +60,16 @@ class PairLogps(NamedTuple):
 
     @property
     def logratios(self) -> Tensor:
-        """Those of all responses, float64 [2 * batch]: first of the chosen ones."""
+        """The log-ratios of all responses, float64 [2 * batch], those of the chosen ones first."""
         return torch.cat([self.chosen_logratios, self.rejected_logratios])
 
     @property
     def margins(self) -> Tensor:
-        """Chosen minus rejected log-ratio, float64 [batch]: what DPO pushes up."""
+        """Chosen minus rejected log-ratio, float64 [batch], which DPO increases."""
         return self.chosen_logratios - self.rejected_logratios
 
     def per_token(self) -> Self:
-        """The same pairs with means over the tokens of each response in place of sums."""
+        """The same pairs, with means over each response's tokens instead of sums."""
         return self._replace(
             policy_chosen=self.policy_chosen / self.chosen_tokens,
             policy_rejected=self.policy_rejected / self.rejected_tokens,
@@ -86,8 +86,8 @@ class UnpairedLogps(NamedTuple):
         reference: log pi_ref(y|x).
         tokens: |y|, int64 [batch], at least 1.
         desirable: bool [batch], True where the response is good.
-        kl: float64 scalar, KTO's reference point (unpaired.kl_estimate), at least 0; 0 where no
-            loss needs it.
+        kl: float64 scalar, KTO's reference point (unpaired.kl_estimate), at least 0; 0 if no loss
+            needs it.
     """
 
     policy: Tensor

@@ -1,7 +1,7 @@
-"""The losses that a user asks for, as text: `dpo`, or `dpo=1,sft=0.2`.
+"""Parses and checks the `loss` option: `dpo`, or `dpo=1,sft=0.2`.
 
-The losses themselves import torch, and --help does not wait for that: they are looked up only when
-there is a configuration to check.
+The losses import torch, which --help must not wait for. They are imported only when there is a
+configuration to check.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from pydantic import AfterValidator, BeforeValidator
 
 from reflogp.stages.assignments import assignments
 
-_BETA = 0.1  # for the rewards of losses that have no beta
+_BETA = 0.1  # scales the logged rewards of losses without a beta
 
 
 def loss_weights(spec: str) -> dict[str, float]:
-    """Names and weights.
+    """The weight of each loss in `spec`, by name.
 
     Raises:
-        ValueError: it is of another form, or a weight is no positive number.
+        ValueError: `spec` has another form, or a weight is not a positive number.
     """
     if "=" not in spec and "," not in spec:
         return {spec.strip(): 1.0}
@@ -32,7 +32,7 @@ def loss_weights(spec: str) -> dict[str, float]:
 
 
 def default_beta(spec: str) -> float:
-    """The default of the first loss that has a beta."""
+    """The default beta of the first loss that has one."""
     from reflogp.stages.train.losses.arguments import parameters
     from reflogp.stages.train.losses.registry import EVERY_LOSS
 
@@ -41,10 +41,10 @@ def default_beta(spec: str) -> float:
 
 
 def checked_arguments(spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with values of the right type.
+    """Check the arguments `given` and convert their values to the right types.
 
     Raises:
-        ValueError: none of the losses has such an argument, or a value is out of its range.
+        ValueError: none of the losses has an argument, or a value is out of range.
     """
     from reflogp.stages.train.losses.arguments import check_arguments
     from reflogp.stages.train.losses.registry import EVERY_LOSS
@@ -53,24 +53,24 @@ def checked_arguments(spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_weighting(spec: str, weighting: str) -> str:
-    """`weighting`, if the losses can be weighed pair by pair.
+    """Return `weighting` if the losses allow a weight per pair.
 
     Raises:
-        ValueError: one of them compares across pairs, or is over unpaired rows.
+        ValueError: a loss compares pairs with each other, or takes unpaired rows.
     """
     from reflogp.stages.train.losses.registry import LOSSES
 
     if weighting != "none":
         for name in loss_weights(spec):
             if name not in LOSSES:
-                raise ValueError(f"it weighs pairs, and the loss {name} is over unpaired rows")
+                raise ValueError(f"it weights pairs, and the loss {name} takes unpaired rows")
             if "batch" in LOSSES[name].needs:
-                raise ValueError(f"the loss {name} sorts the batch, so its pairs have no weights")
+                raise ValueError(f"the loss {name} sorts the batch, so pairs cannot have weights")
     return weighting
 
 
 def _text(value: Any) -> Any:
-    """A mapping, as YAML may have it, in the form of the command line."""
+    """Convert a mapping from YAML to the form of the command line."""
     if isinstance(value, dict):
         return ",".join(f"{name}={weight}" for name, weight in value.items())
     return value
@@ -86,7 +86,8 @@ def _known(spec: str) -> str:
     if over_pairs and len(over_pairs) < len(weights):
         other = next(name for name in weights if name not in LOSSES)
         raise ValueError(
-            f"the loss {over_pairs[0]} is over pairs, {other} over unpaired rows; no cache has both"
+            f"the loss {over_pairs[0]} takes pairs and {other} takes unpaired rows, and no cache "
+            "has both"
         )
     return spec
 

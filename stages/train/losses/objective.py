@@ -1,4 +1,4 @@
-"""What is minimized: losses by name, with weights, and the rewards that are logged beside them."""
+"""Combines losses by name and weight into one objective, and adds the rewards for logging."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -14,14 +14,14 @@ Weighting = Literal["none", "wpo"]
 
 
 class PreferenceLoss(NamedTuple):
-    """What is minimized and logged of each pair. All float64 [batch].
+    """The loss and rewards of each pair. All float64 [batch].
 
     Attributes:
-        loss: what is minimized, before the mean over the batch.
-        chosen_rewards: beta times the log-ratio of the chosen response; where no loss uses the
-            reference, beta times its log-prob. Carries no gradient.
-        rejected_rewards: the same of the rejected response.
-        margins_per_token: chosen minus rejected reward, each over its tokens.
+        loss: the loss of each pair, before the mean over the batch.
+        chosen_rewards: beta times the chosen response's log-ratio; or times its log-prob if no
+            loss uses the reference. Has no gradient.
+        rejected_rewards: the same for the rejected response.
+        margins_per_token: chosen minus rejected reward, each divided by its response's tokens.
     """
 
     loss: Tensor
@@ -31,12 +31,12 @@ class PreferenceLoss(NamedTuple):
 
 
 class UnpairedLoss(NamedTuple):
-    """What is minimized and logged of each unpaired row. All float64 [batch].
+    """The loss and reward of each unpaired row. All float64 [batch].
 
     Attributes:
-        loss: what is minimized, before the mean over the batch.
-        rewards: beta times the log-ratio of the response. Carries no gradient.
-        gains: the same less beta times the reference point.
+        loss: the loss of each row, before the mean over the batch.
+        rewards: beta times the response's log-ratio. Has no gradient.
+        gains: the reward minus beta times the reference point.
     """
 
     loss: Tensor
@@ -55,13 +55,13 @@ def objective(
     arguments: Mapping[str, Any] | None = None,
     weighting: Weighting = "none",
 ) -> Objective:
-    """The weighted sum of losses, as one function of the pairs, or of unpaired rows.
+    """Build the weighted sum of losses, as one function of pairs or of unpaired rows.
 
     Args:
-        weights: names of losses (registry.py), each with its weight.
-        beta: of all of them, and of the rewards.
-        arguments: more keyword arguments; each goes to every loss that has it.
-        weighting: "wpo" weighs each pair by its likelihood under the policy.
+        weights: the weight of each loss, by its name in registry.py.
+        beta: for all of the losses, and for the rewards.
+        arguments: further keyword arguments; each goes to every loss that has it.
+        weighting: "wpo" weights each pair by its likelihood under the policy.
     """
     given = {"beta": beta, **(arguments or {})}
     total = _weighted(weights, given)
@@ -83,22 +83,22 @@ def objective(
 
 
 def rewards_are_means(weights: Mapping[str, float]) -> bool:
-    """Whether rewards are beta times the mean log-prob of a token (SimPO, ORPO), not the sum."""
+    """Whether rewards are beta times the mean log-prob per token (SimPO, ORPO), not the sum."""
     return not uses(weights, "reference") and LOSSES[next(iter(weights))].mean_reward
 
 
 def uses(names: Iterable[str], need: str) -> bool:
-    """Whether any of the losses needs it (see registry.Need)."""
+    """Whether any of the losses has this need (see registry.Need)."""
     return any(need in EVERY_LOSS[name].needs for name in names)
 
 
 def unpaired(names: Iterable[str]) -> bool:
-    """Whether the losses are over unpaired rows; none is over both."""
+    """Whether the losses take unpaired rows. No combination takes both rows and pairs."""
     return any(name in UNPAIRED_LOSSES for name in names)
 
 
 def _weighted(weights: Mapping[str, float], given: Mapping[str, Any]) -> Callable[[Any], Tensor]:
-    """The weighted sum of losses; each takes of the arguments what it has."""
+    """The weighted sum of losses. Each loss gets only the arguments that it has."""
     terms = [(weight, EVERY_LOSS[name].function) for name, weight in weights.items()]
 
     def total(rows: Any) -> Tensor:
@@ -118,7 +118,7 @@ def _of_unpaired(rows: UnpairedLogps, loss: Tensor, beta: float) -> UnpairedLoss
 
 @torch.no_grad()
 def rewards(pairs: PairLogps, beta: float, reference: bool) -> tuple[Tensor, Tensor]:
-    """Rewards of chosen and rejected: beta times log-ratios, or log-probs without a reference."""
+    """Rewards of chosen and rejected: beta times the log-ratio, or the log-prob if no reference."""
     if reference:
         return beta * pairs.chosen_logratios, beta * pairs.rejected_logratios
     return beta * pairs.policy_chosen, beta * pairs.policy_rejected
@@ -129,13 +129,13 @@ def wpo_weights(pairs: PairLogps) -> Tensor:
     """Weighted Preference Optimization: how likely the policy is to write the pair itself.
 
     Zhou et al. 2024, "WPO: Enhancing RLHF with Weighted Preference Optimization", equation 2 with
-    the sampled alignment: for each response the geometric mean, over its tokens, of p(y_t) divided
-    by sum_v p(v)^2, which is what p(y_t) is on average for a token that the policy samples; the
-    weight is the product of both. No gradient passes through it.
+    sampled alignment. Each response has a factor: the geometric mean over its tokens of p(y_t) /
+    sum_v p(v)^2. The denominator is the expected p(y_t) of a token that the policy samples. The
+    weight is the product of both factors and has no gradient.
 
-    It is at most 1, as in the authors' code, so that no pair counts more than it does in DPO: text
-    that is likelier than what the policy samples, as greedy text is, would exceed it. The paper's
-    equation and TRL (1.16) have no such bound.
+    The weight is at most 1, as in the authors' code, so no pair counts more than in DPO. Text that
+    is likelier than the policy's samples, such as greedy text, would exceed 1. The paper's equation
+    and TRL (1.16) have no such bound.
 
     Returns:
         float64 [batch], in (0, 1].

@@ -16,31 +16,31 @@ from reflogp.stages.train.losses import (
 )
 
 Need = Literal["reference", "lengths", "tokens", "batch", "kl"]
-"""tokens is `PairLogps.shared`, kl is `UnpairedLogps.kl`. The rest is said in LETTERS."""
+"""tokens is `PairLogps.shared`, kl is `UnpairedLogps.kl`. LETTERS explains the rest."""
 
 
 LETTERS = (
     "c, r: log(pi_theta / pi_ref) of the chosen and the rejected response; m = c - r;\n"
     "C, R: log pi_theta; |c|, |r|: tokens; s: logistic sigmoid; e: label_smoothing.\n"
-    "u: as c, of a response that is good or bad by itself; d, b: desirable_weight\n"
+    "u: like c, of an unpaired response that is good or bad; d, b: desirable_weight\n"
     "and undesirable_weight; z: estimate of KL(pi_theta || pi_ref), over a step.\n"
-    "Needs: pairs or unpaired data; reference: cached sums of log-probs; tokens:\n"
-    "those of each token; lengths: token counts; batch: compares pairs, so wants a\n"
-    "large --batch-size; kl: the cache's KL completions.\n"
+    "Needs: pairs or unpaired rows; reference: cached sums of log-probs; tokens:\n"
+    "cached log-probs per token; lengths: token counts; batch: compares pairs, so\n"
+    "use a large --batch-size; kl: the cache's KL completions.\n"
 )
-"""What stands in formulas and needs."""
+"""The legend of formulas and needs."""
 
 
 class Loss(NamedTuple):
-    """A loss and what there is to know of it.
+    """A loss and its description.
 
     Attributes:
-        function: takes PairLogps, or UnpairedLogps, and keyword arguments; gives float64 [batch].
-        formula: of one pair or row, in the letters above.
+        function: takes PairLogps or UnpairedLogps and keyword arguments; returns float64 [batch].
+        formula: for one pair or row, in the letters above.
         paper: authors, year, arXiv number, equation.
         choose: when to choose it.
-        needs: what it uses beside the policy's log-probs.
-        mean_reward: its reward is beta times the mean log-prob of a token (SimPO), not the sum.
+        needs: what it uses besides the policy's log-probs.
+        mean_reward: its reward is beta times the mean log-prob per token (SimPO), not the sum.
     """
 
     function: Callable[..., Tensor]
@@ -166,7 +166,7 @@ LOSSES: dict[str, Loss] = {
         "a policy that is good already, and chosen responses that are worth imitating",
         _needs("lengths")),
 }  # fmt: skip
-"""Over pairs, in the order of the table that `reflogp train --list-losses` prints."""
+"""Losses of pairs, in the order in which `reflogp train --list-losses` prints them."""
 
 _KTO = "d s(-beta (u - z)) if good, b s(beta (u - z)) if bad"
 
@@ -188,16 +188,16 @@ UNPAIRED_LOSSES: dict[str, Loss] = {
         "labels are sound, and a response that is far on the wrong side should teach most",
         _SUMS),
 }  # fmt: skip
-"""Over responses that are good or bad by themselves."""
+"""Losses of unpaired responses that are good or bad."""
 
 EVERY_LOSS = LOSSES | UNPAIRED_LOSSES
 
 
 def named(name: str) -> Loss:
-    """The loss of that name.
+    """The loss with this name.
 
     Raises:
-        ValueError: there is none; says which was perhaps meant.
+        ValueError: there is no such loss. The message suggests a similar name.
     """
     if name not in EVERY_LOSS:
         close = difflib.get_close_matches(name, EVERY_LOSS, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Losses of responses that are good or bad by themselves: no pairs."""
+"""Losses of unpaired responses, each of which is good or bad."""
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,20 @@ def kto(
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
 ) -> Tensor:
-    """Kahneman-Tversky Optimization: weight - value of each response, as prospect theory has it.
+    """Kahneman-Tversky Optimization: weight - value of each response, as in prospect theory.
 
     Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", equation 7.
-    A response is a gain or a loss against the reference point `rows.kl`; both saturate.
+    A response is a gain or a loss relative to the reference point `rows.kl`; both saturate.
 
     Args:
         rows: log-probs, sums, with the reference point.
         beta: how fast gains and losses saturate.
-        desirable_weight: of good responses. The paper keeps the ratio of its product with the
-            number of good responses to that of the bad ones between 1 and 4/3.
-        undesirable_weight: of bad responses.
+        desirable_weight: for good responses. The paper keeps (desirable_weight * number of good
+            responses) / (undesirable_weight * number of bad responses) between 1 and 4/3.
+        undesirable_weight: for bad responses.
 
     Returns:
-        The loss of each response, float64 [batch], as every loss here does.
+        The loss of each response, float64 [batch], like every loss of unpaired rows.
     """
     gains = beta * (rows.logratios - rows.kl)
     good = desirable_weight * torch.sigmoid(-gains)
@@ -43,10 +43,10 @@ def kto_no_kl(
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
 ) -> Tensor:
-    """KTO with 0 for its reference point, which is APO-zero of unpaired responses as well.
+    """KTO with a reference point of 0, which is also APO-zero for unpaired responses.
 
     D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions",
-    equation 7, a response at a time; TRL's apo_zero_unpaired. It needs no KL completions.
+    equation 7, one response at a time; TRL's apo_zero_unpaired. It needs no KL completions.
     """
     return kto(
         rows._replace(kl=torch.zeros_like(rows.kl)),
@@ -57,21 +57,21 @@ def kto_no_kl(
 
 
 def bco_unpaired(rows: UnpairedLogps, *, beta: Positive = 0.01) -> Tensor:
-    """Binary Classifier Optimization: is the response a good one, yes or no?
+    """Binary Classifier Optimization: classifies each response as good or bad.
 
     Jung et al. 2024, "Binary Classifier Optimization for Large Language Model Alignment", section
-    4, with 0 in place of the running mean of the rewards, as in the `bco` of pairs: a cross-entropy
-    with the reward for its logit. Unlike KTO's it does not let go of a response that is far off.
+    4, with 0 instead of the running mean of the rewards, like `bco` for pairs: a cross-entropy
+    whose logit is the reward. Unlike KTO, it does not saturate for responses far on the wrong side.
     """
     rewards = beta * rows.logratios
     return -F.logsigmoid(torch.where(rows.desirable, rewards, -rewards))
 
 
 def kl_estimate(mean_logratio: Tensor) -> Tensor:
-    """KTO's reference point from prompts with responses to other prompts (section 4.1).
+    """KTO's reference point, estimated from responses to other prompts (section 4.1).
 
-    It is biased but of low variance; the KL is never negative, so neither is this. No gradient
-    passes through it.
+    The estimate is biased, but has a low variance. It is clipped at 0, because the KL is never
+    negative, and has no gradient.
 
     Args:
         mean_logratio: mean of log pi_theta(y_j|x_i) - log pi_ref(y_j|x_i), i != j, in nats.
