@@ -133,7 +133,7 @@ def test_other_weights_are_another_run(weighted, cache, tmp_path, console):
 
 
 def test_what_would_leave_the_weights_out_is_refused(weighted, tmp_path, console):
-    with pytest.raises(InputError, match="its rows have weights, and the loss aot sorts the batch"):
+    with pytest.raises(InputError, match="the rows have weights, and the loss aot sorts the batch"):
         run_train(config(weighted, tmp_path, loss="aot"), console)
     with pytest.raises(InputError, match=r"weights \(by length-ratio: .*TRL's trainer does not"):
         CachedReference([weighted])

@@ -1,9 +1,9 @@
-"""Pairs, or unpaired rows -> a batch of tensors. Pairs have two layouts of the same numbers.
+"""Pairs or unpaired rows -> a batch of tensors. Two layouts of pairs give the same numbers.
 
-Shared: a pair is one sequence, prompt + chosen + rejected, in which the rejected response does not
-see the chosen one and stands at the positions after the prompt. The prompt is computed once, which
-spares a third of HH-RLHF's tokens. Separate: two sequences a pair, right-padded, as any model
-takes them. An unpaired row is a sequence by itself.
+Shared: one sequence per pair, prompt + chosen + rejected. The rejected response gets the positions
+after the prompt and cannot attend to the chosen one. The prompt is computed once, which saves a
+third of HH-RLHF's tokens. Separate: two right-padded sequences per pair, which every model accepts.
+An unpaired row is one sequence.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,21 +22,21 @@ Ids = NDArray[np.int64]
 
 
 class Batch(TypedDict):
-    """`b` pairs or unpaired rows. Of pairs first all chosen responses are numbered, then rejected.
+    """`b` pairs or unpaired rows. Responses of pairs are numbered chosen first, then rejected.
 
     Attributes:
-        inputs: arguments of the model: input_ids int64 [sequences, length], and the attention mask
-            (and, in the shared layout, the positions) that go with them.
+        inputs: arguments of the model: input_ids int64 [sequences, length] and attention_mask; in
+            the shared layout position_ids too.
         rows: int64 [n], flat positions in input_ids whose hidden state predicts a response token.
         targets: int64 [n], those tokens.
-        owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each belongs to.
+        owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each token belongs to.
         ref_logps: SUM_DTYPE [2b] or [b], log pi_ref(y|x) in nats.
         weights: SUM_DTYPE [b], of each pair's or row's loss in training.
-        ref_shared_logps: SUM_DTYPE [2b], of the first tokens of each response, as many as the
-            shorter one of its pair has; only if the pairs have it.
-        desirable: bool [b], True where the response is good; only of unpaired rows.
-        kl: SUM_DTYPE scalar, the reference point of the step that the batch is of, in nats; only
-            where a loss needs it.
+        ref_shared_logps: SUM_DTYPE [2b], log pi_ref of each response's first tokens, as many as
+            the shorter response of its pair has; only if the pairs have it.
+        desirable: bool [b], True where the response is good; unpaired rows only.
+        kl: SUM_DTYPE scalar, the reference point of the batch's optimizer step, in nats; only if a
+            loss needs it.
     """
 
     inputs: dict[str, Tensor]
@@ -51,17 +51,17 @@ class Batch(TypedDict):
 
 
 Collate = Callable[[Sequence[Any]], Batch]
-"""Pairs, or unpaired rows, to a batch."""
+"""Makes a batch of pairs or unpaired rows."""
 
 
 def separate(pairs: Sequence[Pair]) -> Batch:
-    """Two sequences a pair: prompt + chosen, and prompt + rejected."""
+    """Two sequences per pair: prompt + chosen, and prompt + rejected."""
     inputs, rows = _one_each([pair.prompt_ids for pair in pairs] * 2, _responses(pairs))
     return _batch_of_pairs(inputs, rows, pairs)
 
 
 def shared(pairs: Sequence[Pair]) -> Batch:
-    """One sequence a pair: prompt + chosen + rejected, with a mask that parts the responses."""
+    """One sequence per pair: prompt + chosen + rejected, with a mask between the responses."""
     input_ids = _padded([np.concatenate(pair[:3]) for pair in pairs])
     positions, parts = (
         _padded([_positions(pair) for pair in pairs]),
@@ -72,7 +72,7 @@ def shared(pairs: Sequence[Pair]) -> Batch:
     for side in (0, 1):
         for number, pair in enumerate(pairs):
             prompt, chosen, rejected = map(len, pair[:3])
-            # the prompt's last token predicts the first of either response
+            # the prompt's last token predicts the first token of both responses
             first = number * length + prompt - 1
             begin = first + 1 + (chosen if side else 0)
             own = begin + np.arange((rejected if side else chosen) - 1)
@@ -82,7 +82,7 @@ def shared(pairs: Sequence[Pair]) -> Batch:
 
 
 def unpaired(rows: Sequence[Unpaired]) -> Batch:
-    """One sequence a row: prompt + response."""
+    """One sequence per row: prompt + response."""
     responses = [row.response_ids for row in rows]
     inputs, places = _one_each([row.prompt_ids for row in rows], responses)
     references = [row.ref_logp for row in rows]
@@ -95,7 +95,7 @@ _PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
 
 
 def _parts(pair: Pair) -> Ids:
-    """Which part of the pair each token is of."""
+    """The part of the pair that each token belongs to."""
     return np.repeat([_PROMPT, _CHOSEN, _REJECTED], [len(ids) for ids in pair[:3]])
 
 
@@ -105,7 +105,7 @@ def _positions(pair: Pair) -> Ids:
 
 
 def _mask(parts: Tensor) -> Tensor:
-    """bool [sequences, 1, length, length]: the key tokens that each query token attends to."""
+    """bool [sequences, 1, length, length], True where a query token attends to a key token."""
     length = parts.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     queries, keys = parts[:, :, None], parts[:, None, :]
@@ -116,7 +116,7 @@ def _mask(parts: Tensor) -> Tensor:
 def _one_each(
     prompts: Sequence[NDArray[np.int32]], responses: Sequence[NDArray[np.int32]]
 ) -> tuple[dict[str, Tensor], list[Ids]]:
-    """A sequence of each prompt and its response; and the rows that predict each response."""
+    """One sequence per prompt and response, and the rows that predict each response."""
     sequences = [np.concatenate(both) for both in zip(prompts, responses, strict=True)]
     input_ids = _padded(sequences)
     attention_mask = _padded([np.ones(len(ids), np.int64) for ids in sequences])
@@ -162,7 +162,7 @@ def _batch(
 
 
 def _padded(sequences: Sequence[NDArray[np.integer]], filler: int = 0) -> Tensor:
-    """int64 [sequences, longest], filled up on the right. Padding is masked everywhere."""
+    """int64 [sequences, longest], padded on the right. Padding is always masked."""
     length = max(map(len, sequences))
     table = np.full((len(sequences), length), filler, np.int64)
     for row, values in zip(table, sequences, strict=True):

@@ -1,4 +1,4 @@
-"""A sealed cache of pairs -> its pairs by position."""
+"""A sealed cache of pairs -> a data set of pairs."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,9 @@ _SHARED = "ref_shared_logps"
 class Pair(NamedTuple):
     """One preference: int32 token ids, and log pi_ref(y|x) of both responses in nats.
 
-    `weight` is what training multiplies its loss by.
-    `ref_shared_logps` are the same over the first min(|y_w|, |y_l|) tokens of chosen and rejected.
+    Attributes:
+        ref_shared_logps: log pi_ref of the first min(|y_w|, |y_l|) tokens of chosen and rejected.
+        weight: training multiplies the pair's loss by it.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -55,16 +56,16 @@ class CachedPairs(Dataset[Pair]):
     def __init__(
         self, cache: Path, manifest: Manifest, *, tokens: bool = False, limits: Limits | None = None
     ) -> None:
-        """Check the shards of a sealed cache and map what training reads of them.
+        """Check the shards of a sealed cache and map the columns that training reads.
 
         Args:
             cache: folder of the cache.
             manifest: its manifest; the cache is paired.
             tokens: read the log-probs of each token too, for `Pair.ref_shared_logps`.
-            limits: what the rows must keep to; None: what the manifest says.
+            limits: that the rows must satisfy; default: those in the manifest.
 
         Raises:
-            InputError: a shard is missing or damaged, or a row is not sound.
+            InputError: a shard is missing or damaged, or a row is invalid.
         """
         if tokens:
             columns = _COLUMNS + _TOKEN_COLUMNS
@@ -88,13 +89,13 @@ class CachedPairs(Dataset[Pair]):
         )
 
     def longest(self) -> list[int]:
-        """Where the pairs are with the longest sequences: of one response, and of both."""
+        """Positions of the pairs with the longest sequences, of one response and of both."""
         sides = [("chosen_ids",), ("rejected_ids",), ("chosen_ids", "rejected_ids")]
         return sorted({self._rows.longest("prompt_ids", *names) for names in sides})
 
 
 def _with_shared_sums(table: pa.Table) -> pa.Table:
-    """`table` with sums over the tokens that both responses have room for, instead of tokens'."""
+    """Replace the log-probs per token by sums over the length that both responses have."""
     sides = zip(*(table[name] for name in _TOKEN_COLUMNS), strict=True)
     sums = []
     for both in sides:

@@ -1,4 +1,4 @@
-"""A sealed cache -> the rows that the losses take, or why they do not fit it."""
+"""A sealed cache -> the rows that the losses need, or an error that says why they do not fit."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ Row = Pair | Unpaired
 
 
 class Rows(Protocol):
-    """Pairs or unpaired rows by position: those of a cache, or some of them."""
+    """Pairs or unpaired rows by position: all or some rows of a cache."""
 
     def __len__(self) -> int: ...
 
@@ -28,16 +28,16 @@ class Rows(Protocol):
 def cached_rows(
     cache: Path, manifest: Manifest, losses: Iterable[str], limits: Limits | None = None
 ) -> CachedPairs | CachedUnpaired:
-    """The rows of a cache with what these losses, which fit it, need of them.
+    """The rows of a cache, with the columns that the losses need. The losses must fit the cache.
 
     Args:
-        cache: its folder.
+        cache: folder of the cache.
         manifest: its manifest.
-        losses: by name.
-        limits: what the rows must keep to; None: what the manifest says.
+        losses: their names.
+        limits: that the rows must satisfy; default: those in the manifest.
 
     Raises:
-        InputError: a shard is missing or damaged, or a row is not sound.
+        InputError: a shard is missing or damaged, or a row is invalid.
     """
     names = list(losses)
     if unpaired(names):
@@ -46,18 +46,18 @@ def cached_rows(
 
 
 def longest(rows: Rows) -> list[Row]:
-    """The rows with the longest sequences of the cache that `rows` are of, held out or not."""
+    """The rows with the longest sequences in the whole cache of `rows`, held-out rows included."""
     cache: Any = rows.dataset if isinstance(rows, Subset) else rows
     return [cache[row] for row in cache.longest()] if len(cache) else []
 
 
 def require_fitting(cache: Path, manifest: Manifest, losses: Iterable[str]) -> None:
-    """Refuse a cache that has not what the losses are over.
+    """Refuse a cache that does not have what the losses need.
 
     Raises:
-        InputError: it holds pairs and they are over unpaired rows, or the reverse; or it has no KL
-            completions and one of them needs those; or it has weights and one of them compares
-            pairs with each other. Names the losses that fit.
+        InputError: the cache holds pairs and the losses take unpaired rows, or the reverse; a loss
+            needs KL completions and the cache has none; or the cache has weights and a loss
+            compares pairs with each other. The message names the losses that fit.
     """
     names = list(losses)
     said = f"the loss {names[0]}" if len(names) == 1 else f"the losses {', '.join(names)}"
@@ -88,8 +88,8 @@ def _require_weighable(cache: Path, names: Iterable[str]) -> None:
     for name in names:
         if "batch" in EVERY_LOSS[name].needs:
             raise InputError(
-                f"{cache}: its rows have weights, and the loss {name} sorts the batch, so its "
-                "pairs have none. Give another --loss, or filter without --weight-by."
+                f"{cache}: the rows have weights, and the loss {name} sorts the batch, so pairs "
+                "cannot have weights. Give another --loss, or filter without --weight-by."
             )
 
 

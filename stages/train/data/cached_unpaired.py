@@ -1,4 +1,4 @@
-"""A sealed cache of responses that are good or bad by themselves -> its rows by position."""
+"""A sealed cache of unpaired responses, good or bad -> a data set of rows."""
 
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -19,8 +19,9 @@ _KL_COLUMNS = ["kl_ids", "ref_kl_logp_sum"]
 class Unpaired(NamedTuple):
     """One response: int32 token ids, whether it is good, and log pi_ref(y|x) in nats.
 
-    `mismatched` is the KL completion: another row's response after this row's prompt. `weight` is
-    what training multiplies the row's loss by.
+    Attributes:
+        mismatched: the KL completion: another row's response after this row's prompt.
+        weight: training multiplies the row's loss by it.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -32,7 +33,7 @@ class Unpaired(NamedTuple):
 
     @property
     def responses(self) -> list[NDArray[np.int32]]:
-        """Token ids of the response, as a pair gives those of both."""
+        """Token ids of the response, in a list like `Pair.responses`."""
         return [self.response_ids]
 
     @property
@@ -47,16 +48,16 @@ class CachedUnpaired(Dataset[Unpaired]):
     def __init__(
         self, cache: Path, manifest: Manifest, *, kl: bool = False, limits: Limits | None = None
     ) -> None:
-        """Check the shards of a sealed cache and map what training reads of them.
+        """Check the shards of a sealed cache and map the columns that training reads.
 
         Args:
             cache: folder of the cache.
             manifest: its manifest; the cache is unpaired.
-            kl: read the KL completions too, which it then has, for `Unpaired.mismatched`.
-            limits: what the rows must keep to; None: what the manifest says.
+            kl: read the KL completions too, for `Unpaired.mismatched`. The cache must have them.
+            limits: that the rows must satisfy; default: those in the manifest.
 
         Raises:
-            InputError: a shard is missing or damaged, or a row is not sound.
+            InputError: a shard is missing or damaged, or a row is invalid.
         """
         self._kl = kl
         self._rows = MappedCache(cache, manifest, _COLUMNS + _KL_COLUMNS * kl, limits=limits)
@@ -82,5 +83,5 @@ class CachedUnpaired(Dataset[Unpaired]):
         return own._replace(mismatched=other)
 
     def longest(self) -> list[int]:
-        """Where the row with the longest sequence is."""
+        """Position of the row with the longest sequence."""
         return [self._rows.longest("prompt_ids", "chosen_ids", "rejected_ids")]

@@ -1,4 +1,4 @@
-"""Which pairs of a cache are held out of training, to measure it on."""
+"""Decides which rows of a cache are held out of training for evaluation."""
 
 import math
 from array import array
@@ -12,15 +12,16 @@ from reflogp.stages.train.data.cached_rows import Rows
 
 
 def held_out(pairs: Rows, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Part a cache's rows into those to train on and those to evaluate on.
+    """Split a cache's rows into those to train on and those to evaluate on.
 
-    All pairs of one prompt are on one side: a prompt that was trained on tells nothing of others.
-    Which prompts are held out depends on their token ids and the seed, and not on where they stand.
+    All rows of a prompt go to the same side, because a prompt seen in training says nothing about
+    others. Which prompts are held out depends on their token ids and the seed, not on the order of
+    the rows.
 
     Args:
-        pairs: of the cache.
-        share: of the rows to hold out; the prompt that reaches it is the last one.
-        seed: of the draw.
+        pairs: the rows of the cache.
+        share: of the rows to hold out, rounded up to whole prompts.
+        seed: for the draw.
 
     Returns:
         The positions of both, in ascending order.
@@ -28,7 +29,7 @@ def held_out(pairs: Rows, share: float, seed: int) -> tuple[Sequence[int], Seque
     if not share:
         return range(len(pairs)), range(0)
     salt = seed.to_bytes(8, "big")
-    drawn = np.empty(len(pairs), np.uint64)  # 8 bytes a row: there can be a hundred million
+    drawn = np.empty(len(pairs), np.uint64)  # 8 bytes per row, of up to a hundred million rows
     for row in range(len(pairs)):
         prompt = pairs[row].prompt_ids.tobytes()
         digest = blake2b(prompt, digest_size=16, salt=salt).digest()
@@ -39,6 +40,6 @@ def held_out(pairs: Rows, share: float, seed: int) -> tuple[Sequence[int], Seque
 
 
 def _positions(mask: NDArray[np.bool_]) -> Sequence[int]:
-    positions = array("q")  # whose items, unlike NumPy's, are plain numbers
+    positions = array("q")  # its items are plain integers, unlike NumPy's
     positions.frombytes(np.flatnonzero(mask).astype(np.int64, copy=False).view(np.uint8).data)
     return positions

@@ -1,9 +1,9 @@
-"""Which layout a policy's batches have: the shared one wherever it gives the same numbers.
+"""Chooses the layout of a policy's batches: shared if it gives the same numbers as separate.
 
-A policy is tried, on two short pairs and on the longest ones of the cache. It must score them as it
-does in separate sequences, and what stands in the chosen response must not reach the rejected one.
-Where it looks back over a window of tokens only, whose mask ours would replace, the shared layout
-is for caches whose sequences all fit in the window.
+The policy is tried on two short pairs and on the longest pairs of the cache. It must score them as
+it does in separate sequences, and the chosen response must not influence the rejected one. If the
+policy has sliding-window attention, whose mask the shared layout would replace, the layout is
+shared only if all sequences of the cache fit in the window.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,65 +19,64 @@ from reflogp.stages.forward.response_logps import response_logps
 from reflogp.stages.train.data.batches import Batch, Collate, separate, shared, unpaired
 from reflogp.stages.train.data.cached_pairs import Pair
 
-# In nats a token. Reduced precision rounds otherwise in another layout; a wrong mask or position
-# is off by far more.
+# In nats per token. Reduced precision rounds differently in another layout, but a wrong mask or
+# position changes far more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_REDUCED = 0.25
-_AT_ONE_TOKEN = (
-    30  # times that, so that a few tokens at the end of a long pair are not averaged out
-)
+# times that for a single token, so an error in a few tokens of a long pair is not averaged away
+_AT_ONE_TOKEN = 30
 _LENGTHS = (12, 40, 30)  # of prompt, chosen and rejected
 
 
 def choose_layout(
     policy: nn.Module, wanted: str, longest: Sequence[Any] = (), *, paired: bool = True
 ) -> tuple[Collate, str]:
-    """The way to make batches for `policy`, and in words what it is and why.
+    """The collate function for `policy`, and a description of the layout and the reason for it.
 
     Args:
-        policy: as it is trained.
+        policy: in the state in which it is trained.
         wanted: --layout.
-        longest: the pairs of the cache with the longest sequences; of none, sequences may have any
-            length.
+        longest: the pairs of the cache with the longest sequences; empty if the lengths are
+            unknown.
         paired: whether the rows are pairs.
 
     Raises:
-        InputError: the shared layout was asked for, and the policy cannot do it, or the rows are
-            no pairs.
+        InputError: the shared layout was asked for, but the policy does not support it or the rows
+            are unpaired.
     """
     if not paired:
         if wanted == "shared":
             raise InputError("--layout shared: unpaired rows have one response each. Leave it out.")
-        return unpaired, "a sequence for each row"
+        return unpaired, "one sequence per row"
     if wanted == "separate":
-        return separate, "a sequence for each response (asked for)"
+        return separate, "one sequence per response (asked for)"
     obstacle = _obstacle(policy, longest)
     if obstacle is None:
-        return shared, "one sequence a pair, its prompt computed once"
+        return shared, "one sequence per pair, its prompt computed once"
     if wanted == "shared":
         raise InputError(f"--layout shared: {obstacle}. Give --layout separate, or leave it out.")
-    return separate, f"a sequence for each response ({obstacle})"
+    return separate, f"one sequence per response ({obstacle})"
 
 
 def _obstacle(policy: nn.Module, longest: Sequence[Pair]) -> str | None:
-    """Why the shared layout does not do for `policy`; None if it does."""
+    """Why `policy` cannot use the shared layout; None if it can."""
     config: Any = getattr(policy, "config", None)
     attention = getattr(config, "_attn_implementation", None)
     if attention != "sdpa":
-        return f"its attention is {attention}, which takes no mask of ours"
+        return f"its attention is {attention}, which does not accept the layout's mask"
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
     if others := kinds - {"full_attention"}:
-        return f"it has layers of {', '.join(sorted(others))}"
+        return f"it has {', '.join(sorted(others))} layers"
     length = max(map(_longest_sequence, longest), default=None)
     window = min(_windows(policy), default=None)
     if window is not None and (length is None or length > window):
         has = "sequences may be longer" if length is None else f"a sequence has {length:,}"
-        return f"it looks back over {window:,} tokens at most, and {has}"
+        return f"it attends to at most {window:,} tokens, and {has}"
     try:
         with _still(policy):
             return _difference(policy, int(config.get_text_config().vocab_size), longest)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        return f"it does not take the mask: {type(error).__name__}"
+        return f"it does not accept the layout's mask: {type(error).__name__}"
 
 
 def _longest_sequence(pair: Pair) -> int:
@@ -85,10 +84,10 @@ def _longest_sequence(pair: Pair) -> int:
 
 
 def _windows(policy: nn.Module) -> Iterator[int]:
-    """How many tokens the policy's layers look back, in each place that says so.
+    """The attention windows, in tokens, of the policy's configuration and layers.
 
-    Some models have one number for all layers in their configuration, others one in each layer, and
-    there is no common name: whatever is called a window or a chunk counts, but no number of layers.
+    Some models have one window in their configuration, others one in each layer, and the names
+    differ. Any attribute named after a window or a chunk counts, except numbers of layers.
     """
     config: Any = getattr(policy, "config", None)
     places = [vars(config.get_text_config()), *(vars(module) for module in policy.modules())]
@@ -100,7 +99,7 @@ def _windows(policy: nn.Module) -> Iterator[int]:
 
 
 def _difference(policy: nn.Module, vocabulary: int, longest: Sequence[Pair]) -> str | None:
-    """What goes wrong on two pairs that differ in their chosen response only, or on long pairs."""
+    """What goes wrong on two pairs that differ only in the chosen response, or on long pairs."""
     one, other = _pair(vocabulary, 0), _pair(vocabulary, 1)
     dtype = next(policy.parameters()).dtype
     tolerance = _TOLERANCE.get(dtype, _TOLERANCE_REDUCED)
@@ -117,7 +116,7 @@ def _difference(policy: nn.Module, vocabulary: int, longest: Sequence[Pair]) -> 
 
 
 def _pair(vocabulary: int, variant: int) -> Pair:
-    """A pair of fixed tokens; no random number is drawn, so training's are what they were."""
+    """A pair of fixed tokens. Drawing random ones would change the random numbers of training."""
     prompt, chosen, rejected = (
         ((np.arange(length) * factor + offset) % vocabulary).astype(np.int32)
         for length, factor, offset in zip(_LENGTHS, (7, 11, 13), (5, 17 + variant, 3), strict=True)
@@ -136,7 +135,7 @@ def _logps(policy: nn.Module, batch: Batch) -> Tensor:
 
 @contextmanager
 def _still(policy: nn.Module) -> Iterator[None]:
-    """Within, `policy` is in evaluation mode: no dropout."""
+    """Put `policy` in evaluation mode, without dropout."""
     training = policy.training
     policy.eval()
     try:

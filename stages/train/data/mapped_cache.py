@@ -1,8 +1,8 @@
 """Columns of a sealed cache -> rows by position, in memory that does not grow with their number.
 
-The columns that training reads are copied once into an Arrow file that is mapped into memory: any
-row is a few pages away, so the shuffle is over all of them, and what is resident is for the system
-to decide.
+The columns that training reads are copied once into an Arrow file, which is memory-mapped. Any row
+is a few pages away, so the shuffle covers all rows, and the system decides which pages stay in
+memory.
 """
 
 import itertools
@@ -30,17 +30,17 @@ class MappedCache:
         derived: Callable[[pa.Table], pa.Table] = lambda table: table,
         limits: Limits | None = None,
     ) -> None:
-        """Check the shards of a sealed cache and map what is asked for.
+        """Check the shards of a sealed cache and map the given columns.
 
         Args:
             cache: folder of the cache.
             manifest: its manifest.
-            columns: what to read of each shard.
-            derived: makes of these columns, shard by shard, the ones to keep.
-            limits: what the rows must keep to; None: what the manifest says.
+            columns: to read from each shard.
+            derived: turns these columns of a shard into the ones to keep.
+            limits: that the rows must satisfy; default: those in the manifest.
 
         Raises:
-            InputError: a shard is missing or damaged, or a row is not sound.
+            InputError: a shard is missing or damaged, or a row is invalid.
         """
         self._folder = tempfile.TemporaryDirectory(prefix="reflogp-")
         file = Path(self._folder.name) / "rows.arrow"
@@ -62,13 +62,13 @@ class MappedCache:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def row(self, index: int) -> dict[str, Any]:
-        """The columns of one row, by name: numbers, views of the mapped file for lists, None."""
+        """One row's values by column: a number, a view of the mapped file for a list, or None."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[number - 1]) if number else 0)
         return {name: column.at(row) for name, column in self._parts[number].items()}
 
     def longest(self, *names: str) -> int:
-        """Where the row is that has the most elements in these columns of lists together."""
+        """Position of the row with the most elements in these list columns together."""
         most, found, start = -1, 0, 0
         for part in self._parts:
             total = sum(part[name].lengths() for name in names)
@@ -79,11 +79,11 @@ class MappedCache:
 
 
 class _Column:
-    """A column as NumPy sees it: twenty times faster at single rows than Arrow's scalars."""
+    """A column as NumPy arrays: single rows are read twenty times faster than as Arrow scalars."""
 
     def __init__(self, array: pa.Array) -> None:
         self._rows = len(array)
-        # of weights that no row has, NumPy would keep nine bytes a row
+        # for a column of weights without any value, NumPy would take nine bytes per row
         self._empty = array.null_count == len(array)
         if self._empty:
             return
@@ -105,7 +105,7 @@ class _Column:
         return self._values[row]
 
     def lengths(self) -> Any:
-        """int64 [rows], of the lists; 0 where there is none."""
+        """Lengths of the lists, int64 [rows]; 0 for a missing list."""
         if self._empty or self._ends is None:
             return np.zeros(self._rows, np.int64)
         found = np.diff(self._ends).astype(np.int64)

@@ -1,7 +1,7 @@
-"""Which pairs each optimizer step takes, and how they are shared out into forward passes.
+"""Decides which pairs each optimizer step uses, and splits them into forward passes.
 
-The order depends on the seed and the epoch alone, and a step's pairs on nothing else than their
-number: however many processes share the work, the steps are the same ones.
+The order depends only on the seed and the epoch, and a step takes the next pairs in that order. The
+steps are therefore the same for any number of processes.
 """
 
 from bisect import bisect_left
@@ -18,20 +18,20 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Positions of a data set in an order drawn anew in each epoch, in lists of `size`."""
+    """Positions of a data set in lists of `size`, shuffled anew in each epoch."""
 
     def __init__(self, rows: int, size: int, seed: int) -> None:
         self._rows, self._size, self._seed, self._epoch = rows, size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch, whichever came before: a resumed run needs that."""
+        """Use the order of this epoch. A resumed run starts in the middle of the sequence."""
         self._epoch = epoch
 
     def __len__(self) -> int:
         return -(-self._rows // self._size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # a generator of its own: training's random state is not touched
+        # its own generator, which leaves the random state of training alone
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         order = torch.randperm(self._rows, generator=generator)
         for start in range(0, self._rows, self._size):
@@ -39,7 +39,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 class EpochLoader(DataLoader[list[Row]]):
-    """A DataLoader over ShuffledBatches that passes the epoch's number on."""
+    """A DataLoader over ShuffledBatches that passes on the epoch number."""
 
     batch_sampler: ShuffledBatches
 
@@ -52,9 +52,9 @@ class Share(NamedTuple, Generic[AnyRow]):
     """One forward pass of one process.
 
     Attributes:
-        pairs: what goes through the policy.
-        weight: of their mean in the mean over all pairs; 0 for a pass that only keeps step with
-            the other processes.
+        pairs: the rows that go through the policy.
+        weight: of their mean in the mean over all pairs; 0 for a pass that only fills up the
+            number of passes of this process.
     """
 
     pairs: Sequence[AnyRow]
@@ -69,18 +69,18 @@ def shares(
     *,
     even: bool = False,
 ) -> list[Share[AnyRow]]:
-    """One process's forward passes over pairs that all processes know.
+    """One process's forward passes over pairs that all processes have.
 
-    Pairs of like length go together, which spares padding; and there are fewer long ones in a pass
-    than short ones, so that the largest pass takes as little memory as it can, and processes wait
-    little for each other. All processes have as many passes as the others.
+    A pass has pairs of similar length, which saves padding, and fewer pairs if they are long. The
+    largest pass then needs as little memory as possible, and processes wait little for each other.
+    All processes get the same number of passes.
 
     Args:
         pairs: of one optimizer step, or of an evaluation.
-        size: pairs in a pass, on average.
-        process: this one's number.
-        processes: how many share the pairs.
-        even: put `size` pairs in each pass, for losses that compare those of one.
+        size: pairs per pass, on average.
+        process: the number of this process.
+        processes: how many processes share the pairs.
+        even: put `size` pairs in each pass, for losses that compare the pairs of a pass.
     """
     ordered = sorted(pairs, key=lambda pair: pair.distinct_tokens, reverse=True)
     sizes = [size] * -(-len(pairs) // size) if even else _balanced(ordered, size)
@@ -92,9 +92,9 @@ def shares(
 
 
 def _balanced(ordered: Sequence[Row], size: int) -> list[int]:
-    """Sizes of the passes, which are as many as with `size` pairs in each.
+    """Sizes of the passes. Their number is the same as with `size` pairs in each.
 
-    No other way to cut the row of pairs, which are ordered by length, has fewer tokens in its
+    The pairs are ordered by length. No other way to cut this sequence has fewer tokens in its
     largest pass, padding included.
     """
     lengths = [pair.distinct_tokens for pair in ordered]
@@ -102,14 +102,14 @@ def _balanced(ordered: Sequence[Row], size: int) -> list[int]:
     limits = range(lengths[0], size * lengths[0] + 1)
     least = bisect_left(limits, True, key=lambda limit: len(_cut(lengths, limit)) <= passes)
     sizes = _cut(lengths, limits[least])
-    while len(sizes) < passes:  # Trainer counts them, to know when a step is done
+    while len(sizes) < passes:  # Trainer counts the passes to know when a step is complete
         most = sizes.index(max(sizes))
         sizes[most : most + 1] = [sizes[most] // 2, -(-sizes[most] // 2)]
     return sizes
 
 
 def _cut(lengths: Sequence[int], limit: int) -> list[int]:
-    """How many go into each pass, the longest first, if none may have more tokens than `limit`."""
+    """Sizes of the passes, longest pairs first, if no pass may exceed `limit` tokens."""
     sizes: list[int] = []
     longest = 0
     for length in lengths:

@@ -1,4 +1,4 @@
 """The policy.
 
-In: a checkpoint, an adapter and a precision. Out: a model that trains in it.
+In: a checkpoint, an adapter and a dtype. Out: a model ready to train in that precision.
 """

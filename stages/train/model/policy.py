@@ -1,4 +1,4 @@
-"""The policy: loaded so that its forward is the one that the cache was made with."""
+"""Loads the policy so that its forward pass matches the one that scored the cache."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,22 +28,22 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ODD = 0x9E3779B1
 
 Reduce = Callable[[Tensor], Tensor]
-"""The sum of a tensor over all processes."""
+"""Sums a tensor over all processes."""
 
 
 def load_policy(
     folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None = None
 ) -> nn.Module:
-    """Load the policy at its start: with a fresh LoRA adapter, or with `adapter` to train further.
+    """Load the policy as training starts it: with a new LoRA adapter, `adapter`, or all weights.
 
-    With LoRA the frozen weights keep the cache's dtype (float32 where that is float16, see
-    stages/train/model/precision.py), or are rounded to 4 bits (Dettmers et al.
-    2023, 2305.14314), and the adapter is float32. In full fine-tuning they have what
-    stages/train/model/precision.py says, and an adapter is merged into them, in float32.
+    With LoRA, the frozen weights keep the cache's dtype (float32 for float16, see precision.py) or
+    are rounded to 4 bits (Dettmers et al. 2023, 2305.14314), and the adapter is float32. In full
+    fine-tuning, precision.py chooses the dtype, and `adapter` is merged into the weights in
+    float32.
 
-    The checkpoint stays in evaluation mode, also after `policy.train()`: all of its dropout, layers
-    dropped and noise in routers would make policy and reference differ at the start. LoRA's
-    dropout, which is asked for, is on in training, except in a head.
+    The checkpoint stays in evaluation mode even after `policy.train()`. Its dropout, layer drop
+    and router noise would make the policy differ from the reference at the start. The dropout of
+    LoRA, which the user asks for, is active in training, except in a head.
 
     Raises:
         InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
@@ -57,14 +57,14 @@ def load_policy(
         policy = _adapted(model, config)
     head = policy.get_output_embeddings()
     if head is not None:
-        _drop_nothing(head)  # parts of one that is trained run again in the backward pass
+        _drop_nothing(head)  # the backward pass recomputes chunks of a trained head
     return _at_rest(policy)
 
 
 def _adapted(model: nn.Module, config: TrainConfig) -> Any:
-    """The model with a fresh adapter."""
+    """The model with a new adapter."""
     targets = lora_targets(model, config.lora_targets)
-    # a name can be that of other layers, too
+    # layers to leave alone can share their name with targets
     excluded = [name for name in _left_alone(model) if name.rpartition(".")[2] in targets]
     every = config.lora_targets in (None, "all-linear")
     lora = LoraConfig(
@@ -82,7 +82,7 @@ def _adapted(model: nn.Module, config: TrainConfig) -> Any:
 
 
 def _whole(folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None) -> nn.Module:
-    """The policy of full fine-tuning."""
+    """The policy for full fine-tuning."""
     weights = getattr(torch, weights_dtype(config, dtype))
     loaded = weights if adapter is None else torch.float32
     model = _loaded(folder, loaded, config)
@@ -95,25 +95,25 @@ def _whole(folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None
 
 
 def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
-    """The checkpoint."""
+    """The checkpoint as a model for training."""
     more = {} if config.quantize == "none" else _four_bits(weights)
     model: Any = load_causal_lm(folder, weights, **more)
     model.config.use_cache = False
     for module in model.modules():
-        # On some CPUs bitsandbytes repacks weights in evaluation mode, for a kernel that passes no
-        # gradient on; training after an evaluation would silently leave out the layers below.
+        # On some CPUs, bitsandbytes repacks weights in evaluation mode for a kernel that has no
+        # backward pass. Training after an evaluation would silently skip the layers below.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 def _at_rest(policy: Any) -> nn.Module:
-    """`policy`, which computes in training what it computes in evaluation, but for its adapter.
+    """Make `policy` compute the same in training as in evaluation, except for its adapter.
 
-    Models switch dropout and other noise by the mode that a module is in, under names that differ
-    from model to model. So `policy.train` leaves all of them in evaluation mode, except what is
-    looked at from outside: the policy itself, and layers that save activations in training mode
-    only. Both are in evaluation mode while they compute.
+    Modules switch dropout and other noise by their mode, under names that differ from model to
+    model. `policy.train` therefore leaves every module in evaluation mode, except those whose mode
+    others read: the policy itself, and layers that checkpoint activations in training mode only.
+    These two are in evaluation mode while they compute.
     """
     for module in policy.modules():
         if module is policy or isinstance(module, GradientCheckpointingLayer):
@@ -132,7 +132,7 @@ def _rise(module: Any, *_: Any) -> None:
 
 
 def _train_at_rest(policy: nn.Module, mode: bool = True) -> nn.Module:
-    """What `policy.train(mode)` does."""
+    """The replacement for `policy.train(mode)`."""
     nn.Module.train(policy, False)
     for name, module in policy.named_modules():
         if (
@@ -145,20 +145,20 @@ def _train_at_rest(policy: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def _drop_nothing(model: nn.Module) -> None:
-    """Switch the dropout of a head's adapter off."""
+    """Turn off the dropout of a head's adapter."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
 
 
 def _four_bits(compute: torch.dtype) -> dict[str, Any]:
-    """How QLoRA loads frozen weights: NF4 with quantised scales, on this process's device.
+    """Arguments that load frozen weights for QLoRA: NF4 with quantized scales, on this device.
 
     Raises:
         InputError: bitsandbytes is not installed.
     """
     if find_spec("bitsandbytes") is None:
-        raise InputError("--quantize nf4 takes bitsandbytes: pip install 'reflogp[qlora]'.")
+        raise InputError("--quantize nf4 needs bitsandbytes: pip install 'reflogp[qlora]'.")
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -169,7 +169,7 @@ def _four_bits(compute: torch.dtype) -> dict[str, Any]:
 
 
 def lora_targets(model: nn.Module, wanted: str | None) -> list[str]:
-    """Names of the modules that get an adapter: those wanted, or every linear layer's."""
+    """Names of the modules that get an adapter: those in `wanted`, or all linear layers."""
     if wanted is not None and wanted != "all-linear":
         return [name.strip() for name in wanted.split(",")]
     head, left_alone = model.get_output_embeddings(), _left_alone(model)  # type: ignore[operator]
@@ -184,11 +184,11 @@ def lora_targets(model: nn.Module, wanted: str | None) -> list[str]:
 
 
 def _left_alone(model: nn.Module) -> list[str]:
-    """Linear layers that "all-linear" does not mean, beside the head.
+    """Linear layers that "all-linear" excludes, besides the head.
 
-    Routers: some give more than one tensor, which no adapter can be added to, and a policy that
-    chooses other experts at every step no longer computes what the reference did. And what a
-    state-space layer gives out, whose fused kernel reads the weight and never calls the layer.
+    Routers: some return more than one tensor, which no adapter can be added to, and a policy whose
+    experts change at every step no longer computes what the reference did. Output projections of
+    state-space layers: the fused kernel reads the weight and never calls the module.
     """
     modules = dict(model.named_modules())
     found = []
@@ -202,20 +202,20 @@ def _left_alone(model: nn.Module) -> list[str]:
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are."""
+    """The number of trained parameters, and of all parameters."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
 @torch.no_grad()
 def trained_digest(model: nn.Module, reduce: Reduce | None = None) -> int:
-    """A number that changes with any weight that is trained, but for the A of an adapter.
+    """A hash of the trained weights, without the A matrices of adapters.
 
-    Where no B has changed, a change of A changes nothing.
+    If no B has changed, a change of A has no effect.
 
     Args:
-        model: the policy, whole or, with FSDP, this process's part of it.
-        reduce: the sum over the processes that have a part each.
+        model: the policy; with FSDP this process's shard of it.
+        reduce: sums over the processes that hold a shard each.
     """
     total = 0
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -229,5 +229,5 @@ def trained_digest(model: nn.Module, reduce: Reduce | None = None) -> int:
     total %= 2**32
     if reduce is None:
         return total
-    # float64 adds such numbers of a million processes without rounding
+    # float64 adds the numbers of a million processes without rounding
     return int(reduce(torch.tensor([float(total)], dtype=torch.float64)).item()) % 2**32

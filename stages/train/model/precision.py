@@ -1,22 +1,22 @@
-"""In which dtype full fine-tuning keeps weights and computes; and AdamW for weights of few bits.
+"""Chooses the dtype of weights and computation in full fine-tuning; AdamW with float32 copies.
 
-At a rate of 5e-6 most updates of bfloat16 weights round to nothing, so weights are updated in
-float32, whatever computes. Where that is bfloat16 there are two ways. One process holds bfloat16
-weights and an optimizer with float32 copies of them (Micikevicius et al. 2018, 1710.03740, section
-3.1): the forward pass is then the one that scored the reference, and its activations take half the
-memory of the other way's, float32 weights under autocast, which keeps the residual stream and each
-norm in float32. DDP reduces gradients in their weights' dtype, and FSDP has bfloat16 copies of its
-own: several processes take the second way.
+At a learning rate of 5e-6, most updates of bfloat16 weights round to zero, so weights are updated
+in float32. For bfloat16 computation there are two ways. A single process holds bfloat16 weights,
+and its optimizer holds float32 copies (Micikevicius et al. 2018, 1710.03740, section 3.1). The
+forward pass is then the one that scored the reference. Several processes hold float32 weights and
+use autocast, because DDP reduces gradients in the dtype of the weights, and FSDP makes its own
+bfloat16 copies. Autocast keeps the residual stream and each norm in float32, so activations take
+twice the memory.
 
-That is not enough. A weight of a bfloat16 checkpoint stands in the very middle between what rounds
-up and what rounds down, so that at this rate most stay as they are for the first fifty steps, where
-the forward pass sees them rounded: in both ways. Six steps of SmolLM2 on 16 pairs bring the margin
-to 0.71 in float32, to 0.03 with copies, to -0.01 under autocast. So weights are spread at random at
-the start, each within what rounds to it. They are the same to bfloat16, and from then on as many
-round to a neighbour as their updates are worth: the margin comes to 0.70 with copies.
+Float32 updates are not enough. Every bfloat16 weight sits in the middle of its rounding interval,
+so in both ways most weights stay the same to the forward pass for the first fifty steps. After six
+steps of SmolLM2 on 16 pairs, the margin is 0.71 in float32, 0.03 with copies, and -0.01 under
+autocast. Each weight is therefore moved at random within its rounding interval at the start
+(`spread`). In bfloat16 nothing changes, but from then on the share of weights that round to a
+neighbour is in proportion to the updates: the margin with copies is 0.70.
 
-What was scored in float16 is trained in float32. Gradients below 6e-8 vanish in float16, which
-takes a loss scaler that skips steps; float32 takes twice the memory and loses nothing.
+A policy scored in float16 is trained in float32. In float16, gradients below 6e-8 vanish, which
+requires a loss scaler that skips steps; float32 takes twice the memory and loses nothing.
 """
 
 from collections.abc import Iterable
@@ -33,12 +33,12 @@ from reflogp.stages.train.config import TrainConfig
 
 
 def computed_in(dtype: Dtype) -> Dtype:
-    """The dtype of a policy's forward and backward pass, of a cache that was scored in `dtype`."""
+    """The dtype of the forward and backward pass for a cache that was scored in `dtype`."""
     return "float32" if dtype == "float16" else dtype
 
 
 def weights_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
-    """The dtype that the policy's weights are held in, in this process.
+    """The dtype of the policy's weights in this process.
 
     Args:
         config: of the run.
@@ -52,14 +52,14 @@ def weights_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
 
 
 def autocast_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
-    """The dtype of autocast, "float32" for none; arguments as of `weights_dtype`."""
+    """The dtype of autocast; "float32" means no autocast. Arguments as in `weights_dtype`."""
     dtype = computed_in(dtype)
-    # an adapter is float32 over frozen weights, and is in the forward pass as it is
+    # an adapter computes in float32 on top of frozen weights, without autocast
     return "float32" if config.lora_r or weights_dtype(config, dtype) == dtype else dtype
 
 
 def keeps_masters(arguments: TrainingArguments, weights: Iterable[Tensor]) -> bool:
-    """Whether a run's optimizer is a MasterAdamW: all weights are trained, in bfloat16.
+    """Whether a run needs a MasterAdamW: all weights are trained, in bfloat16.
 
     Args:
         arguments: of the run.
@@ -73,11 +73,10 @@ def keeps_masters(arguments: TrainingArguments, weights: Iterable[Tensor]) -> bo
 class MasterAdamW(torch.optim.AdamW):
     """AdamW over float32 copies of the weights, rounded into the weights after each step.
 
-    Copies are spread at the start, so that weights are what their copies are on average, whatever
-    is lost of each.
+    The copies are spread at the start, so rounding errors of the weights cancel on average.
 
-    Gradients, too, are summed in float32 over the passes of a step. A float32 weight is its own
-    copy, so that a run may go on from one process to several, or back, and lose nothing.
+    Gradients are also summed in float32 over the passes of a step. A float32 weight is its own
+    copy, so a run can resume with more or fewer processes without losing anything.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], **options: Any) -> None:
@@ -91,7 +90,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update the copies by the weights' gradients, then the weights."""
+        """Update the copies with the weights' gradients, then the weights."""
         copied = [(w, m) for w, m in zip(self._weights, self._masters, strict=True) if w is not m]
         for weight, master in copied:
             master.grad = weight.grad
@@ -107,12 +106,12 @@ class MasterAdamW(torch.optim.AdamW):
             weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's, and the copies: what they have beyond the weights is not to be had again."""
+        """AdamW's state and the copies, whose extra bits the weights do not have."""
         return super().state_dict() | {"masters": [m.detach() for m in self._masters]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`, whatever the weights are."""
+        """Restore the optimizer, the copies and the weights from `state_dict`."""
         super().load_state_dict({n: v for n, v in state_dict.items() if n != "masters"})
         found = zip(self._weights, self._masters, state_dict["masters"], strict=True)
         for weight, master, saved in found:
@@ -121,20 +120,20 @@ class MasterAdamW(torch.optim.AdamW):
 
 
 def spread(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Values of bfloat16, each moved at random within what rounds to it; 0 and infinity stay.
+    """Move each bfloat16 value at random within its rounding interval. 0 and infinity stay.
 
     Args:
-        values: float32, any shape, whose numbers are of bfloat16.
-        generator: on their device.
+        values: float32, any shape, exactly representable in bfloat16.
+        generator: on the device of `values`.
 
     Returns:
         float32 of that shape; `.bfloat16()` gives `values` back.
     """
-    # four numbers of 16 bits from each draw, which takes a fifth of the time of drawing each
+    # each draw gives four 16-bit numbers, in a fifth of the time of drawing them one by one
     draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
     draws.random_(-(2**63), None, generator=generator)
     within = draws.view(torch.int16)[: values.numel()].view(values.shape)
-    # bfloat16 is the upper half of a float32's bits; in the lower one, 2^15 up or down is a tie
+    # bfloat16 is the upper half of a float32; in the lower half, 2^15 up or down is a tie
     within.clamp_(min=1 - 2**15)
     moved = (values.view(torch.int32) + within).view(torch.float32)
     return torch.where((values == 0) | values.isinf(), values, moved)
@@ -142,11 +141,11 @@ def spread(values: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def spread_weights(model: nn.Module) -> None:
-    """Spread a model's float32 weights that are of bfloat16, and will be rounded to it.
+    """Spread a model's float32 weights that come from bfloat16 and will be rounded to it.
 
-    Autocast and FSDP round in each forward pass. What stays as it is until it is written (under
-    autocast embeddings and norms) would else lose its small changes there. Each process draws the
-    same.
+    Autocast and FSDP round weights in each forward pass. Embeddings and norms under autocast are
+    rounded only when they are saved, and would lose small changes then. Every process draws the
+    same numbers.
     """
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
@@ -163,9 +162,10 @@ def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def rounded(model: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float32 weight in `dtype`; as it is if transformers holds it in float32 beside `dtype`.
+    """A float32 weight in `dtype`, unless transformers keeps it in float32 in models of `dtype`.
 
-    So it does few, as the bias by which DeepSeek-V3 chooses experts. Integers stay, too.
+    transformers does so for a few weights, such as the bias of DeepSeek-V3's router. Integers stay
+    too.
     """
     kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == torch.float16:
@@ -175,11 +175,11 @@ def rounded(model: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> 
 
 
 def _master(weight: Any, generator: torch.Generator) -> nn.Parameter:
-    """A float32 copy of a weight, spread; the weight itself if it is float32."""
+    """A spread float32 copy of a weight; the weight itself if it is float32."""
     if weight.dtype == torch.float32:
         return weight  # type: ignore[no-any-return]
     weight.grad_dtype = torch.float32
     return nn.Parameter(spread(weight.detach().float(), generator))
 
 
-_GRADIENTS_MAY_DIFFER = hasattr(Tensor, "grad_dtype")  # in dtype, from their weights; torch 2.10
+_GRADIENTS_MAY_DIFFER = hasattr(Tensor, "grad_dtype")  # in dtype from their weights; torch 2.10
