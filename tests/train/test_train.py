@@ -214,7 +214,7 @@ def test_a_policy_that_does_not_score_what_the_cache_says_is_stopped_before_the_
         return policy
 
     monkeypatch.setattr("reflogp.stages.train.stage.load_policy", changed)
-    with pytest.raises(ReflogpError, match=r"16 sampled responses are .* apart.*reflogp verify"):
+    with pytest.raises(ReflogpError, match=r"16 sampled responses differ by .*reflogp verify"):
         run_train(config(cache, tmp_path / "other"), console)
     assert not (tmp_path / "other" / "metrics.jsonl").exists()
     run_train(config(cache, tmp_path / "other", allow_mismatch=True), console)

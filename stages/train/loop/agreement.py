@@ -1,7 +1,7 @@
-"""Before the first step: does the policy, as training computes it, score what the cache says?
+"""Checks before the first step that the policy's scores agree with the cache.
 
-At its start the policy is the reference. If it scores a sample otherwise than the cache does, then
-it is another checkpoint, or the tokens are others, and the log-ratios would be no rewards.
+At the start, the policy is the reference. If its scores of a sample differ from the cache, then the
+checkpoint or the tokens are different, and log-ratios would not be rewards.
 """
 
 import math
@@ -18,9 +18,9 @@ from reflogp.stages.train.data.cached_rows import Row, Rows, longest
 from reflogp.stages.train.losses.inputs import Logps
 from reflogp.stages.train.losses.objective import uses
 
-_SAMPLE = 8  # pairs, of which an eighth of a usual step's time is made
-_STANDARD_DEVIATIONS = 5.0  # what rounding gives is itself estimated from few rows
-# Nats a token, and of a whole response: what a cache without a verification may be off by.
+_SAMPLE = 8  # pairs; they take an eighth of the time of a usual step
+_STANDARD_DEVIATIONS = 5.0  # the effect of rounding is itself estimated from few rows
+# In nats per token and per response: how far rounding may take a cache without a verification.
 _ROUNDING = {"float32": 1e-4}
 _ROUNDING_REDUCED = 0.05
 _ROUNDING_OF_A_RESPONSE = 1e-2
@@ -34,18 +34,18 @@ def disagreement(
     *,
     mixture: bool = False,
 ) -> str | None:
-    """What is wrong between policy and cache, in one sentence; None if they agree.
+    """How policy and cache disagree, in one sentence; None if they agree.
 
     Args:
-        score: log-probs of rows under the policy, as training computes them.
-        pairs: of the cache, or its unpaired rows; the longest of them are in the sample.
-        manifest: of the cache; its verification says how far rounding takes a response.
-        batch: how many rows to score at a time.
-        mixture: whether the policy is a mixture of experts. Other neighbours in a batch may change
-            which experts are chosen, so the rows are scored each alone, too, and what that differs
-            by is expected of a cache that was scored in other batches.
+        score: gives the policy's log-probs of rows, as training computes them.
+        pairs: the rows of the cache; the sample includes the longest ones.
+        manifest: of the cache; its verification says how far rounding changes a response.
+        batch: how many rows to score at once.
+        mixture: whether the policy is a mixture of experts. There, the other rows of a batch can
+            change which experts run. The rows are therefore also scored one by one, and the cache,
+            which was scored in other batches, may differ by as much.
     """
-    # the longest ones too: windows and position scaling begin at some length only
+    # windows and position scaling only take effect beyond some length
     extremes = longest(pairs)
     others = min(_SAMPLE - len(extremes), len(pairs) - len(extremes))
     rows = random.Random(0).sample(range(len(pairs)), max(0, others))  # noqa: S311
@@ -59,15 +59,15 @@ def disagreement(
     if distance <= _STANDARD_DEVIATIONS * expected + _ROUNDING_OF_A_RESPONSE:
         return None
     return (
-        f"policy and cache do not agree: {responses} sampled responses are {distance:.3g} nats "
-        f"apart (root mean square), and rounding explains about {expected:.2g}"
+        f"policy and cache do not agree: {responses} sampled responses differ by {distance:.3g} "
+        f"nats (root mean square), and rounding explains about {expected:.2g}"
     )
 
 
 def _logratios(score: Callable[[list[Row]], Logps], sample: list[Row], batch: int) -> Tensor:
-    """Of each response, log pi - log ref in nats, with `batch` rows scored at a time."""
+    """log pi - log ref of each response, in nats, with `batch` rows scored at once."""
     shares = [sample[start : start + batch] for start in range(0, len(sample), batch)]
-    # of pairs, the chosen responses of a batch come first: a row of the view for each side
+    # a batch of pairs has its chosen responses first, so the view has one row per side
     found = [
         score(share).logratios.detach().cpu().double().view(-1, len(share)) for share in shares
     ]
@@ -79,11 +79,11 @@ def _rms(values: Tensor) -> float:
 
 
 def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
-    """Standard deviation that rounding gives the first step's mean margin, which is 0 but for it.
+    """The standard deviation that rounding gives the first step's mean margin, which would be 0.
 
-    A pair's margin is beta times the difference of two responses, each off by `_response_sd`; of
-    unpaired rows half are taken to be good, and half bad. None without a verification, and for a
-    loss without a reference, whose margin is not 0.
+    A pair's margin is beta times the difference of two responses, each off by `_response_sd`. Half
+    of unpaired rows are assumed to be good. Returns None without a verification, or if no loss
+    uses the reference: the margin would then not start at 0.
     """
     if manifest.verification is None or not uses(config.losses, "reference"):
         return None
@@ -93,20 +93,20 @@ def first_margin_noise(config: TrainConfig, manifest: Manifest) -> float | None:
 
 
 def _expected(manifest: Manifest, sample: Sequence[Row]) -> float:
-    """Standard deviation that rounding gives a response's log-prob, in nats."""
+    """The standard deviation that rounding gives a response's log-prob, in nats."""
     if manifest.verification is not None:
         return _response_sd(manifest.verification)
     lengths = [len(ids) for row in sample for ids in row.responses]
     a_token = _ROUNDING.get(manifest.engine.dtype, _ROUNDING_REDUCED)
-    # roundings of a response's tokens are independent of each other
+    # rounding errors of a response's tokens are independent
     return a_token * math.sqrt(sum(lengths) / len(lengths))
 
 
 def _response_sd(verification: Verification) -> float:
-    """Standard deviation, in nats, of a response's log-prob from what the cache has for it.
+    """The standard deviation, in nats, between training's log-prob of a response and the cache's.
 
-    A cache that the training forward itself made agrees with it to the bit, response by response;
-    several in one batch are rounded otherwise, as far as training is from float32.
+    A cache made with the training forward agrees with it bit by bit for single responses. Several
+    in one batch are rounded differently, by as much as training differs from float32.
     """
     usual = max(verification.training.response_sd, verification.training_noise.response_sd)
     return math.hypot(usual, verification.repeat.response_sd if verification.repeat else 0.0)

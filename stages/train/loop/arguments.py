@@ -1,4 +1,4 @@
-"""What the user set, in the terms of transformers' Trainer."""
+"""Translates the user's settings to transformers' TrainingArguments."""
 
 import os
 from importlib.util import find_spec
@@ -20,19 +20,19 @@ _NEVER = 10**9  # steps
 
 
 def training_arguments(config: TrainConfig, dtype: Dtype, folder: Path) -> TrainingArguments:
-    """`config` for Trainer, in this process, one of those that torchrun or accelerate started.
+    """`config` as Trainer's arguments for this process, which torchrun or accelerate may have run.
 
     Args:
         config: of the run.
         dtype: of the cache.
-        folder: where Trainer writes checkpoints and trackers their logs.
+        folder: for Trainer's checkpoints and the trackers' logs.
 
     Raises:
         InputError: the processes cannot share a step evenly, or a tracker is not installed.
     """
     _require_trackers(config.trackers)
     if config.fsdp and "LOCAL_RANK" not in os.environ:
-        raise InputError("--fsdp shards over the processes of a launcher: start it with torchrun.")
+        raise InputError("--fsdp needs several processes: start the command with torchrun.")
     autocast = autocast_dtype(config, dtype)
     cuda = torch.cuda.is_available()
     saved: dict[str, Any] = {"save_strategy": "steps" if config.checkpoint_steps else "no"}
@@ -54,14 +54,14 @@ def training_arguments(config: TrainConfig, dtype: Dtype, folder: Path) -> Train
         "seed": config.seed,
         "data_seed": config.seed,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # it would show a diverged run as a good one
-        "eval_steps": config.checkpoint_steps or _NEVER,  # beside the end, where it always is
+        "logging_nan_inf_filter": False,  # it would hide that a run diverged
+        "eval_steps": config.checkpoint_steps or _NEVER,  # the end is always evaluated
         "save_steps": config.checkpoint_steps or 1,
-        # a kill while one is written leaves the one before; the best is kept besides
+        # if a kill interrupts writing one, the previous one is left; plus the best one
         "save_total_limit": 3 if config.evaluates else 2,
         "metric_for_best_model": f"eval_{config.best_metric}" if config.evaluates else None,
         "greater_is_better": config.best_metric != "loss",
-        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
+        "restore_callback_states_from_checkpoint": True,  # the patience that early stopping used
         "report_to": config.trackers or "none",
         "run_name": config.output.name,
         "remove_unused_columns": False,
@@ -76,20 +76,20 @@ def training_arguments(config: TrainConfig, dtype: Dtype, folder: Path) -> Train
         else None,
     }
     arguments = TrainingArguments(**options)
-    # With several GPUs in sight Trainer would use DataParallel, which splits batches inside the
-    # model; more processes (torchrun) are the way to more GPUs. n_gpu is set on its first use.
+    # With several visible GPUs, Trainer would use DataParallel, which splits batches inside the
+    # model. To use more GPUs, torchrun starts more processes. n_gpu is set on its first use.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
 
 
 def _passes(config: TrainConfig) -> int:
-    """Forward passes of one process for one step, so that all processes make the step together."""
+    """Forward passes of one process per step. All processes have the same number."""
     sharing = processes()
     if config.accumulation % sharing:
         raise InputError(
-            f"--accumulation {config.accumulation}: the forward passes of one step are shared by "
-            f"the {sharing} processes, which it is no multiple of. Give "
+            f"--accumulation {config.accumulation} is not a multiple of the {sharing} processes "
+            "that share the forward passes of a step. Give "
             f"{-(-config.accumulation // sharing) * sharing}."
         )
     return config.accumulation // sharing
@@ -102,7 +102,7 @@ def _require_trackers(trackers: list[str]) -> None:
 
 
 def enable_fsdp_on_cpu(trainer: Any) -> None:
-    """Switch FSDP on in a Trainer whose arguments ask for it, where accelerate left it off."""
+    """Turn on FSDP in a Trainer whose arguments ask for it, if accelerate did not."""
     settings = trainer.args.fsdp_plugin_args
     if settings is None or trainer.is_fsdp_enabled:
         return
@@ -110,6 +110,6 @@ def enable_fsdp_on_cpu(trainer: Any) -> None:
     if trainer.accelerator.mixed_precision != "no":
         plugin.set_mixed_precision(trainer.accelerator.mixed_precision)
     state.fsdp_plugin = plugin
-    # AcceleratorState takes its type from PartialState again whenever somebody asks for it
+    # AcceleratorState reads its type from PartialState on every access
     PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
     trainer.is_fsdp_enabled = True

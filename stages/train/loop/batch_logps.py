@@ -1,4 +1,4 @@
-"""The policy's log-probs of a batch's tokens, and the cache's -> what a loss takes."""
+"""A batch's log-probs per token, from policy and cache -> the input of a loss."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from reflogp.stages.train.losses.inputs import PairLogps, UnpairedLogps
 
 
 def pair_logps(logps: Tensor, batch: Batch, log_squares: Tensor | None = None) -> PairLogps:
-    """Sum log-probs over responses; over the shared lengths too if the batch has that reference.
+    """Sum log-probs over responses, and over shared lengths if the batch has that reference.
 
     Args:
-        logps: float32 [n], of the response tokens of the batch, in its order, in nats.
+        logps: float32 [n], of the batch's response tokens in order, in nats.
         batch: of b pairs.
-        log_squares: float32 [n], log sum_v pi_theta(v | x, y_<t)^2 of each, for WPO.
+        log_squares: float32 [n], log sum_v pi_theta(v | x, y_<t)^2 of each token, for WPO.
 
     Returns:
         Tensors [b].
@@ -38,11 +38,11 @@ def unpaired_logps(logps: Tensor, batch: Batch) -> UnpairedLogps:
     """Sum log-probs over responses.
 
     Args:
-        logps: float32 [n], of the response tokens of the batch, in its order, in nats.
+        logps: float32 [n], of the batch's response tokens in order, in nats.
         batch: of b unpaired rows.
 
     Returns:
-        Tensors [b]; the reference point is that of the batch, or 0 if it has none.
+        Tensors [b]. The reference point is the batch's, or 0 if it has none.
     """
     owners, reference, kl = batch["owners"], batch["ref_logps"], batch.get("kl")
     return UnpairedLogps(

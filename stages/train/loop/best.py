@@ -1,9 +1,8 @@
-"""Which evaluated step is kept, and when to stop waiting for a better one.
+"""Decides which evaluated step is kept, and when early stopping ends the run.
 
-The same rows are evaluated each time, so two steps are compared row by row, and their difference
-has a standard error. A later step takes the place of the best one only where it is better by more
-than that: what is not above the noise is no improvement, and the earlier step is nearer to the
-reference.
+Every evaluation uses the same rows, so two steps are compared row by row, and their difference has
+a standard error. A later step replaces the best one only if it is better by more than that error: a
+smaller difference is noise, and the earlier step is closer to the reference.
 """
 
 import math
@@ -15,13 +14,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 ROWS = "rows"
-"""Beside the means of an evaluation: float64 [rows] of each metric that can be the best one."""
+"""Key of an evaluation's values per row: float64 [rows] of each possible --best-metric."""
 
 
 class BestStep(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Sets the state's best step at each evaluation; stops after `patience` that were no better.
+    """Sets the best step at each evaluation. Stops after `patience` evaluations that are no better.
 
-    A checkpoint holds its state, so that a resumed run decides as it would have.
+    Its state is part of a checkpoint, so a resumed run makes the same decisions.
     """
 
     def __init__(self, patience: int = 0, threshold: float = 0.0) -> None:
@@ -30,7 +29,7 @@ class BestStep(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.values: list[float] = []  # of the best step, row by row
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a checkpoint holds."""
         return {
             "args": {"patience": self.patience, "threshold": self.threshold},
             "attributes": {"waited": self.waited, "values": self.values},
@@ -44,7 +43,7 @@ class BestStep(TrainerCallback, ExportableState):  # type: ignore[misc]
         metrics: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Compare with the best so far."""
+        """Compare the evaluation with the best one so far."""
         if args.metric_for_best_model is None or metrics is None:
             return
         name = args.metric_for_best_model.removeprefix("eval_")
@@ -63,9 +62,9 @@ class BestStep(TrainerCallback, ExportableState):  # type: ignore[misc]
 
 
 def _gain(values: NDArray[np.float64], best: NDArray[np.float64]) -> tuple[float, float]:
-    """By how much `values` are above `best` on average, and the standard error of that.
+    """The mean difference of `values` and `best`, and its standard error.
 
-    One row has no spread to estimate an error from, so there any gain counts.
+    The error of a single row is unknown and counts as 0, so any gain is an improvement.
     """
     gains = values - best
     if not np.isfinite(best).all():

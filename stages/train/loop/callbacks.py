@@ -1,4 +1,4 @@
-"""What happens at each step: a line of JSON in the run's folder, and a move of the progress bar."""
+"""Callbacks of each step: metrics file, progress bar, stop on a signal, stop on divergence."""
 
 import json
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from reflogp.stages.signals import Stopped, stopping
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends each step's metrics, and each evaluation's, to a JSONL file.
+    """Appends the metrics of each step and each evaluation to a JSONL file.
 
-    A resumed run's file begins with what its checkpoint holds, so that no step stands there twice.
+    A resumed run rewrites the file from its checkpoint, so no step is in it twice.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +27,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Write what was logged before the checkpoint."""
+        """Write the metrics that were logged before the checkpoint."""
         if state.is_world_process_zero:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lines = [_line(entry.pop("step"), entry) for entry in map(dict, state.log_history)]
@@ -61,13 +61,13 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Only now is the number of steps known."""
+        """Show the bar, now that the number of steps is known."""
         bar = self._console.track("training", state.max_steps, "steps")
         self._advance = self._shown.enter_context(bar)
-        self._advance(state.global_step)  # of a resumed run
+        self._advance(state.global_step)  # above 0 in a resumed run
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """One step is done."""
+        """Advance by one step."""
         self._advance(1)
 
     def on_log(
@@ -78,20 +78,20 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Its metrics are there."""
+        """Show the step's metrics."""
         if note := figures(logs or {}):
             self._advance(0, note)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._shown.close()
 
 
 class StopInTime(TrainerCallback):  # type: ignore[misc]
-    """After a signal, makes a checkpoint of the step and ends the run there.
+    """After a signal, writes a checkpoint at the end of the step and stops the run.
 
-    The processes agree on the step, whichever of them the signal reached. It must come after
-    SealCheckpoints.
+    All processes stop at the same step, whichever of them got the signal. This callback must come
+    after SealCheckpoints.
     """
 
     _signal = 0
@@ -99,7 +99,7 @@ class StopInTime(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for a checkpoint."""
+        """Ask for a checkpoint if a signal has arrived."""
         self._signal = stopping()
         if args.world_size > 1:
             latest = torch.tensor(self._signal, device=args.device)
@@ -108,7 +108,7 @@ class StopInTime(TrainerCallback):  # type: ignore[misc]
         control.should_save |= self._signal > 0
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        """It is written and sealed."""
+        """Stop, now that the checkpoint is written and sealed."""
         if self._signal:
             raise Stopped(self._signal)
 
@@ -123,20 +123,20 @@ _SHOWN = {
 
 
 def figures(logs: Mapping[str, float]) -> str:
-    """The metrics of a training step on one short line; nothing of what is no training step."""
+    """The metrics of a training step in one short line; "" for other logs."""
     if "loss" not in logs:
         return ""
     return "  ".join(form.format(logs[name]) for name, form in _SHOWN.items() if name in logs)
 
 
 class DivergedError(ReflogpError):
-    """Training cannot go on; the weights are those of the last step that was taken."""
+    """Training cannot continue. The weights are those after the last completed step."""
 
 
 class Guard(TrainerCallback):  # type: ignore[misc]
-    """Raises DivergedError before a step whose gradient is not finite, and after too large a one.
+    """Raises DivergedError before a step with a non-finite gradient, or after one too large.
 
-    A step over `stop_grad_norm` has been clipped to --max-grad-norm when it is seen.
+    Above `stop_grad_norm` the step has already been taken, clipped to --max-grad-norm.
     """
 
     def __init__(self, stop_grad_norm: float) -> None:
@@ -150,7 +150,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         model: nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Look at the gradient that is about to be taken."""
+        """Check the gradient before the optimizer uses it."""
         if model is None:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -166,7 +166,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Look at the norm that the gradient had."""
+        """Check the norm of the gradient before clipping."""
         norm = (logs or {}).get("grad_norm", 0.0)
         if self._most and norm > self._most:
             raise DivergedError(

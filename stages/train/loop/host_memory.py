@@ -1,9 +1,9 @@
-"""Memory that a run on a CPU holds and does not use, and how it is kept small.
+"""Limits the memory that a run on a CPU holds without using it.
 
-Passes differ in length, and each length leaves something behind. oneDNN keeps the kernels that it
-compiled for a shape, up to 1,024 of them: 37 steps of four passes with LoRA came to 4.1 GB, and to
-3.1 where it keeps few. And glibc keeps what is free: to use it, the next tensor must be smaller, so
-that a forward pass leaves 0.3 GB of holes, beside the gradients of all weights.
+Passes have different lengths, and each length leaves something behind. oneDNN caches up to 1,024
+kernels, compiled for a shape each: 37 steps of four passes with LoRA took 4.1 GB, and 3.1 GB with a
+small cache. glibc reuses a freed block only for a smaller tensor, so a forward pass leaves holes of
+0.3 GB in total while the gradients of all weights exist.
 """
 
 import ctypes
@@ -11,16 +11,16 @@ import os
 from functools import cache
 from typing import Any
 
-_KERNELS = "64"  # a pass uses some thirty, the same in all its layers; they compile in 12 ms
+_KERNELS = "64"  # a pass uses about thirty, shared by all layers; they compile in 12 ms
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN forget kernels of lengths that are past; to be called before its first."""
+    """Limit oneDNN's cache of kernels. Call this before its first kernel."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS)
 
 
 def give_back() -> None:
-    """Give the system the memory that is free; nothing where the C library has no such call."""
+    """Return freed memory to the system. Does nothing if the C library cannot."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

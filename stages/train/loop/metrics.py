@@ -1,4 +1,4 @@
-"""What is logged of a batch, and of a step, under the names that TRL uses."""
+"""The metrics of batches and steps, under the names that TRL uses."""
 
 import math
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ _BEST = ("loss", "rewards/margins", "rewards/accuracies")
 
 @torch.no_grad()
 def metrics(result: Any, logps: Any, *, counted: bool) -> dict[str, Tensor]:
-    """The values of a batch whose means are logged; none of a batch that is not counted.
+    """The values of a batch whose means are logged.
 
     Args:
         result: PreferenceLoss or UnpairedLoss.
-        logps: PairLogps or UnpairedLogps that it was computed from.
-        counted: whether the rows count.
+        logps: the PairLogps or UnpairedLogps that `result` was computed from.
+        counted: whether the rows count; if not, the tensors are empty.
     """
     of = _of_unpaired if isinstance(logps, UnpairedLogps) else _of_pairs
     found = of(result, logps)
@@ -31,10 +31,10 @@ def metrics(result: Any, logps: Any, *, counted: bool) -> dict[str, Tensor]:
 
 
 def completed(means: Mapping[str, float]) -> dict[str, float]:
-    """`means` with what follows from them: of pairs rewards/length_correlation, of others margins.
+    """Add metrics derived from `means`: rewards/length_correlation of pairs, margins otherwise.
 
-    rewards/margins of unpaired rows are good less bad rewards. A side without a row counts as 0,
-    the reference's own reward.
+    rewards/margins of unpaired rows is the mean good reward minus the mean bad one. A side without
+    rows counts as 0, the reference's own reward.
     """
     if "rewards/margins" in means or "rewards/accuracies" not in means:
         return correlated(means)
@@ -43,17 +43,17 @@ def completed(means: Mapping[str, float]) -> dict[str, float]:
 
 
 class ValuesOfRows:
-    """What --best-metric can be, row by row of an evaluation, gathered over forward passes.
+    """The possible values of --best-metric for each row of an evaluation.
 
-    The mean over all rows is the metric. A margin of unpaired rows is good less bad rewards, so
-    each row has its own reward there, with its side's sign and the inverse of its side's share.
+    Their mean over all rows is the metric. For the margin of unpaired rows, good minus bad rewards,
+    a row's value is its reward times its side's sign, divided by its side's share of the rows.
     """
 
     def __init__(self, rows: int) -> None:
         self._values = torch.zeros(len(_BEST) + 1, rows, dtype=torch.float64)  # and each row's side
 
     def put(self, places: list[int], result: Any, logps: Any) -> None:
-        """The rows at these places of the data set, in the order of their batch."""
+        """Store the values of a batch, whose rows are at these positions of the data set."""
         of_unpaired = isinstance(logps, UnpairedLogps)
         found = (_of_unpaired if of_unpaired else _of_pairs)(result, logps)
         columns = [result.loss, found.get("rewards/margins"), found["rewards/accuracies"]]
@@ -64,7 +64,7 @@ class ValuesOfRows:
             row[places] = column.detach().double().cpu()
 
     def take(self, reduce: Reduce | None = None) -> dict[str, NDArray[np.float64]]:
-        """float64 [rows] of each metric, of all processes together."""
+        """float64 [rows] of each metric, from all processes together."""
         values = self._values if reduce is None else reduce(self._values)
         sides = values[-1]
         for side in (1.0, -1.0):
@@ -105,23 +105,23 @@ def _of_unpaired(result: UnpairedLoss, rows: UnpairedLogps) -> dict[str, Tensor]
 
 
 class Means:
-    """Means over pairs of any number of named metrics."""
+    """Means over pairs or rows, for any number of named metrics."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Count in one value for each pair or row that has the metric, [rows]."""
+        """Add the values of a batch: one for each pair or row that has the metric."""
         for name, values in metrics.items():
             total, count = self._sums.get(name, (0.0, 0))
             found = float(values.detach().double().sum())
             self._sums[name] = total + found, count + len(values)
 
     def take(self, reduce: Reduce | None = None) -> dict[str, float]:
-        """The means so far, over all processes if `reduce` is given; then begin anew.
+        """Return the means so far, over all processes if `reduce` is given, and start again.
 
-        A process without a single pair must have added empty tensors: all must know the names.
-        A metric that no row has is left out.
+        A process without rows must have added empty tensors, since all processes need the same
+        names. A metric that no row has is omitted.
         """
         names, sums = list(self._sums), torch.tensor(list(self._sums.values()), dtype=torch.float64)
         self._sums = {}
@@ -135,15 +135,15 @@ class Means:
 
 
 _MOMENTS = ("moments/margins", "moments/lengths", "moments/both")
-_EQUAL = 1e-9  # of the mean square: below it, a variance is rounding
+_EQUAL = 1e-9  # of the mean square: a smaller variance is rounding
 
 
 def moments(margins: Tensor, differences: Tensor) -> dict[str, Tensor]:
-    """What `correlated` needs the means of.
+    """The values whose means `correlated` needs.
 
     Args:
         margins: float64 [batch].
-        differences: tokens of the chosen response less those of the rejected one, int64 [batch].
+        differences: tokens of the chosen minus the rejected response, int64 [batch].
     """
     differences = differences.to(margins)
     values = margins**2, differences**2, margins * differences
@@ -151,14 +151,14 @@ def moments(margins: Tensor, differences: Tensor) -> dict[str, Tensor]:
 
 
 def correlated(means: Mapping[str, float]) -> dict[str, float]:
-    """`means` with rewards/length_correlation in place of the moments, where it is defined.
+    """Replace the moments in `means` by rewards/length_correlation, if it is defined.
 
-    Pearson's correlation of a pair's margin and its difference in length: 0 where what the policy
-    learned has nothing to do with length; towards 1 (-1) where it prefers a response by the more,
-    the longer (shorter) it is than the other one. How often the chosen one is longer is not in it:
-    a mean shifts no correlation. Park et al. 2024, "Disentangling Length from Quality in Direct
-    Preference Optimization", look at the same. Its mean over steps is 0 if the truth is, however
-    few pairs a step has.
+    This is Pearson's correlation of a pair's margin and its difference in length. It is 0 if the
+    policy's preference has nothing to do with length, and near 1 (-1) if a response is preferred
+    more, the longer (shorter) it is than the other. How often the chosen response is longer does
+    not matter, because a mean does not change a correlation. Park et al. 2024, "Disentangling
+    Length from Quality in Direct Preference Optimization", use it too. If the true correlation is
+    0, so is the expected mean over steps, even with few pairs per step.
     """
     found = {name: mean for name, mean in means.items() if name not in _MOMENTS}
     if not means.keys() >= {*_MOMENTS}:

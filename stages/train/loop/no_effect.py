@@ -1,8 +1,8 @@
-"""Options that were given and do nothing in this run: each is said before the first step.
+"""Warns before the first step about options that were given and have no effect in this run.
 
-One rule: what can never do anything, or asks for a result that would not come, is an error, in
-config.py. What another setting of the same run switches off is a warning, since YAML files and
-sweeps share their settings between runs.
+An option that can never work, or asks for a result that the run would not produce, is an error (in
+config.py). An option that another setting of the same run turns off is a warning, because YAML
+files and sweeps share settings between runs.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from reflogp.stages.train.schedule import warmup_length
 
 
 def no_effect(config: TrainConfig, manifest: Manifest, *, adapter: bool, steps: int) -> list[str]:
-    """A sentence for each option that was given and has no effect.
+    """One sentence for each option that was given and has no effect.
 
     Args:
-        config: of the run; only what was set explicitly counts.
+        config: of the run; only options that were set explicitly count.
         manifest: of the cache.
         adapter: whether training starts from an adapter.
-        steps: how many optimizer steps the run has.
+        steps: number of optimizer steps in the run.
     """
     found = {
         name: why
@@ -37,7 +37,7 @@ def no_effect(config: TrainConfig, manifest: Manifest, *, adapter: bool, steps: 
 def _switched_off(
     config: TrainConfig, manifest: Manifest, *, adapter: bool, steps: int
 ) -> Iterator[tuple[str, str]]:
-    """Options by name, given or not, and what switches each of them off."""
+    """Options without effect, whether given or not, and the reason for each."""
     if not config.lora_r:
         for name in ("lora_alpha", "lora_dropout", "lora_targets"):
             yield name, "--lora-r 0 trains all weights"
@@ -45,14 +45,14 @@ def _switched_off(
         for name in ("lora_r", "lora_alpha", "lora_targets"):
             yield name, "the adapter that training starts from keeps its own"
     if not any("beta" in parameters(EVERY_LOSS[name].function) for name in config.losses):
-        yield "beta", f"the loss {config.loss} has none; only the logged rewards are scaled by it"
+        yield "beta", f"the loss {config.loss} has no beta; it only scales the logged rewards"
     if config.max_steps > 0:
         yield "epochs", f"--max-steps {config.max_steps} sets the length of the run"
     if manifest.kind == "unpaired":
         yield "layout", "unpaired rows have one response each"
-        yield "report_pairs", "unpaired rows make no pairs"
+        yield "report_pairs", "unpaired rows have no pairs"
     if config.warmup and not warmup_length(config.warmup, steps):
-        yield "warmup", f"it is less than one of {steps} steps, so the first is at the peak rate"
+        yield "warmup", f"it is less than one of {steps} steps, so the first has the peak rate"
     yield from _evaluation(config, steps)
 
 
@@ -63,11 +63,11 @@ def _evaluation(config: TrainConfig, steps: int) -> Iterator[tuple[str, str]]:
         yield "best_metric", "nothing is held out; give --eval-fraction or --eval-cache"
     every = config.checkpoint_steps
     if not every:
-        yield "best_metric", "--checkpoint-steps 0 evaluates at the end only"
-        yield "keep_checkpoints", "--checkpoint-steps 0 writes none"
+        yield "best_metric", "--checkpoint-steps 0 evaluates only at the end"
+        yield "keep_checkpoints", "--checkpoint-steps 0 writes no checkpoints"
         return
     if every > steps:
-        yield "checkpoint_steps", f"the run has {steps} steps; what it does comes at their end"
+        yield "checkpoint_steps", f"the run has only {steps} steps"
     evaluations = -(-steps // (every if every >= 1 else -(-every * steps // 1)))
     if config.early_stopping >= evaluations:
-        yield "early_stopping", f"the run has {evaluations:.0f} evaluations, which is too few"
+        yield "early_stopping", f"the run has only {evaluations:.0f} evaluations"

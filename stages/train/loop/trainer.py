@@ -1,4 +1,4 @@
-"""transformers' Trainer with one thing of ours: the loss, against cached reference log-probs."""
+"""transformers' Trainer with a preference loss against cached reference log-probs."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -33,20 +33,22 @@ _EVALUATED_AT_ONCE = 1024  # pairs that are grouped by length in evaluation
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose data set is of a cache and whose reference is a column of numbers.
+    """A Trainer whose data set is a cache, and whose reference is a column of numbers.
 
-    The pairs of one optimizer step are regrouped by length into its forward passes, and shared out
-    to the processes, which changes neither the step nor the order of the data: every pair counts
-    the same.
+    The pairs of one optimizer step are grouped by length into its forward passes and split between
+    the processes. This changes neither the step nor the order of the data: every pair counts the
+    same.
 
-    It logs, as means over the pairs since the last log, the field's metrics: rewards/chosen,
-    rewards/rejected, rewards/margins, rewards/accuracies, logps/chosen, logps/rejected; and with
-    each reward over its response's tokens, rewards/margins_per_token and
-    rewards/accuracies_per_token: a margin that only longer responses give is not in them. Further
-    lengths/chosen, lengths/rejected, in tokens, and rewards/length_correlation. An evaluation logs
-    the same, and the loss, with eval_ before the names. Of unpaired rows chosen are the good ones
-    and rejected the bad ones, a reward is accurate on its side of the reference point, which is
-    logged as kl, and nothing is per token or correlated.
+    It logs means over the pairs since the last log, under the usual names: rewards/chosen,
+    rewards/rejected, rewards/margins, rewards/accuracies, logps/chosen, logps/rejected,
+    lengths/chosen and lengths/rejected in tokens, and rewards/length_correlation.
+    rewards/margins_per_token and rewards/accuracies_per_token divide each reward by its response's
+    tokens, which leaves out a margin that comes from length alone. An evaluation logs the same and
+    the loss, with the prefix eval_.
+
+    For unpaired rows, chosen means good and rejected means bad. A reward is accurate if it is on
+    its side of the reference point, which is logged as kl. There are no metrics per token and no
+    correlation.
 
     Attributes:
         pairs_seen: pairs that went through the loss, in all processes together.
@@ -67,26 +69,26 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         replace_forward(self.model, forward)
         self._collate = collate
         self._loss = loss
-        self._squares = squares  # whether the loss needs them
-        self._even = even  # whether it compares the pairs of a forward pass
+        self._squares = squares  # whether the loss needs log-squares
+        self._even = even  # whether the loss compares the pairs of a forward pass
         all_trained = all(weight.requires_grad for weight in self.model.parameters())
         self._gives_back = all_trained and self.args.device.type == "cpu"
         self.pairs_seen = 0
         self._metrics, self._diverged = Means(), False
         self._start = trained_digest(self.model)
-        # The loss is a mean over pairs, so it is Trainer who divides it by the accumulation steps.
+        # The loss is a mean over pairs, so Trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, Any]:
-        """Trainer's choice; with float32 copies of the weights where they are needed."""
+        """Trainer's choice, or MasterAdamW if the weights need float32 copies."""
         chosen, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return MasterAdamW if keeps_masters(args, model.parameters()) else chosen, options
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LambdaLR:
-        """The rate of each step as schedule.py has it."""
+        """A scheduler with the rates of schedule.py."""
         found: LambdaLR | None = getattr(self, "lr_scheduler", None)
         if found is None:
             arguments = {
@@ -99,7 +101,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return found
 
     def get_train_dataloader(self) -> EpochLoader:
-        """All processes read the same pairs; get_batch_samples shares them out."""
+        """All processes read the same pairs; get_batch_samples splits them."""
         size = self.args.per_device_train_batch_size * self.args.world_size
         batches = ShuffledBatches(len(self.train_dataset), size, self.args.data_seed)
         return EpochLoader(self.train_dataset, batch_sampler=batches, collate_fn=list)
@@ -123,16 +125,16 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Mean over a batch of each pair's loss times its own weight; times the batch's weight.
+        """The mean over a batch of each pair's loss times its weight, times the batch's weight.
 
-        Metrics, and evaluations with their loss, count all pairs alike.
+        Metrics and evaluations, with their loss, ignore the weights of pairs.
         """
         result, logps = self._evaluated(model, inputs["batch"])
         self._metrics.add(metrics(result, logps, counted=inputs["weight"] > 0))
         self._diverged |= not bool(result.loss.detach().isfinite().all())
         loss = (result.loss * inputs["batch"]["weights"]).mean() * inputs["weight"]
         if self._gives_back and next(self.model.parameters()).grad is not None:
-            give_back()  # memory peaks in the passes that a step's gradients lie beside
+            give_back()  # memory peaks in the passes during which gradients exist
         return (loss, result._asdict()) if return_outputs else loss
 
     @torch.no_grad()
@@ -174,12 +176,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return logged
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Nothing: BestStep has done it, row by row."""
+        """Do nothing: BestStep compares evaluations row by row."""
         return False
 
     @torch.no_grad()
     def logps(self, rows: Sequence[Row]) -> Logps:
-        """Log-probs of rows as training computes them; before it begins, on this process alone."""
+        """Log-probs of rows as training computes them, on this process alone, without gradients."""
         model: nn.Module = self.model_wrapped
         inputs = self._prepare_inputs(self._inputs(Share(rows, 1.0), 1.0))
         was_training = model.training
@@ -191,9 +193,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def token_logps(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        """Log-probs of each response's tokens, float32: of all chosen ones, then of all rejected.
+        """Log-probs of each response's tokens, float32: all chosen responses, then all rejected.
 
-        As training computes them, on this process alone; with FSDP all processes must call it.
+        They are computed as in training, on this process alone. With FSDP all processes must call
+        this.
         """
         model: nn.Module = self.model  # DDP's wrapper would wait for the other processes
         batch = cast(Batch, self._prepare_inputs(self._inputs(Share(pairs, 1.0), 1.0))["batch"])
@@ -206,42 +209,42 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return list(torch.split(logps.float().cpu(), lengths.tolist()))
 
     def diverged(self) -> bool:
-        """Whether any process has met a loss that is not finite. All processes must ask."""
+        """Whether any process has had a non-finite loss. All processes must call this."""
         found = torch.tensor([float(self._diverged)], dtype=torch.float64)
         reduce = self._over_processes()
         return bool((found if reduce is None else reduce(found)).item())
 
     def why_nothing_changed(self) -> str | None:
-        """After training: why it changed no weight; None if it did. All processes must ask."""
+        """Why training changed no weight; None if it did. All processes must call this."""
         steps = [entry for entry in self.state.log_history if "loss" in entry]
         norms = [entry.get("grad_norm", 1.0) for entry in steps]
         if not steps:
-            return "there was no step; check --epochs."
+            return "there was no optimizer step. Check --epochs."
         if not any(norms):
             return (
                 f"every gradient of the {len(steps)} steps is 0. Check that --lora-targets names "
-                "modules that the model uses, and that the rows' weights are not 0."
+                "modules that the model uses, and that the weights of the rows are not 0."
             )
         reduce = self._over_processes() if self.is_fsdp_enabled else None
         if trained_digest(self.model, reduce) != self._start:
             return None
         peak = max(entry.get("learning_rate", 0.0) for entry in steps)
         return (
-            f"after {len(steps)} steps every weight is what it was. Raise --learning-rate (its "
-            f"peak was {peak:g}), or train longer."
+            f"no weight has changed after {len(steps)} steps. Raise --learning-rate (its peak was "
+            f"{peak:g}), or train longer."
         )
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
-        """Add the metrics since the last log to what Trainer logs of training."""
+        """Add the metrics since the last log to Trainer's log of a training step."""
         if "loss" in logs:
             logs = logs | completed(self._metrics.take(self._over_processes()))
         super().log(logs, *arguments, **options)
 
     def _reference_point(self, rows: Sequence[Row]) -> Tensor | None:
-        """KTO's, over all these rows in all processes; None of rows without KL completions.
+        """KTO's reference point over all these rows in all processes; None without KL completions.
 
-        TRL takes it over one forward pass. Here those are sorted by length, and a step's loss does
-        not depend on how many passes it is made in.
+        TRL estimates it from one forward pass. Here passes are sorted by length, and the loss of a
+        step must not depend on the number of its passes.
         """
         crossed = [row.mismatched for row in rows if isinstance(row, Unpaired) and row.mismatched]
         if not crossed:
@@ -263,7 +266,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return {"batch": batch, "weight": weight}
 
     def _evaluated(self, model: nn.Module, batch: Any) -> tuple[Any, Logps]:
-        """What is minimized and logged, and the log-probs that it comes from."""
+        """The loss and rewards of a batch, and the log-probs that they come from."""
         logps = self._scored(model, batch)
         return self._loss(logps), logps
 
