@@ -1,6 +1,8 @@
 """Real parts, made tiny: a checkpoint on disk, the project's own preferences, a silent console."""
 
+import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,14 @@ from tests.planted import faulty, ids_of, unpaired  # noqa: F401 - fixtures
 
 settings.register_profile("reflogp", deadline=None)  # a loaded machine is no fault of the code
 settings.load_profile("reflogp")
+
+
+def pytest_configure() -> None:
+    """Give the vLLM engines of each worker of xdist a core of their own."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        cores = sorted(os.sched_getaffinity(0))
+        core = cores[int(worker.removeprefix("gw")) % len(cores)]
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(core))
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +54,16 @@ def few_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_alone() -> Iterator[None]:
-    """Ray sends nothing, and leaves no token in the home folder.
+    """Ray sends nothing, leaves no token in the home folder, and knows of no other's cluster.
 
     One token for all clusters of this process, as Ray reads it once.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    # a path as short as the sockets in it need it
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         yield

@@ -16,6 +16,7 @@ from benchmarks.shapes import config_of
 PAIRS = 6
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_one_command_reports_every_contender_that_runs_and_names_the_others(tmp_path):
     out = tmp_path / "out.json"

@@ -98,6 +98,7 @@ def test_the_pooling_model_scores_base_and_adapter_exactly(sealed, truth):
     assert manifest.verification.float32.max < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_prompt_logprobs_and_transformers_score_base_and_adapter_exactly(
     checkpoint, adapter, sealed, truth

@@ -11,6 +11,7 @@ from tests.caches import rows_by_id
 LONG_WAY = {"max_steps": 4, "batch_size": 4, "accumulation": 1, "learning_rate": 1e-2, "warmup": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.parametrize("lora_r", [0, 4], ids=["full", "adapter"])
 def test_vllm_scores_under_the_trained_policy_what_transformers_does(

@@ -57,6 +57,7 @@ needs_avx512 = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.parametrize("kind", ["int8", pytest.param("gptq", marks=needs_avx512)])
 def test_vllm_scores_a_quantised_reference_as_its_dequantised_weights(

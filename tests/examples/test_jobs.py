@@ -99,6 +99,7 @@ def test_an_indexed_job_has_as_many_indices_as_shares():
     assert mounted == {volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]}
 
 
+@pytest.mark.slow
 def test_the_pods_of_an_indexed_job_make_one_cache(
     cache: Path, checkpoint: Path, few_preferences: Path, tmp_path: Path
 ):

@@ -106,6 +106,7 @@ def test_both_score_the_same_tokens_alike_and_take_the_same_steps(
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_vllm_gives_it_the_numbers_that_reflogp_has(checkpoint, data, cache, tmp_path):
     losses = run_minimal(checkpoint, data, tmp_path / "minimal", "vllm", 1)

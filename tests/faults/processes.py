@@ -21,6 +21,7 @@ from tests.faults.boundaries import Boundary, watch
 
 _PRELOADED = ["reflogp.pipeline.cli", "reflogp.stages.precompute.stage",
               "reflogp.stages.precompute.score.engines.transformers",
+              "reflogp.stages.train.stage",
               "transformers.models.llama.modeling_llama", "transformers.conversion_mapping",
               "pandas", "tests.conftest"]  # fmt: skip
 KILLED = -signal.SIGKILL

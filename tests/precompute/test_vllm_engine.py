@@ -30,6 +30,7 @@ def own_environment(monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0,1")
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_two_ranks_score_exactly_and_a_rank_that_dies_is_explained(checkpoint, own_environment):
     requests = [

@@ -177,6 +177,7 @@ def test_the_probabilities_of_all_one_token_responses_add_up_to_one(scorer, chec
     assert np.exp(found.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_float32_head_does_not_round_the_logits_of_a_bfloat16_model(checkpoint):
     scorer = VllmPoolerScorer(
         checkpoint, dtype="bfloat16", max_length=MAX_LENGTH, settings={}, head_dtype="float32"
@@ -230,6 +231,7 @@ def test_nothing_to_score_gives_nothing(scorer):
     assert scorer.score([]) == []
 
 
+@pytest.mark.slow
 def test_a_request_that_loses_its_place_and_begins_again_is_scored_exactly(checkpoint, truth):
     requests = [request for seed in range(6) for request in pair(150, 20, 50, 60, seed=50 * seed)]
     scorer = start(
@@ -249,6 +251,7 @@ def test_a_request_that_loses_its_place_and_begins_again_is_scored_exactly(check
     truth.check(requests, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_equals_a_plain_float32_forward(name, tmp_path):
     config: PretrainedConfig = ARCHITECTURES[name]

@@ -255,6 +255,7 @@ def test_weights_follow_their_copies_on_average_from_the_first_step_on():
         assert trained.float().mean().item() - start == pytest.approx(-5e-6 * step, rel=0.25)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does_at_a_rate_below_the_spacing_of_weights(
     half, few_preferences, tmp_path
 ):
@@ -416,7 +417,8 @@ def test_two_processes_go_on_with_the_float32_weights_of_one(half_cache, console
     begun = TrainConfig(cache=half_cache, output=tmp_path / "begun", **options)
     killed_at(3, begun)
     more = ("--learning-rate=5e-6", "--eval-fraction=0")
-    assert "resumed from" in processes.trained(processes.torchrun(half_cache, begun.output, *more))
+    running = processes.started(half_cache, begun.output, *more)
+    assert "resumed from" in processes.trained(running, begun.output)
     weights, others = (
         torch.load(next(c.output.glob("checkpoint-*")) / "optimizer.pt", weights_only=True)[
             "masters"

@@ -1,23 +1,27 @@
-"""Processes under torchrun, with copies of the weights and with shards of them."""
+"""Training in several processes, with copies of the weights and with shards of them."""
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.cli import main
 from reflogp.pipeline.run import run_train
 from reflogp.stages.train.config import TrainConfig
 from tests.conftest import Silent
+from tests.faults import processes as forked
 from tests.train.test_resume import killed_at, unfinished
 
 OPTIONS = {
@@ -26,51 +30,73 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def torchrun(cache: Path, output: Path, *more: str, number: int = 2) -> subprocess.Popen[str]:
-    """`reflogp train` in so many processes, on gloo."""
+def arguments(cache: Path, output: Path, *more: str) -> list[str]:
     given = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-    folder = Path(sys.executable).parent
-    command = [
-        str(folder / "torchrun"), f"--nproc-per-node={number}", "--no-python", "--standalone",
-        str(folder / "reflogp"), "train", f"--cache={cache}", f"--output={output}", *given, *more,
+    return ["train", f"--cache={cache}", f"--output={output}", *given, *more]
+
+
+def started(cache: Path, output: Path, *more: str, number: int = 2) -> list[Any]:
+    """`reflogp train` in so many processes, on gloo, as torchrun starts them.
+
+    They are forked, which spares each the imports.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
+    said(output).unlink(missing_ok=True)
+    return [
+        forked.start(
+            _train, arguments(cache, output, *more), said(output),
+            common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""},
+        )
+        for rank in range(number)
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def said(output: Path) -> Path:
+    """Where all processes of a run say what they do."""
+    return output.with_name(f"{output.name}.stderr")
+
+
+def _train(arguments: list[str], said: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    sys.argv = ["reflogp", *arguments]
+    main()
 
 
 @contextmanager
-def ended(started: subprocess.Popen[str]) -> Iterator[None]:
+def ended(processes: list[Any]) -> Iterator[None]:
     """However the block ends, none of the run's processes is left."""
     try:
         yield
     finally:
-        if started.poll() is None:
-            launcher = psutil.Process(started.pid)
-            for process in [*launcher.children(recursive=True), launcher]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            started.wait()
+        for process in processes:
+            process.kill()
+            process.join()
 
 
-def trained(started: subprocess.Popen[str]) -> str:
+def trained(processes: list[Any], output: Path) -> str:
     """What a run that ends well said."""
-    with ended(started):
-        said = started.communicate(timeout=200)[1]
-    assert started.returncode == 0, said[-3000:]
-    return said
+    with ended(processes):
+        for process in processes:
+            process.join(300)
+        codes = [process.exitcode for process in processes]
+    text = said(output).read_text()
+    assert codes == [0] * len(codes), text[-3000:]
+    return text
 
 
-def killed_after(step: int, started: subprocess.Popen[str], output: Path) -> None:
-    """Kill a process of a run, with SIGKILL, when the checkpoint of a step is whole."""
-    last = time.monotonic() + 200
-    with ended(started):
+def killed_after(step: int, processes: list[Any], output: Path) -> None:
+    """Kill a run, with SIGKILL, when the checkpoint of a step is whole."""
+    last = time.monotonic() + 300
+    with ended(processes):
         while not list(output.glob(f"unfinished-*/checkpoint-{step}/reflogp_checkpoint.json")):
-            assert started.poll() is None
+            assert {process.exitcode for process in processes} == {None}
             assert time.monotonic() < last
             time.sleep(0.01)
-        psutil.Process(started.pid).children()[-1].kill()
-        started.communicate(timeout=200)
-    assert started.returncode
+    assert {process.exitcode for process in processes} == {-signal.SIGKILL}
     assert not (output / "reflogp_run.json").exists()
 
 
@@ -98,30 +124,45 @@ def same_curve(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
 def test_two_processes_give_the_curve_and_the_weights_of_one(weighted, alone, tmp_path, more):
-    said = trained(torchrun(weighted, tmp_path, *more))
-    assert said.count("parameters on") == 1  # the first process speaks for both
+    output = tmp_path / "run"
+    text = trained(started(weighted, output, *more), output)
+    assert text.count("parameters on") == 1  # the first process speaks for both
+    same_curve(alone, output)
+    assert json.loads((output / "reflogp_run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them(weighted, alone, tmp_path):
+    folder = Path(sys.executable).parent
+    command = [
+        str(folder / "torchrun"), "--nproc-per-node=2", "--no-python", "--standalone",
+        str(folder / "reflogp"), *arguments(weighted, tmp_path),
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(command, env=environment, check=True)
     same_curve(alone, tmp_path)
-    assert json.loads((tmp_path / "reflogp_run.json").read_text())["processes"] == 2
 
 
 def test_a_run_of_one_process_is_gone_on_with_by_two(weighted, alone, tmp_path):
-    killed_at(3, TrainConfig(cache=weighted, output=tmp_path, **OPTIONS))
-    working = unfinished(tmp_path)
-    said = trained(torchrun(weighted, tmp_path))
-    assert f"resumed from {working / 'checkpoint-2'}" in said
-    same_curve(alone, tmp_path)
+    output = tmp_path / "run"
+    killed_at(3, TrainConfig(cache=weighted, output=output, **OPTIONS))
+    working = unfinished(output)
+    text = trained(started(weighted, output), output)
+    assert f"resumed from {working / 'checkpoint-2'}" in text
+    same_curve(alone, output)
 
 
-@pytest.mark.parametrize("numbers", [(2, 2), (2, 1, 2)])
+@pytest.mark.parametrize("numbers", [(2, 2), pytest.param((2, 1, 2), marks=pytest.mark.slow)])
 def test_runs_with_shards_that_are_killed_go_on_in_any_number_of_processes(
     weighted, alone, tmp_path, numbers
 ):
+    output = tmp_path / "run"
     for step, number in enumerate(numbers[:-1], 1):
-        killed_after(step, torchrun(weighted, tmp_path, "--fsdp", number=number), tmp_path)
-    working = unfinished(tmp_path)
-    said = trained(torchrun(weighted, tmp_path, "--fsdp", number=numbers[-1]))
-    assert f"resumed from {working / 'checkpoint-'}" in said
-    same_curve(alone, tmp_path)
+        killed_after(step, started(weighted, output, "--fsdp", number=number), output)
+    working = unfinished(output)
+    text = trained(started(weighted, output, "--fsdp", number=numbers[-1]), output)
+    assert f"resumed from {working / 'checkpoint-'}" in text
+    same_curve(alone, output)
 
 
 def test_a_step_that_the_processes_cannot_share_is_refused(cache, console, tmp_path, monkeypatch):
