@@ -2,15 +2,10 @@
 
 import numpy as np
 
+from reflogp.stages.correlation import pearson, spearman
 from reflogp.stages.diagnose.diagnosis import Finding, Severity
 from reflogp.stages.diagnose.measures import Floats
-from reflogp.stages.diagnose.statistics import (
-    beyond_chance,
-    grade,
-    pearson,
-    signed,
-    spearman,
-)
+from reflogp.stages.diagnose.statistics import beyond_chance, grade, signed
 from reflogp.stages.diagnose.survey import Facts
 
 NEAR = 0.9

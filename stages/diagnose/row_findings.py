@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from reflogp.stages.correlation import spearman
 from reflogp.stages.diagnose.diagnosis import Finding
 from reflogp.stages.diagnose.groups import MOST
 from reflogp.stages.diagnose.measures import Floats
@@ -12,7 +13,6 @@ from reflogp.stages.diagnose.statistics import (
     grade,
     is_far,
     signed,
-    spearman,
 )
 from reflogp.stages.diagnose.survey import Facts
 
@@ -57,49 +57,31 @@ def labels(facts: Facts) -> Finding:
 
 def duplicates(facts: Facts) -> Finding:
     """Does the same row stand there more than once?"""
-    share = facts.duplicates / facts.rows
-    return Finding(
-        name="duplicates",
-        severity=grade(share, 0.01, 0.1),
-        title=f"{counted(facts.duplicates, 'row repeats', 'rows repeat')} another",
-        figures={"duplicates": facts.duplicates, "share": share},
-        advice="Repeated rows weigh more than others, and leak into what is held back."
-        if facts.duplicates else "",
-        commands=[f"reflogp filter {facts.cache} --output filtered/ --drop-duplicates"]
-        if facts.duplicates else [],
+    return _rows_to_drop(
+        "duplicates", facts.duplicates, facts, (0.01, 0.1),
+        f"{counted(facts.duplicates, 'row repeats', 'rows repeat')} another",
+        "Repeated rows weigh more than others, and leak into what is held back.",
     )  # fmt: skip
 
 
 def contradictions(facts: Facts) -> Finding:
     """Is the same pair there with the opposite preference?"""
-    share = facts.contradictions / facts.rows
     found = counted(facts.contradictions, "row stands", "rows stand")
-    return Finding(
-        name="contradictions",
-        severity=grade(share, 0.005, 0.05),
-        title=f"{found} against another with the opposite preference",
-        figures={"contradictions": facts.contradictions, "share": share},
-        advice="They teach nothing but noise, and tell how noisy the other labels are."
-        if facts.contradictions else "",
-        commands=[f"reflogp filter {facts.cache} --output filtered/ --drop-contradictions"]
-        if facts.contradictions else [],
+    return _rows_to_drop(
+        "contradictions", facts.contradictions, facts, (0.005, 0.05),
+        f"{found} against another with the opposite preference",
+        "They teach nothing but noise, and tell how noisy the other labels are.",
     )  # fmt: skip
 
 
 def truncated(facts: Facts) -> Finding:
     """Did responses lose their end?"""
-    share = facts.truncated / facts.rows
-    return Finding(
-        name="truncated",
-        severity=grade(share, 0.05, 0.2),
-        title=f"{counted(facts.truncated, 'row', 'rows')} ({share:.1%}) with a response cut at "
-        "max_length",
-        figures={"truncated": facts.truncated, "share": share},
-        advice="A response without its end teaches the policy not to stop. Score with a larger "
-        "--max-length (rows that fit are not scored again), or drop them."
-        if facts.truncated else "",
-        commands=[f"reflogp filter {facts.cache} --output filtered/ --drop-truncated"]
-        if facts.truncated else [],
+    found, share = counted(facts.truncated, "row", "rows"), facts.truncated / facts.rows
+    return _rows_to_drop(
+        "truncated", facts.truncated, facts, (0.05, 0.2),
+        f"{found} ({share:.1%}) with a response cut at max_length",
+        "A response without its end teaches the policy not to stop. Score with a larger "
+        "--max-length (rows that fit are not scored again), or drop them.",
     )  # fmt: skip
 
 
@@ -182,6 +164,22 @@ def other_columns(facts: Facts) -> Finding:
         title=f"the cache keeps {', '.join(kept)}",
         figures={"columns": len(kept)},
         advice=f"More than {MOST} different values, so no table: {many}." if many else "",
+    )
+
+
+def _rows_to_drop(
+    name: str, rows: int, facts: Facts, grades: tuple[float, float], title: str, advice: str
+) -> Finding:
+    """Of rows that `filter --drop-NAME` drops; the advice is for where there are some."""
+    share = rows / facts.rows
+    command = f"reflogp filter {facts.cache} --output filtered/ --drop-{name}"
+    return Finding(
+        name=name,
+        severity=grade(share, *grades),
+        title=title,
+        figures={name: rows, "share": share},
+        advice=advice if rows else "",
+        commands=[command] if rows else [],
     )
 
 

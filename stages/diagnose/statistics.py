@@ -1,4 +1,4 @@
-"""Correlations, robust distances and histograms of numpy arrays."""
+"""Robust distances and histograms of numpy arrays, and figures as words."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,18 +8,6 @@ from reflogp.stages.diagnose.measures import Floats, Measures
 
 _MAD = 1.4826  # times the median absolute deviation is a normal distribution's standard deviation
 _BINS = 40
-
-
-def pearson(x: Floats, y: Floats) -> float | None:
-    """Linear correlation; None where there are too few values, or one of them is constant."""
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def spearman(x: Floats, y: Floats) -> float | None:
-    """Correlation of the ranks, equal values sharing theirs."""
-    return pearson(_ranks(x), _ranks(y))
 
 
 def centre_and_spread(values: Floats) -> tuple[float, float]:
@@ -52,12 +40,6 @@ def histogram(values: Floats, borders: Floats) -> list[int]:
     """How many values are in each bin; the outermost bins hold what is beyond them."""
     inside = np.clip(values, borders[0], borders[-1])
     return [int(count) for count in np.histogram(inside, borders)[0]]
-
-
-def _ranks(values: Floats) -> Floats:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = np.cumsum(counts) - (counts - 1) / 2
-    return np.asarray(ranks[inverse])
 
 
 FAR = 6.0

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import Prefix
 
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.columns import views
@@ -67,7 +68,7 @@ def _difference(
 ) -> tuple[str, str]:
     """What differs in part `number` of the two rows, and what to do."""
     part, ours, theirs, truncated = _PARTS[number], row[number], kin.ids[number], kin.cut[number]
-    same = _common(ours, theirs)
+    same = Prefix.similarity(ours.tolist(), theirs.tolist())
     if part == "prompt" and truncated:
         return (
             f"there its prompt lost its beginning to --max-length {kin.max_length}",
@@ -123,11 +124,7 @@ def _is_like(row: Sequence[Ids], other: Sequence[Ids]) -> bool:
 
 
 def _likeness(row: Sequence[Ids], kin: _Kin) -> int:
-    return sum(_common(ours, theirs) for ours, theirs in zip(row, kin.ids, strict=True))
-
-
-def _common(left: Ids, right: Ids) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    length = min(len(left), len(right))
-    different = np.flatnonzero(left[:length] != right[:length])
-    return int(different[0]) if len(different) else length
+    return sum(
+        Prefix.similarity(ours.tolist(), theirs.tolist())
+        for ours, theirs in zip(row, kin.ids, strict=True)
+    )

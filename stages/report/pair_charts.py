@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reflogp.stages.correlation import pearson
 from reflogp.stages.report.chart import Chart, Ink
 from reflogp.stages.report.gather import Floats, Run
 from reflogp.stages.report.histogram import draw_histogram
@@ -89,7 +90,7 @@ def _length(run: Run) -> Chart:
     lengths = {side: np.array([len(p[f"{side}_ids"]) for p in run.pairs], float) for side in SIDES}
     rewards = {side: np.array([p[f"{side}_reward"] for p in run.pairs], float) for side in SIDES}
     margins = np.array([pair["margin"] for pair in run.pairs], float)
-    correlation = _correlation(margins, lengths["chosen"] - lengths["rejected"])
+    correlation = pearson(margins, lengths["chosen"] - lengths["rejected"])
 
     def draw(axes: Any, ink: Ink) -> None:
         for number, side in enumerate(SIDES):
@@ -195,9 +196,3 @@ def _wilson(right: int, n: int) -> tuple[float, float]:
     centre = (right + z2 / 2) / (n + z2)
     half = _SD95 / (n + z2) * math.sqrt(right * (n - right) / n + z2 / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _correlation(one: Floats, other: Floats) -> float | None:
-    if len(one) < 3 or not one.std() or not other.std():
-        return None
-    return float(np.corrcoef(one, other)[0, 1])

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reflogp.stages.correlation import pearson, spearman
 from reflogp.stages.diagnose.keys import contradictory, list_keys, pair_keys, repeated
 from reflogp.stages.diagnose.similarity import similarities, similarity
-from reflogp.stages.diagnose.statistics import edges, histogram, pearson, spearman
+from reflogp.stages.diagnose.statistics import edges, histogram
 
 IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 few_tokens = st.lists(st.integers(0, 3), max_size=12)

@@ -131,13 +131,10 @@ def errors_allowed(responses: int) -> float:
 
 def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
     """Least-squares slope of y over x, and its standard error."""
-    centred = x - x.mean()
-    spread = float((centred**2).sum())
-    if len(x) < 3 or spread == 0:
+    if len(x) < 3 or np.ptp(x) == 0:
         return 0.0, 0.0
-    slope = float((centred * y).sum() / spread)
-    residual = y - y.mean() - slope * centred
-    return slope, float(np.sqrt((residual**2).sum() / (len(x) - 2) / spread))
+    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
+    return float(slope), float(np.sqrt(covariance[0, 0]))
 
 
 def _ratio(value: float, error: float) -> float:

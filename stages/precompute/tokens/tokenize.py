@@ -28,6 +28,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rapidfuzz.distance import Prefix
 from transformers import PreTrainedTokenizerBase
 
 from reflogp.data_schemas.quarantine import Reason
@@ -166,7 +167,7 @@ class Tokenizer:
         """Ids of the prompt, and of each response after it."""
         (text, *wholes), (ids, *whole_ids) = texts, all_ids
         if not all(whole.startswith(text) for whole in wholes):
-            shared = min(_common_length(ids, whole) for whole in whole_ids)
+            shared = min(Prefix.similarity(ids, whole) for whole in whole_ids)
             self.template_diverged += 1
             ids = ids[:shared]
         tails = [
@@ -273,10 +274,3 @@ def _or_fault(work: Callable[..., Result], *arguments: Any) -> Result | RowFault
         return work(*arguments)
     except RowFault as fault:
         return fault
-
-
-def _common_length(left: list[int], right: list[int]) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
-        min(len(left), len(right)),
-    )
