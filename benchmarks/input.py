@@ -20,11 +20,11 @@ from benchmarks.overhead import StubScorer, Watch, make_job, make_plan, timed
 from benchmarks.overhead import rows as random_rows
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.precompute.score.local import score
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.seal.seal import seal
 from reflogp.stages.train.data.batches import shared
 from reflogp.stages.train.data.cached_pairs import CachedPairs
-from reflogp.stages.train.data.steps import ShuffledBatches, shares
+from reflogp.stages.train.data.steps import ShuffledBatches, passes
 
 STEPS, PAIRS, BATCH = 4000, 16, 2
 
@@ -43,7 +43,7 @@ def main() -> None:
     try:
         job = make_job(folder)
         plan = make_plan(job, random_rows(rows), rows)
-        score(job, plan.shards, KnownRows(folder, job.inputs.scoring_digest()), Watch())
+        score(job, plan.shards, ScoredRows(folder, job.inputs.scoring_digest()), Watch())
         manifest = seal(job, plan, Watch())
         before = own_mib()
         opening, pairs = timed(lambda: CachedPairs(folder, manifest))
@@ -51,7 +51,7 @@ def main() -> None:
         for number, positions in enumerate(ShuffledBatches(len(pairs), PAIRS, seed=0)):
             begin = time.perf_counter()
             step = [pairs[position] for position in positions]
-            batches = [shared(share.pairs) for share in shares(step, BATCH)]
+            batches = [shared(one.pairs) for one in passes(step, BATCH)]
             times.append(time.perf_counter() - begin)
             assert len(batches) == PAIRS // BATCH
             if number % (STEPS // 4) == STEPS // 4 - 1:

@@ -40,9 +40,9 @@ from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_pl
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.precompute.score.engines.choose import Choice
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
-from reflogp.stages.precompute.score.finished import survey
+from reflogp.stages.precompute.score.finished import take_stock
 from reflogp.stages.precompute.score.local import score
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.seal.seal import seal
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 from reflogp.stages.progress import Advance
@@ -169,10 +169,10 @@ def main() -> None:
         making, _ = timed(lambda: sum(1 for _ in rows(count)))
         planning_seconds, plan = timed(lambda: make_plan(job, rows(count), count))
         watch.memory.append(peak_mib())
-        known = KnownRows(folder, job.inputs.scoring_digest())
+        known = ScoredRows(folder, job.inputs.scoring_digest())
         scoring, _ = timed(lambda: score(job, plan.shards, known, watch))
         resuming, found = timed(
-            lambda: (planning.find_plan(plan.folder), survey(job, plan.shards))[1]
+            lambda: (planning.find_plan(plan.folder), take_stock(job, plan.shards))[1]
         )
         assert not found.missing
         sealing, manifest = timed(lambda: seal(job, plan, watch))
@@ -182,7 +182,7 @@ def main() -> None:
         filtering, _ = timed(lambda: run_filter(folder, folder / "filtered", rules, watch))
         by = FilterRules(weight_by="confidence", drop_duplicates=True)
         weighing, _ = timed(lambda: run_filter(folder, folder / "weighted", by, watch))
-        indexing, known = timed(lambda: KnownRows(folder, job.inputs.scoring_digest()))
+        indexing, known = timed(lambda: ScoredRows(folder, job.inputs.scoring_digest()))
         assert not problems
         assert manifest.counts.rows == len(known) == count
         watch.memory.append(peak_mib())

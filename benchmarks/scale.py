@@ -42,9 +42,9 @@ from reflogp.stages.cache.row_ids import KeySet, RowIds, packed
 from reflogp.stages.precompute.plan import make_plan as planning
 from reflogp.stages.precompute.plan.planned_shards import scored_tokens
 from reflogp.stages.precompute.score import reuse, worker
-from reflogp.stages.precompute.score.finished import survey
+from reflogp.stages.precompute.score.finished import take_stock
 from reflogp.stages.precompute.score.local import score
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.seal.seal import seal
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 from reflogp.stages.train.data.cached_pairs import CachedPairs
@@ -83,7 +83,7 @@ def find(cache: Path) -> tuple[Any, Any]:
     job = make_job(cache)
     found = planning.find_plan(job.path("plan"))
     assert found is not None
-    return found, survey(job, found.shards)
+    return found, take_stock(job, found.shards)
 
 
 def score_all(cache: Path, in_bulk: bool) -> None:
@@ -92,7 +92,7 @@ def score_all(cache: Path, in_bulk: bool) -> None:
     if in_bulk:
         worker.score_table = bulk.score_table  # type: ignore[attr-defined, assignment]
     job, (_, found) = make_job(cache), find(cache)
-    score(job, found.missing, KnownRows(cache, job.inputs.scoring_digest()), Watch())
+    score(job, found.missing, ScoredRows(cache, job.inputs.scoring_digest()), Watch())
 
 
 def seal_all(cache: Path) -> None:
@@ -107,7 +107,7 @@ def verify(cache: Path) -> None:
 
 def index(cache: Path) -> None:
     """Index all rows for reuse."""
-    assert len(KnownRows(cache, make_job(cache).inputs.scoring_digest()))
+    assert len(ScoredRows(cache, make_job(cache).inputs.scoring_digest()))
 
 
 def open_for_training(cache: Path) -> None:
@@ -130,7 +130,7 @@ def memory_of_known_rows(count: int) -> None:
     parts: Any = reuse
     parts._shards = lambda *_: ((Path(str(i)), origin) for i in range(_FILES))
     parts._keys = lambda _: random.integers(0, 2**64, each, np.uint64)
-    assert len(KnownRows(Path(), "")) == each * _FILES
+    assert len(ScoredRows(Path(), "")) == each * _FILES
 
 
 def memory_of_sealing(count: int) -> None:

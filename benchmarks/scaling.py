@@ -43,13 +43,13 @@ from reflogp.stages.precompute.read.sources import read_source
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.precompute.score.engines.choose import choose
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
-from reflogp.stages.precompute.score.finished import survey
+from reflogp.stages.precompute.score.finished import take_stock
 from reflogp.stages.precompute.score.local import score
 from reflogp.stages.precompute.score.ray import roster
 from reflogp.stages.precompute.score.ray.actor import ShardActor
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.seal.seal import seal
-from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.reader import Reader
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 
 Result = TypeVar("Result")
@@ -74,7 +74,7 @@ class Sleeper(StubScorer):
 class StubActor(ShardActor):
     """The real actor around a stub."""
 
-    def __init__(self, job: Job, known: KnownRows) -> None:
+    def __init__(self, job: Job, known: ScoredRows) -> None:
         super().__init__(job, known)
         seconds = float(str(job.config.engine_args["seconds"]))
         worker.start = lambda *_: Sleeper(seconds)  # type: ignore[attr-defined]
@@ -128,9 +128,9 @@ def scaling(workers: int, shards: int, seconds: float) -> dict[str, float]:
         plan = make_plan(job, rows(shards * ROWS), shards * ROWS, ROWS * TOKENS)
         assert len(plan.shards) == shards
         begin = time.perf_counter()
-        score(job, plan.shards, KnownRows(cache, ""), console)
+        score(job, plan.shards, ScoredRows(cache, ""), console)
         whole = time.perf_counter() - begin
-        assert not survey(job, plan.shards).missing
+        assert not take_stock(job, plan.shards).missing
         steady = console.times[-1] - console.times[workers - 1]
         return {
             "actors": workers,
@@ -149,20 +149,20 @@ def now() -> Times:
     return np.array([time.process_time(), time.perf_counter()])
 
 
-class TimedRows(Rows):
-    """Rows that note what they take, a hundred at a time: a look at the clock takes as long too."""
+class TimedReader(Reader):
+    """Times a hundred rows at once, since reading the clock takes as long as reading a row."""
 
     spent: Times
 
     def tokenized(self, *arguments: Any, **options: Any) -> Iterator[TokenizedRow]:
         """The same rows."""
         rows = super().tokenized(*arguments, **options)
-        TimedRows.spent = np.zeros(2)
+        TimedReader.spent = np.zeros(2)
         some: list[TokenizedRow] | None = None
         while some != []:
             begin = now()
             some = list(islice(rows, 100))
-            TimedRows.spent += now() - begin
+            TimedReader.spent += now() - begin
             yield from some
 
 
@@ -182,12 +182,12 @@ def parts(job: Job, rows: Iterable[str]) -> dict[str, Times]:
     both, plan = timed(lambda: planning.make_plan(job, console))
     found = {
         "load the tokenizer": loading,
-        "read, normalize, tokenize, row id": TimedRows.spent,
-        "plan: sort, write, hash": both - TimedRows.spent,
+        "read, normalize, tokenize, row id": TimedReader.spent,
+        "plan: sort, write, hash": both - TimedReader.spent,
         "hand out, account (wall: until the actor is done)": timed(
-            lambda: score(job, plan.shards, KnownRows(cache, ""), console)
+            lambda: score(job, plan.shards, ScoredRows(cache, ""), console)
         )[0],
-        "find what is finished": timed(lambda: survey(job, plan.shards))[0],
+        "find what is finished": timed(lambda: take_stock(job, plan.shards))[0],
         "seal: read, hash and check all": timed(lambda: seal(job, plan, console))[0],
     }
     shutil.rmtree(cache)
@@ -196,7 +196,7 @@ def parts(job: Job, rows: Iterable[str]) -> dict[str, Times]:
 
 def driver(model: Path, data: str, count: int) -> dict[str, tuple[Times, Times]]:
     """What each thing takes that the driver does: at the start, and for each row more."""
-    planning.Rows = TimedRows  # type: ignore[attr-defined]
+    planning.Reader = TimedReader  # type: ignore[attr-defined]
     lines = [json.dumps(row.data) + "\n" for row in read_source(data) if row.data is not None]
     with tempfile.TemporaryDirectory() as folder, nodes(1) as address:
         job = make_job(

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from reflogp.data_schemas.cache_shard import SHARD_SCHEMA
 
-Form = Literal["parquet", "trl"]
+ExportFormat = Literal["parquet", "trl"]
 """`parquet`: every column of a cache, plus text. `trl`: the columns of TRL's own precompute."""
 
 

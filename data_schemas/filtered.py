@@ -7,7 +7,7 @@ from pydantic import Field
 from reflogp.data_schemas.record import Count, Record
 
 
-class Weights(Record):
+class RowWeights(Record):
     """Summary of the row weights of a cache."""
 
     by: list[str] = Field(description="The value of --weight-by in each filter, oldest first.")
@@ -42,4 +42,4 @@ class Filtered(Record):
     dropped_by_reason: dict[str, Count] = Field(
         description="Dropped rows by the first rule that each broke; all are in the quarantine."
     )
-    weights: Weights | None = Field(None, description="None: all rows count the same.")
+    weights: RowWeights | None = Field(None, description="None: all rows count the same.")

@@ -16,7 +16,7 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files.atomic import write_text
 from reflogp.data_schemas.files.location import is_local
 from reflogp.data_schemas.files.storage import entries, read_bytes, require_inside
-from reflogp.data_schemas.filtered import Filtered, Weights
+from reflogp.data_schemas.filtered import Filtered, RowWeights
 from reflogp.data_schemas.job_record import JobRecord
 from reflogp.data_schemas.reading import Reading
 from reflogp.data_schemas.record import MOST_BYTES, Count, Record
@@ -204,7 +204,7 @@ class Manifest(Record):
         return UNITS[self.kind]
 
     @property
-    def weights(self) -> Weights | None:
+    def row_weights(self) -> RowWeights | None:
         """Summary of its row weights; None if all rows count equally."""
         return None if self.filtered is None else self.filtered.weights
 

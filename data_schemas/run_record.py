@@ -10,7 +10,7 @@ from pydantic_core import from_json
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files.atomic import write_text
 from reflogp.data_schemas.files.storage import read_bytes
-from reflogp.data_schemas.filtered import Weights
+from reflogp.data_schemas.filtered import RowWeights
 from reflogp.data_schemas.record import MOST_BYTES
 
 FILE_NAME = "reflogp_run.json"
@@ -60,7 +60,7 @@ class RunRecord(_Tolerant):
     )
     settings: dict[str, Any]
     kind: Literal["paired", "unpaired"] = Field("paired", description="Of the cache.")
-    weights: Weights | None = Field(
+    weights: RowWeights | None = Field(
         None, description="The cache's row weights, which scaled each row's loss, if it has any."
     )
     pairs: int = Field(description="Pairs, or unpaired rows, trained on.")

@@ -22,7 +22,7 @@ _THREADS = 8  # hashing leaves Python's lock, and a disk or a network drive like
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
-Memory = dict[str, str]
+Digests = dict[str, str]
 
 
 def file_digests(paths: Sequence[Path]) -> list[bytes]:
@@ -62,7 +62,7 @@ def _file() -> Path:
     return Path(base) / "reflogp" / "digests.json"
 
 
-def _load() -> Memory:
+def _load() -> Digests:
     try:
         content = json.loads(_file().read_bytes())
     except (OSError, ValueError, RuntimeError):  # no home folder is no reason to fail
@@ -72,7 +72,7 @@ def _load() -> Memory:
     return {key: digest for key, digest in content.items() if _SHA256.fullmatch(str(digest))}
 
 
-def _save(memory: Memory) -> None:
+def _save(memory: Digests) -> None:
     try:
         write_text(_file(), json.dumps(dict(list(memory.items())[-_KEPT:])))
     except (OSError, RuntimeError):  # a home that cannot be written to costs time, nothing else

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.errors import InputError
-from reflogp.data_schemas.export import Form
+from reflogp.data_schemas.export import ExportFormat
 from reflogp.data_schemas.files.location import is_local
 from reflogp.data_schemas.files.owned_folder import require_owned
 from reflogp.data_schemas.files.ownership import require_apart, require_output
@@ -21,7 +21,7 @@ from reflogp.stages.progress import Console
 
 def run_export(
     cache: Path,
-    form: Form,
+    form: ExportFormat,
     output: Path,
     reference: str | None,
     console: Console,

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 
 from reflogp.pipeline.checkpoint import checkpoint_dtype, model_folders
 from reflogp.pipeline.console import quiet_transformers
-from reflogp.pipeline.summary import Rows, human_size
+from reflogp.pipeline.summary import Lines, human_size
 from reflogp.stages.estimate.config import DEVICES, PlanConfig
 from reflogp.stages.progress import Console
 
 if TYPE_CHECKING:  # they import torch
-    from reflogp.stages.estimate.counts import Counts
+    from reflogp.stages.estimate.counts import TokenCounts
     from reflogp.stages.estimate.estimate import Estimate, Memory
 
 _ROOM = 0.9  # of a GPU's memory, for weights in stage one
 
 
-def run_plan(config: PlanConfig, console: Console) -> "tuple[Counts, Estimate]":
+def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estimate]":
     """What both stages would take; no weights are loaded.
 
     Raises:
@@ -31,7 +31,7 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[Counts, Estimate]":
     return plan(config, reference, adapter, checkpoint_dtype(reference), console)
 
 
-def plan_rows(config: PlanConfig, counts: "Counts", found: "Estimate") -> Rows:
+def plan_rows(config: PlanConfig, counts: "TokenCounts", found: "Estimate") -> Lines:
     """What both stages take, and what that is based on."""
     hours = found.seconds / 3600
     rows = [
@@ -57,7 +57,7 @@ def plan_rows(config: PlanConfig, counts: "Counts", found: "Estimate") -> Rows:
     return rows
 
 
-def _rows(counts: "Counts") -> str:
+def _rows(counts: "TokenCounts") -> str:
     text = f"{counts.rows:,} of {counts.read:,} can be used"
     if counts.sampled == counts.read:
         return text

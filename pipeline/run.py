@@ -138,10 +138,10 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     own = mark.files if mark is not None else []
     require_free_names(config.output, folder, own, kept=config.keep_checkpoints > 0)
     quiet_transformers()  # before what speaks when it is imported
-    from reflogp.stages.train.job import Job
+    from reflogp.stages.train.job import TrainJob
     from reflogp.stages.train.stage import train
 
-    job = Job(config, policy, adapter, manifest, fingerprint.of(), evaluation, own)
+    job = TrainJob(config, policy, adapter, manifest, fingerprint.of(), evaluation, own)
     return train(job, console)
 
 

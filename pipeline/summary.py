@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reflogp.data_schemas.filtered import Filtered, Weights
+from reflogp.data_schemas.filtered import Filtered, RowWeights
 from reflogp.data_schemas.job_record import JobRecord
 from reflogp.data_schemas.manifest import UNITS, Manifest
 from reflogp.data_schemas.run_record import RunRecord
@@ -12,11 +12,11 @@ from reflogp.data_schemas.verification import Verification
 from reflogp.pipeline.console import Cell, TerminalConsole
 from reflogp.stages.diagnose.diagnosis import LEGEND, Diagnosis, group_table
 
-Rows = list[tuple[str, str]]
+Lines = list[tuple[str, str]]
 _JOBS_SHOWN = 3
 
 
-def cache_rows(cache: Path, manifest: Manifest) -> Rows:
+def cache_rows(cache: Path, manifest: Manifest) -> Lines:
     """The main figures of a cache."""
     counts, engine, timing = manifest.counts, manifest.engine, manifest.timing
     size = sum(shard.bytes for shard in manifest.shards)
@@ -41,7 +41,7 @@ def cache_rows(cache: Path, manifest: Manifest) -> Rows:
     return rows
 
 
-def inspect_rows(cache: Path, manifest: Manifest) -> Rows:
+def inspect_rows(cache: Path, manifest: Manifest) -> Lines:
     """All that is worth knowing of a cache."""
     counts, source = manifest.counts, manifest.source
     reference = manifest.reference
@@ -77,7 +77,7 @@ def _at(name: str | None, commit: str | None) -> str:
     return f"{name or ''} at {commit}" if commit else name or ""
 
 
-def filter_rows(filtered: Filtered) -> Rows:
+def filter_rows(filtered: Filtered) -> Lines:
     """Which cache a filtered one was made from, by which rules, and what went."""
     rules = _settings(filtered.filter_rules)
     return [
@@ -86,7 +86,7 @@ def filter_rows(filtered: Filtered) -> Rows:
     ]
 
 
-def dropped_rows(total: int, reasons: Mapping[str, int], weights: Weights | None) -> Rows:
+def dropped_rows(total: int, reasons: Mapping[str, int], weights: RowWeights | None) -> Lines:
     """What a filter drops, what is left, and how much that counts."""
     gone = sum(reasons.values())
     text = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"
@@ -97,10 +97,10 @@ def dropped_rows(total: int, reasons: Mapping[str, int], weights: Weights | None
     ]
 
 
-def _weights(weights: Weights | None) -> Rows:
+def _weights(weights: RowWeights | None) -> Lines:
     if weights is None:
         return []
-    rows = [("weights", str(weights))]
+    rows = [("row weights", str(weights))]
     if weights.without:
         measure = weights.by[-1].replace("-", " ")
         rows.append(("", f"{weights.without:,} rows have no {measure}: they count as the mean row"))
@@ -109,7 +109,7 @@ def _weights(weights: Weights | None) -> Rows:
     return rows
 
 
-def _jobs(jobs: list[JobRecord]) -> Rows:
+def _jobs(jobs: list[JobRecord]) -> Lines:
     """The runs that made a cache: the last ones in full, for they are like the others."""
     rows = [] if len(jobs) <= _JOBS_SHOWN else [("jobs", f"{len(jobs)}; the last {_JOBS_SHOWN}:")]
     for job in jobs[-_JOBS_SHOWN:]:
@@ -125,7 +125,7 @@ def _jobs(jobs: list[JobRecord]) -> Rows:
     return rows
 
 
-def train_rows(output: Path, record: RunRecord) -> Rows:
+def train_rows(output: Path, record: RunRecord) -> Lines:
     """The main figures of a training run."""
     first, last, unit = record.first, record.last, UNITS[record.kind]
     return [
@@ -134,7 +134,7 @@ def train_rows(output: Path, record: RunRecord) -> Rows:
             unit,
             f"{record.pairs:,}, {record.steps} steps, {record.pairs_per_second:.2f} {unit}/s",
         ),
-        *([("weights", str(record.weights))] if record.weights else []),
+        *([("row weights", str(record.weights))] if record.weights else []),
         ("loss", f"{first.loss:.4f} -> {last.loss:.4f}"),
         ("margin", f"{first.margin:+.4f}{_noise(record)} -> {last.margin:+.4f}"),
         ("accuracy", f"{first.accuracy:.2f} -> {last.accuracy:.2f}"),
@@ -144,7 +144,7 @@ def train_rows(output: Path, record: RunRecord) -> Rows:
     ]
 
 
-def _evaluation_rows(record: RunRecord) -> Rows:
+def _evaluation_rows(record: RunRecord) -> Lines:
     found = record.evaluation
     if found is None:
         return []
@@ -177,7 +177,7 @@ def _noise(record: RunRecord) -> str:
     return "" if noise is None else f" (0 but for rounding, about {noise:.4f})"
 
 
-def verify_rows(damage: list[str], verification: Verification | None) -> Rows:
+def verify_rows(damage: list[str], verification: Verification | None) -> Lines:
     """Whether the files are whole; and the comparisons of a verification, with the verdict."""
     whole = "no: " + "; ".join(damage) if damage else "yes: checksums, schema, counts, ids, values"
     rows = [("whole", whole)]

@@ -47,5 +47,5 @@ def _names(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Columns = Annotated[dict[str, str], BeforeValidator(assignments)]
+ColumnNames = Annotated[dict[str, str], BeforeValidator(assignments)]
 Arguments = Annotated[dict[str, JsonValue], BeforeValidator(_arguments)]

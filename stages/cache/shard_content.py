@@ -76,7 +76,7 @@ class Fault(NamedTuple):
 
 def limits_of(manifest: Manifest) -> Limits:
     """What a manifest says of the rows of its cache."""
-    weights = manifest.weights
+    weights = manifest.row_weights
     return Limits(
         kind=manifest.kind,
         vocabulary=manifest.reference.vocabulary or Limits.vocabulary,

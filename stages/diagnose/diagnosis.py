@@ -92,7 +92,7 @@ class Diagnosis(Record):
     examples: list[Example]
 
 
-Columns = dict[str, Callable[[Group], str]]
+Cells = dict[str, Callable[[Group], str]]
 
 LEGEND = (
     "longer: share of the pairs that differ in length whose chosen response is the longer one. "
@@ -122,15 +122,15 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-_COUNTS: Columns = {
+_COUNTS: Cells = {
     "rows": lambda group: f"{group.rows:,}",
     "share": lambda group: _share(group.share),
 }
-_PAIRED: Columns = {
+_PAIRED: Cells = {
     **_COUNTS,
     "longer": lambda group: _share(group.share_chosen_longer),
     "preferred": lambda group: _share(group.accuracy_sum),
     "per token": lambda group: _share(group.accuracy_per_token),
     "gap": lambda group: f"{group.mean_reference_gap or 0:+.1f}",
 }
-_UNPAIRED: Columns = {**_COUNTS, "good": lambda group: _share(group.share_good)}
+_UNPAIRED: Cells = {**_COUNTS, "good": lambda group: _share(group.share_good)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reflogp.stages.diagnose.keys import Keys, lengths, pair_keys
 
-COLUMNS = [
+MEASURED = [
     "source_row", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_truncated",
     "rejected_truncated", "confidence", "ref_chosen_logp_sum", "ref_rejected_logp_sum",
 ]  # fmt: skip
@@ -77,7 +77,7 @@ class Measures(NamedTuple):
 
 
 def measure(table: pa.Table) -> Measures:
-    """The measures of a table that has COLUMNS."""
+    """The measures of a table that has MEASURED."""
     chosen, rejected = (_column(table, f"{side}_ids") for side in ("chosen", "rejected"))
     return Measures(
         source_row=_column(table, "source_row").to_numpy(),

@@ -22,7 +22,7 @@ from reflogp.stages.cache.sealed_shards import each_shard
 from reflogp.stages.diagnose.diagnosis import Grouped
 from reflogp.stages.diagnose.groups import Sums, grouped, sums
 from reflogp.stages.diagnose.keys import Keys, contradictory, mixed, repeated
-from reflogp.stages.diagnose.measures import COLUMNS, Floats, Measures, joined, measure
+from reflogp.stages.diagnose.measures import MEASURED, Floats, Measures, joined, measure
 from reflogp.stages.diagnose.similarity import similarities
 
 _MEASURED = 1_000_000
@@ -94,7 +94,7 @@ def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) ->
         start = ends_of[shard.file] - shard.rows
         return _part(table, start, every, compared_every if paired else 0, keeps)
 
-    columns = COLUMNS + ["kept"] * bool(keeps)
+    columns = MEASURED + ["kept"] * bool(keeps)
     parts = []
     for part in each_shard(cache, manifest, look, columns):
         parts.append(part)
@@ -105,7 +105,7 @@ def survey(cache: Path, manifest: Manifest, advance: Callable[[float], None]) ->
         kind=manifest.kind,
         kl=manifest.counts.kl_tokens > 0,
         rows=rows,
-        weighted=manifest.weights is not None,
+        weighted=manifest.row_weights is not None,
         duplicates=int(repeated(keys, np.concatenate([part.source_rows for part in parts])).sum()),
         contradictions=int(contradictory(keys).sum()),
         truncated=sum(part.truncated for part in parts),

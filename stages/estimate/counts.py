@@ -14,7 +14,7 @@ from reflogp.stages.estimate.config import PlanConfig
 from reflogp.stages.precompute.plan.make_plan import load_tokenizer, tell
 from reflogp.stages.precompute.read.sources import read_source
 from reflogp.stages.precompute.score.engines.shared_beginnings import common_length
-from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.reader import Reader
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 from reflogp.stages.progress import Console
 
@@ -23,7 +23,7 @@ _Measured = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Counts:
+class TokenCounts:
     """Of all usable rows, as far as a sample can tell.
 
     Attributes:
@@ -55,7 +55,7 @@ class Counts:
 
 def count(
     config: PlanConfig, reference: Path, console: Console, adapter: Path | None = None
-) -> Counts:
+) -> TokenCounts:
     """Tokenize the rows of `config`, or every n-th of them, exactly as stage one would.
 
     Raises:
@@ -69,27 +69,27 @@ def count(
         Quarantine(Path(folder) / "rows.parquet") as aside,
         console.track("tokenizing", None, "rows") as advance,
     ):
-        rows = Rows(config, aside)
-        measured = list(_measured(rows.tokenized(tokenizer, advance, every), shared=every == 1))
+        reader = Reader(config, aside)
+        measured = list(_measured(reader.tokenized(tokenizer, advance, every), shared=every == 1))
         if not measured:
             raise InputError(
-                f"{config.data}: not one of {rows.read} rows can be used: {aside.summary()}."
+                f"{config.data}: not one of {reader.read} rows can be used: {aside.summary()}."
             )
-    tell(rows.reading(), console)
+    tell(reader.reading(), console)
     if aside.reasons:
         console.warn(aside.summary())
     figures = np.array(measured)
-    read = read or rows.read
-    scale = read / rows.read
+    read = read or reader.read
+    scale = read / reader.read
     longest_pair, longest = figures[:, -2:].max(axis=0).astype(int).tolist()
     totals = figures[:, : len(_COLUMNS)].sum(axis=0) * scale
-    return Counts(
+    return TokenCounts(
         rows=round(len(figures) * scale),
         read=read,
-        sampled=rows.read,
+        sampled=reader.read,
         longest_pair=longest_pair,
         longest_sequence=longest,
-        error=_error(figures[:, _COLUMNS.index("sequence")], rows.read, read),
+        error=_error(figures[:, _COLUMNS.index("sequence")], reader.read, read),
         **dict(zip(_COLUMNS, totals.tolist(), strict=True)),
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from reflogp.stages.estimate.config import DEVICES, PlanConfig
-from reflogp.stages.estimate.counts import Counts
+from reflogp.stages.estimate.counts import TokenCounts
 from reflogp.stages.estimate.shape import Shape
 
 # Bytes of a cache, from caches of real pairs: 1.65 for a response's token id and 3.65 for its
@@ -59,7 +59,7 @@ class Estimate:
     with_reference: Memory
 
 
-def estimate(config: PlanConfig, counts: Counts, shape: Shape, weight_bytes: int) -> Estimate:
+def estimate(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes: int) -> Estimate:
     """Estimate both stages.
 
     Args:
@@ -95,7 +95,7 @@ def estimate(config: PlanConfig, counts: Counts, shape: Shape, weight_bytes: int
     )
 
 
-def _without(config: PlanConfig, counts: Counts, shape: Shape, weight_bytes: int) -> Memory:
+def _without(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes: int) -> Memory:
     """Each pair is one sequence, and the head runs on chunks of rows."""
     rows = _CHUNK_ROWS.get(config.gpu, _CHUNK_ROWS_ELSEWHERE)
     weights, trained = _weights(shape, weight_bytes)
@@ -107,7 +107,7 @@ def _without(config: PlanConfig, counts: Counts, shape: Shape, weight_bytes: int
     )
 
 
-def _with(config: PlanConfig, counts: Counts, shape: Shape, weight_bytes: int) -> Memory:
+def _with(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes: int) -> Memory:
     """Two padded sequences a pair, whole logits; a second model, but for LoRA, which has none."""
     tokens = 2 * config.batch_size * counts.longest_sequence
     weights, trained = _weights(shape, weight_bytes)

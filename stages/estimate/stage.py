@@ -4,7 +4,7 @@ from pathlib import Path
 
 from reflogp.data_schemas.manifest import Dtype
 from reflogp.stages.estimate.config import PlanConfig
-from reflogp.stages.estimate.counts import Counts, count
+from reflogp.stages.estimate.counts import TokenCounts, count
 from reflogp.stages.estimate.estimate import Estimate, estimate
 from reflogp.stages.estimate.shape import shape_of
 from reflogp.stages.progress import Console
@@ -12,7 +12,7 @@ from reflogp.stages.progress import Console
 
 def plan(
     config: PlanConfig, reference: Path, adapter: Path | None, dtype: Dtype, console: Console
-) -> tuple[Counts, Estimate]:
+) -> tuple[TokenCounts, Estimate]:
     """What a cache of this data and this reference, and training against it, would take.
 
     Raises:

@@ -4,7 +4,7 @@ It names no files (`configs`): `datasets` finds data/train-* by itself, and then
 dates that they have changed. Of a folder whose card names them it gives what it read there before.
 """
 
-from reflogp.data_schemas.export import Form
+from reflogp.data_schemas.export import ExportFormat
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.export.tables import SCHEMAS
 
@@ -29,7 +29,7 @@ the reference that is named above, and no other. With the cache at hand, reflogp
 """
 
 
-def data_card(manifest: Manifest, form: Form) -> str:
+def data_card(manifest: Manifest, form: ExportFormat) -> str:
     """The text of README.md beside the data."""
     counts, engine, reference = manifest.counts, manifest.engine, manifest.reference
     name = f"`{reference.name}`" + (
@@ -38,7 +38,7 @@ def data_card(manifest: Manifest, form: Form) -> str:
     unit = "pairs" if manifest.kind == "paired" else "unpaired rows"
     rules = ", ".join(f"{k}={v}" for k, v in manifest.rules.items() if v not in (None, {}))
     checked = manifest.verification.summary() if manifest.verification else "no"
-    weights = f"\n| weights | {manifest.weights} |" if manifest.weights else ""
+    weights = f"\n| row weights | {manifest.row_weights} |" if manifest.row_weights else ""
     columns = "\n".join(
         f"| `{field.name}` | {str(field.type).replace('element', 'item')} | "
         f"{field.metadata[b'doc'].decode()} |"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from reflogp.data_schemas.errors import InputError
-from reflogp.data_schemas.export import Form
+from reflogp.data_schemas.export import ExportFormat
 from reflogp.data_schemas.files.owned_folder import owned_folder
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.sealed_shards import each_shard
 from reflogp.stages.cache.shard_content import Limits
 from reflogp.stages.export.card import data_card
-from reflogp.stages.export.tables import Decode, export_table
+from reflogp.stages.export.tables import DecodeAll, export_table
 from reflogp.stages.model.loading import load_saved_tokenizer
 from reflogp.stages.progress import Console
 
@@ -23,7 +23,7 @@ def export(
     cache: Path,
     manifest: Manifest,
     limits: Limits,
-    form: Form,
+    form: ExportFormat,
     tokenizer: Path,
     output: Path,
     console: Console,
@@ -50,10 +50,10 @@ def export(
             f"{cache}: the cache is unpaired, and TRL's DPOTrainer takes pairs. Give --format "
             "parquet."
         )
-    if form == "trl" and manifest.weights is not None:
+    if form == "trl" and manifest.row_weights is not None:
         raise InputError(
-            f"{cache}: its rows have weights ({manifest.weights}), which TRL does not apply. Give "
-            "--format parquet, which has them, or filter without --weight-by."
+            f"{cache}: its rows have weights ({manifest.row_weights}), which TRL does not apply. "
+            "Give --format parquet, which has them, or filter without --weight-by."
         )
     decode = _decoder(tokenizer)
     count = len(manifest.shards)
@@ -73,7 +73,7 @@ def export(
     return [output / "data" / name for name in names]
 
 
-def _decoder(folder: Path) -> Decode:
+def _decoder(folder: Path) -> DecodeAll:
     tokenizer = load_saved_tokenizer(folder)
 
     def decode(lists: list[list[int]]) -> list[str]:

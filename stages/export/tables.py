@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from reflogp.data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA, Form
+from reflogp.data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA, ExportFormat
 from reflogp.stages.cache.columns import views
 
-Decode = Callable[[list[list[int]]], list[str]]
+DecodeAll = Callable[[list[list[int]]], list[str]]
 
-SCHEMAS: dict[Form, pa.Schema] = {"parquet": PARQUET_SCHEMA, "trl": TRL_SCHEMA}
+SCHEMAS: dict[ExportFormat, pa.Schema] = {"parquet": PARQUET_SCHEMA, "trl": TRL_SCHEMA}
 
 
-def export_table(shard: pa.Table, form: Form, decode: Decode) -> pa.Table:
+def export_table(shard: pa.Table, form: ExportFormat, decode: DecodeAll) -> pa.Table:
     """The rows of a shard in the form of an export, in the same order.
 
     Args:
@@ -30,7 +30,7 @@ def export_table(shard: pa.Table, form: Form, decode: Decode) -> pa.Table:
     return pa.table([columns[field.name] for field in schema], schema=schema)
 
 
-def _texts(ids: pa.ChunkedArray, decode: Decode) -> pa.Array:
+def _texts(ids: pa.ChunkedArray, decode: DecodeAll) -> pa.Array:
     lists = views(ids)
     texts = iter(decode([list_.tolist() for list_ in lists if list_ is not None]))
     return pa.array([None if list_ is None else next(texts) for list_ in lists], pa.string())

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from reflogp.stages.assignments import Columns
+from reflogp.stages.assignments import ColumnNames
 
 WeightBy = Literal["confidence", "similarity", "length-ratio", "reference-gap"]
 
@@ -44,7 +44,7 @@ class FilterRules(BaseModel):
     min_logp_per_token: float | None = Field(
         None, lt=0, description="Least mean log-prob of a token of a response, in nats; such as -6."
     )
-    only: Columns = Field(
+    only: ColumnNames = Field(
         default_factory=dict,
         description="Values that rows must have in columns that the cache keeps (precompute "
         "--keep): source=hh,language=en.",

@@ -15,13 +15,13 @@ from reflogp.data_schemas.sealed_file import Shard
 from reflogp.stages.cache.quarantine_file import RowFault
 from reflogp.stages.cache.sealed_shards import each_shard
 from reflogp.stages.diagnose.keys import Keys, contradictory, repeated
-from reflogp.stages.diagnose.measures import COLUMNS, Measures, measure
+from reflogp.stages.diagnose.measures import MEASURED, Measures, measure
 from reflogp.stages.filter.config import FilterRules
-from reflogp.stages.filter.rules import Marks, faults
-from reflogp.stages.filter.weights import Weighted, earlier_weights, values_of, weighted
+from reflogp.stages.filter.row_weights import Weighted, earlier_weights, values_of, weighted
+from reflogp.stages.filter.rules import Marks, breaches
 from reflogp.stages.progress import Console
 
-_READ = [*COLUMNS, "kept", "weight"]
+_READ = [*MEASURED, "kept", "weight"]
 
 
 class Judged(NamedTuple):
@@ -43,7 +43,7 @@ class Trial(NamedTuple):
 
 def weighing(manifest: Manifest, rules: FilterRules) -> bool:
     """Whether the rows that stay get weights, or have them already."""
-    return rules.weight_by is not None or manifest.weights is not None
+    return rules.weight_by is not None or manifest.row_weights is not None
 
 
 def trial(cache: Path, manifest: Manifest, rules: FilterRules, console: Console) -> Trial:
@@ -65,7 +65,7 @@ def trial(cache: Path, manifest: Manifest, rules: FilterRules, console: Console)
     joined = np.concatenate(values), np.concatenate(before)
     if not len(joined[0]):
         return Trial(gone, None)
-    return Trial(gone, weighted(rules.weight_by, *joined, manifest.weights))
+    return Trial(gone, weighted(rules.weight_by, *joined, manifest.row_weights))
 
 
 def judged(
@@ -83,13 +83,13 @@ def judged(
         manifest: its manifest.
         rules: at least one.
         console: for progress.
-        columns: to read of each shard, measures.COLUMNS among them; None: all.
+        columns: to read of each shard, measures.MEASURED among them; None: all.
         what: it is done for, on the bar.
 
     Raises:
         InputError: a rule does not fit the cache, or a file is damaged.
     """
-    require_fitting(cache, manifest, rules)
+    require_usable(cache, manifest, rules)
     marks = _marks(cache, manifest, rules)
     first = 0
     with console.track(what, manifest.counts.rows, "rows") as advance:
@@ -98,14 +98,14 @@ def judged(
             inside = slice(first, first + table.num_rows)
             its = Marks(*(mark[inside] for mark in marks))
             measures = measure(table)
-            wrong = faults(rules, table, measures, its)
+            wrong = breaches(rules, table, measures, its)
             stay = np.setdiff1d(np.arange(table.num_rows), np.fromiter(wrong, int, len(wrong)))
             yield Judged(shard, table, measures, wrong, stay)
             first += table.num_rows
             advance(table.num_rows)
 
 
-def require_fitting(cache: Path, manifest: Manifest, rules: FilterRules) -> None:
+def require_usable(cache: Path, manifest: Manifest, rules: FilterRules) -> None:
     """Refuse rules that cannot be applied to the rows of a cache.
 
     Raises:
@@ -147,6 +147,6 @@ def _marks(cache: Path, manifest: Manifest, rules: FilterRules) -> Marks:
         found = measure(table)
         return found.key, found.source_row
 
-    parts = list(each_shard(cache, manifest, look, COLUMNS))
+    parts = list(each_shard(cache, manifest, look, MEASURED))
     keys, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Marks(contradictory(keys), repeated(keys, rows))

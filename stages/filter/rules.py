@@ -35,7 +35,7 @@ class _Check(NamedTuple):
     detail: Callable[[int], str]
 
 
-def faults(
+def breaches(
     rules: FilterRules, table: pa.Table, measures: Measures, marks: Marks
 ) -> dict[int, RowFault]:
     """What is wrong with rows of a shard, by position; the others stay.

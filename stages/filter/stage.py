@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
 from reflogp.data_schemas.errors import InputError, ReflogpError
-from reflogp.data_schemas.filtered import Filtered, Weights
+from reflogp.data_schemas.filtered import Filtered, RowWeights
 from reflogp.data_schemas.manifest import Counts, Inputs, Manifest, Source, missing_files
 from reflogp.data_schemas.quarantine import batches
 from reflogp.data_schemas.reading import locate
@@ -30,7 +30,7 @@ from reflogp.stages.cache.leftovers import clear_up
 from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
 from reflogp.stages.cache.write_shard import describe, write_shard
 from reflogp.stages.filter.config import FilterRules
-from reflogp.stages.filter.judge import judged, require_fitting, trial, weighing
+from reflogp.stages.filter.judge import judged, require_usable, trial, weighing
 from reflogp.stages.progress import Console
 
 _COUNTED = ("prompt", *RESPONSES)
@@ -67,7 +67,7 @@ def filter_cache(
         ReflogpError: another command removed what this one wrote.
     """
     weighs = weighing(manifest, rules)
-    require_fitting(cache, manifest, rules)
+    require_usable(cache, manifest, rules)
     require_intact(cache / manifest.quarantine.file, manifest.quarantine)
     found = trial(cache, manifest, rules, console).weighted if weighs else None
     inputs = filtered_inputs(manifest, rules)
@@ -166,7 +166,7 @@ def _manifest(
     quarantine: Shard,
     counts: Counter[str],
     aside: Counter[str],
-    weights: Weights | None,
+    weights: RowWeights | None,
 ) -> Manifest:
     earlier = Counter(manifest.counts.quarantined_by_reason)
     totals = Counts(

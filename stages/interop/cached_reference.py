@@ -133,10 +133,10 @@ def _require_fitting(caches: Sequence[tuple[Path, Manifest]]) -> None:
                 f"{folder}: the cache is unpaired (prompt, completion, label); DPO needs chosen "
                 "and rejected. Precompute a paired data set."
             )
-        if manifest.weights is not None:
+        if manifest.row_weights is not None:
             raise InputError(
-                f"{folder}: its rows have weights ({manifest.weights}), which TRL's trainer does "
-                "not apply. Train with `reflogp train`, or filter without --weight-by."
+                f"{folder}: its rows have weights ({manifest.row_weights}), which TRL's trainer "
+                "does not apply. Train with `reflogp train`, or filter without --weight-by."
             )
         first, mine = caches[0][1].inputs, manifest.inputs
         if (first.weights, first.adapter) != (mine.weights, mine.adapter):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from reflogp.data_schemas.files.location import Location, Place
-from reflogp.stages.assignments import Arguments, Columns, Names
+from reflogp.stages.assignments import Arguments, ColumnNames, Names
 from reflogp.stages.precompute.division import crew, share
 
 RULES_VERSION = 3
@@ -17,7 +17,7 @@ SCORING_VERSION = 1
 _OF_RAY = ("address", "actors", "actor_cpus", "actor_gpus", "shard_minutes")
 
 Truncate = Literal["response", "prompt", "never"]
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+DtypeOption = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def _share(text: str | None) -> str | None:
@@ -59,7 +59,7 @@ class DataConfig(BaseModel):
         None, description="Configuration (subset) of a hub data set (default: its own default)."
     )
     split: str = Field("train", description="Which split of a hub data set or of a folder.")
-    columns: Columns = Field(
+    columns: ColumnNames = Field(
         default_factory=dict,
         description="Your columns under the standard names: prompt=question,chosen=good,... A plus "
         "sign joins columns of text: prompt=instruction+input.",
@@ -105,7 +105,9 @@ class PrecomputeConfig(DataConfig):
     engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="'auto' takes vLLM where it is installed and can run."
     )
-    dtype: Dtype = Field("auto", description="Of weights and forward; 'auto': the checkpoint's.")
+    dtype: DtypeOption = Field(
+        "auto", description="Of weights and forward; 'auto': the checkpoint's."
+    )
     head_dtype: Literal["model", "float32"] = Field(
         "model",
         description="Of the head's product in vLLM: 'model' rounds as training does; 'float32' is "

@@ -16,9 +16,9 @@ from reflogp.stages.precompute.division import share
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.make_plan import Plan, find_plan, make_plan
 from reflogp.stages.precompute.score.engines.choose import Choice
-from reflogp.stages.precompute.score.finished import step_aside, survey
+from reflogp.stages.precompute.score.finished import step_aside, take_stock
 from reflogp.stages.precompute.score.local import score
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.seal.seal import seal
 from reflogp.stages.progress import Console
 
@@ -57,7 +57,7 @@ def _precompute(job: Job, console: Console) -> Manifest | None:
     mine = plan.shards if job.config.share is None else share(job.config.share).pick(plan.shards)
     if job.config.overwrite:
         step_aside(job, plan.shards)
-    found = survey(job, mine)
+    found = take_stock(job, mine)
     for name, problem in found.strange.items():
         console.warn(f"{name} {problem}; it is made anew")
     if found.finished:
@@ -72,16 +72,16 @@ def _precompute(job: Job, console: Console) -> Manifest | None:
         planned = sum(plan.record.shards[shard.number].bytes for shard in found.missing)
         what = f"what is still to be scored ({len(found.missing)} shards)"
         require_space(job.config.cache, int(_LEAST_SHARE * planned), what)
-        score(job, found.missing, _known_rows(job, plan, console), console)
+        score(job, found.missing, _scored_rows(job, plan, console), console)
     if job.config.share is not None and not _all_there(job, plan, console):
         return None
     return seal(job, plan, console)
 
 
-def _known_rows(job: Job, plan: Plan, console: Console) -> KnownRows:
+def _scored_rows(job: Job, plan: Plan, console: Console) -> ScoredRows:
     """Rows of other plans: no row is planned twice in one."""
     planned = frozenset(job.shard_path(shard.number).name for shard in plan.shards)
-    known = KnownRows(job.config.cache, job.inputs.scoring_digest(), without=planned)
+    known = ScoredRows(job.config.cache, job.inputs.scoring_digest(), without=planned)
     if len(known):
         console.say(f"{len(known):,} rows of an earlier cache are looked up before any is scored")
     return known
@@ -140,7 +140,7 @@ def _sealed(job: Job) -> Manifest | None:
 
 
 def _all_there(job: Job, plan: Plan, console: Console) -> bool:
-    missing = survey(job, plan.shards).missing
+    missing = take_stock(job, plan.shards).missing
     if missing:
         console.say(
             f"share {job.config.share} is done; {len(missing)} of {len(plan.shards)} shards are "

@@ -18,7 +18,7 @@ from reflogp.data_schemas.files.ownership import Mark, require_output, write_mar
 from reflogp.stages.report.chart import Chart, Ink, Plotted
 from reflogp.stages.report.gather import Floats
 
-Form = Literal["png", "svg"]
+ImageFormat = Literal["png", "svg"]
 
 # matplotlib takes no CSS variables, so it draws in colours that nothing else has.
 _VARIABLES = {
@@ -112,7 +112,7 @@ def save(charts: Sequence[Chart], png: Path | None, svg: Path | None) -> list[Pa
     Raises:
         InputError: a file that reflogp did not write has the name of a chart.
     """
-    forms: tuple[tuple[Form, Path | None], ...] = (("png", png), ("svg", svg))
+    forms: tuple[tuple[ImageFormat, Path | None], ...] = (("png", png), ("svg", svg))
     files = [
         (folder, f"{chart.name}.{form}", chart, form)
         for form, folder in forms

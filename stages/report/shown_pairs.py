@@ -46,7 +46,7 @@ class Shown(NamedTuple):
     responses: list[Response]
 
 
-def choose(pairs: Sequence[Mapping[str, Any]], each: int = _EACH) -> dict[int, list[str]]:
+def choose_pairs(pairs: Sequence[Mapping[str, Any]], each: int = _EACH) -> dict[int, list[str]]:
     """Positions of the pairs worth a look, with the reasons.
 
     Args:
@@ -82,7 +82,7 @@ def shown(pairs: Sequence[Mapping[str, Any]], each: int = _EACH) -> list[Shown]:
     strongest = scale(pairs)
     return [
         _shown(pairs[number], number, reasons, strongest)
-        for number, reasons in choose(pairs, each).items()
+        for number, reasons in choose_pairs(pairs, each).items()
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from reflogp.data_schemas.run_record import RunRecord, StepMetrics
 from reflogp.stages.report.gather import Run
 
-Rows = list[tuple[str, list[str]]]
+TableRows = list[tuple[str, list[str]]]
 _PLACES = {"output"}  # differ between any two runs
 
 
@@ -31,7 +31,7 @@ def tiles(record: RunRecord) -> list[Tile]:
     ]
 
 
-def final_figures(runs: Sequence[Run]) -> Rows:
+def final_figures(runs: Sequence[Run]) -> TableRows:
     """What came out of each run."""
 
     def row(name: str, form: str, of: str) -> tuple[str, list[str]]:
@@ -49,7 +49,7 @@ def final_figures(runs: Sequence[Run]) -> Rows:
     ]
 
 
-def settings(runs: Sequence[Run], *, differing: bool = False) -> Rows:
+def settings(runs: Sequence[Run], *, differing: bool = False) -> TableRows:
     """All settings, or those that are not the same in all runs."""
     names = dict.fromkeys(name for run in runs for name in run.record.settings)
     rows = [(name, [_text(run.record.settings.get(name)) for run in runs]) for name in names]
@@ -60,13 +60,13 @@ def settings(runs: Sequence[Run], *, differing: bool = False) -> Rows:
     ]
 
 
-def provenance(runs: Sequence[Run]) -> Rows:
+def provenance(runs: Sequence[Run]) -> TableRows:
     """From what, by what and when each run was made."""
     records = [run.record for run in runs]
     rows = [
         ("folder", [str(run.folder) for run in runs]),
         ("cache", [r.cache for r in records]),
-        ("weights of the loss", [_text(r.weights) for r in records]),
+        ("row weights", [_text(r.weights) for r in records]),
         ("policy", [r.policy for r in records]),
         ("adapter", [_text(r.adapter) for r in records]),
         ("trained parameters", [f"{r.trained_parameters:,}" for r in records]),

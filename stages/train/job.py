@@ -10,7 +10,7 @@ from reflogp.stages.train.result.unfinished import unfinished_folder
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """Stage two with everything resolved.
 
     Attributes:

@@ -18,10 +18,10 @@ from reflogp.stages.model.loading import limits_under
 from reflogp.stages.progress import Console
 from reflogp.stages.signals import grace, keeping
 from reflogp.stages.train.advice.callback import Adviser
-from reflogp.stages.train.data.cached_rows import Rows, cached_rows, longest, require_fitting
+from reflogp.stages.train.data.cached_rows import CachedRows, cached_rows, longest, require_fitting
 from reflogp.stages.train.data.held_out import held_out
 from reflogp.stages.train.data.layout import choose_layout
-from reflogp.stages.train.job import Job
+from reflogp.stages.train.job import TrainJob
 from reflogp.stages.train.loop.agreement import disagreement
 from reflogp.stages.train.loop.arguments import training_arguments
 from reflogp.stages.train.loop.best import BestStep
@@ -49,7 +49,7 @@ from reflogp.stages.train.schedule import total_steps
 _LAST_GOOD = "last_good"
 
 
-def train(job: Job, console: Console) -> RunRecord:
+def train(job: TrainJob, console: Console) -> RunRecord:
     """Train the policy against the cache and write it, with its metrics, card and record.
 
     Raises:
@@ -93,10 +93,10 @@ def train(job: Job, console: Console) -> RunRecord:
 
 
 def _trainer(
-    job: Job,
+    job: TrainJob,
     arguments: TrainingArguments,
-    pairs: Rows,
-    evaluated: Rows | None,
+    pairs: CachedRows,
+    evaluated: CachedRows | None,
     callbacks: list[Any],
     console: Console,
 ) -> PreferenceTrainer:
@@ -115,8 +115,8 @@ def _trainer(
             "the cache is in float16, and training computes in float32: gradients vanish in "
             "float16. A cache in bfloat16 takes half the memory here"
         )
-    if job.manifest.weights is not None:
-        console.say(f"each loss is multiplied by the row's weight, {job.manifest.weights}")
+    if job.manifest.row_weights is not None:
+        console.say(f"each loss is multiplied by the row's weight, {job.manifest.row_weights}")
     if job.adapter is not None and config.lora_r:
         console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
     rows = longest(pairs) + ([] if evaluated is None else longest(evaluated))
@@ -141,7 +141,7 @@ def _trainer(
     return trainer
 
 
-def _say_what_does_nothing(job: Job, pairs: Rows, console: Console) -> None:
+def _say_what_does_nothing(job: TrainJob, pairs: CachedRows, console: Console) -> None:
     config = job.config
     steps = total_steps(
         len(pairs),
@@ -153,7 +153,7 @@ def _say_what_does_nothing(job: Job, pairs: Rows, console: Console) -> None:
         console.warn(said)
 
 
-def _prepare(job: Job, arguments: TrainingArguments, held: ExitStack) -> Path | None:
+def _prepare(job: TrainJob, arguments: TrainingArguments, held: ExitStack) -> Path | None:
     """Make the folder that the run works in; the checkpoint to go on from, if there is one."""
     with arguments.main_process_first(local=False):  # all of them must find the same
         if arguments.process_index == 0:
@@ -165,7 +165,7 @@ def _prepare(job: Job, arguments: TrainingArguments, held: ExitStack) -> Path | 
     return found[-1] if found else None
 
 
-def _require_fitting(job: Job) -> None:
+def _require_fitting(job: TrainJob) -> None:
     """Refuse caches that have not what the losses are over."""
     config = job.config
     require_fitting(config.cache, job.manifest, config.losses)
@@ -173,7 +173,7 @@ def _require_fitting(job: Job) -> None:
         require_fitting(config.eval_cache, job.eval_manifest, config.losses)
 
 
-def _pairs(job: Job) -> tuple[Rows, Rows | None]:
+def _pairs(job: TrainJob) -> tuple[CachedRows, CachedRows | None]:
     """What is trained on, and what is evaluated on if anything is."""
     config = job.config
     limits = limits_under(job.manifest, job.policy)
@@ -190,7 +190,7 @@ def _pairs(job: Job) -> tuple[Rows, Rows | None]:
     return (Subset(pairs, trained), Subset(pairs, evaluated)) if evaluated else (pairs, None)
 
 
-def _callbacks(job: Job, console: Console, held: ExitStack) -> list[Any]:
+def _callbacks(job: TrainJob, console: Console, held: ExitStack) -> list[Any]:
     config, progress = job.config, Progress(console)
     held.callback(progress.on_train_end)  # however training ends
     return [
@@ -203,7 +203,9 @@ def _callbacks(job: Job, console: Console, held: ExitStack) -> list[Any]:
     ]
 
 
-def _require_agreement(trainer: PreferenceTrainer, pairs: Rows, job: Job, console: Console) -> None:
+def _require_agreement(
+    trainer: PreferenceTrainer, pairs: CachedRows, job: TrainJob, console: Console
+) -> None:
     """Stop before the first step if the policy does not score what the cache says."""
     if not uses(job.config.losses, "reference"):
         return
@@ -224,7 +226,7 @@ def _require_agreement(trainer: PreferenceTrainer, pairs: Rows, job: Job, consol
     console.warn(problem)
 
 
-def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
+def _run(trainer: PreferenceTrainer, resumed: Path | None, job: TrainJob) -> None:
     """Train to the end; where that diverges, keep the last good state and say where it is.
 
     Raises:
@@ -249,7 +251,7 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: Job) -> None:
         raise ReflogpError(f"nothing was trained: {why} No model was written.")
 
 
-def _kept(job: Job) -> str:
+def _kept(job: TrainJob) -> str:
     """For a signal's line: what the same command finds."""
     if checkpoints := whole_checkpoints(job.folder, job.fingerprint):
         return f"{checkpoints[-1]} is kept, and the same command goes on from there."
@@ -258,7 +260,7 @@ def _kept(job: Job) -> str:
     return "There is no checkpoint yet, and the same command begins again."
 
 
-def _finish(job: Job, result: Path, record: RunRecord) -> None:
+def _finish(job: TrainJob, result: Path, record: RunRecord) -> None:
     """Complete the result with merged weights, card and record, and put it into the output."""
     if job.config.merge:
         merge_adapter(result, job.policy, job.manifest.engine.dtype)

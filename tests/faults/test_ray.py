@@ -24,7 +24,7 @@ from reflogp.stages.precompute.plan.planned_shards import PlannedShard
 from reflogp.stages.precompute.score.engines.choose import Choice, choose
 from reflogp.stages.precompute.score.ray.actor import ShardActor
 from reflogp.stages.precompute.score.ray.roster import TimeLimit
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.score.worker import Done
 from tests.conftest import Silent
 from tests.faults import processes
@@ -201,7 +201,7 @@ def test_a_node_that_cannot_do_the_work_says_so(
     manifest, engine = manifests.read(single), choose("transformers", checkpoint)
     job = Job(small(single), checkpoint, "float32", engine, manifest.inputs)
     job.path("plan").mkdir(exist_ok=True)
-    known = KnownRows(single, "")
+    known = ScoredRows(single, "")
     assert ShardActor(job, known).check()
     with pytest.raises(InputError, match=message):
         ShardActor(replace(job, **changed), known).check()

@@ -10,7 +10,7 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.curate import run_diagnose, run_filter, run_filter_trial
 from reflogp.pipeline.run import run_integrity, run_train
 from reflogp.stages.filter.config import FilterRules
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.train.config import TrainConfig
 from tests.caches import file_names, rows, rows_by_id
 
@@ -94,7 +94,7 @@ def test_stage_two_trains_on_a_filtered_cache_of_a_real_one(cache, tmp_path, con
     made = run_filter(cache, tmp_path / "out", FilterRules(drop_truncated=True), console)
     assert 0 < made.counts.rows == before.counts.rows - before.counts.truncated
     # and its rows are known to a later run of stage one
-    assert len(KnownRows(tmp_path / "out", before.inputs.scoring_digest())) == made.counts.rows
+    assert len(ScoredRows(tmp_path / "out", before.inputs.scoring_digest())) == made.counts.rows
     config = TrainConfig(cache=tmp_path / "out", output=tmp_path / "model", max_steps=1)
     record = run_train(config, console)
     assert record.pairs == made.counts.rows

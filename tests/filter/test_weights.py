@@ -47,10 +47,10 @@ def test_weights_are_what_the_formula_says_and_have_mean_1(
     assert [found[i] for i in range(3)] == pytest.approx(
         np.array(before_the_mean) / np.mean(before_the_mean)
     )
-    assert made.weights is not None
-    assert made.weights.by == [by]
-    assert made.weights.without == (by == "confidence")
-    assert made.weights.most == max(found.values())
+    assert made.row_weights is not None
+    assert made.row_weights.by == [by]
+    assert made.row_weights.without == (by == "confidence")
+    assert made.row_weights.most == max(found.values())
     assert run_integrity(tmp_path, console) == []
     before = rows_by_id(pairs)
     assert all(one | {"weight": None} == before[name] for name, one in rows_by_id(tmp_path).items())
@@ -66,14 +66,14 @@ def test_only_what_stays_is_weighted_and_a_trial_says_the_same(faulty, tmp_path,
     assert np.mean(list(found.values())) == pytest.approx(1)
     assert found[33] == found[34] == 0  # scores of -1 and 0
     assert found[38] / found[0] == pytest.approx((2 / 3) / (1 / 2))
-    assert made.weights is not None
-    assert made.weights.zero == 2
+    assert made.row_weights is not None
+    assert made.row_weights.zero == 2
     total = sum(found.values()) ** 2 / sum(one**2 for one in found.values())
-    assert made.weights.effective_rows == pytest.approx(total)
+    assert made.row_weights.effective_rows == pytest.approx(total)
     count, trial = run_filter_trial(faulty, rules, console)
     assert (count, trial.dropped) == (40, {"truncated": 2})
     assert trial.weighted is not None
-    assert trial.weighted.summary == made.weights
+    assert trial.weighted.summary == made.row_weights
 
 
 def test_weights_of_several_filters_multiply_in_any_order(faulty, tmp_path, console):
@@ -83,8 +83,8 @@ def test_weights_of_several_filters_multiply_in_any_order(faulty, tmp_path, cons
         for by in order:
             made = run_filter(source, tmp_path / f"{order}{by}", FilterRules(weight_by=by), console)
             source = tmp_path / f"{order}{by}"
-        assert made.weights is not None
-        assert made.weights.by == list(order)
+        assert made.row_weights is not None
+        assert made.row_weights.by == list(order)
         found.append(weights(source))
     single = weights(tmp_path / f"{order}length-ratio")
     assert found[0] == pytest.approx(found[1])
@@ -104,8 +104,8 @@ def test_dropping_rows_of_a_weighted_cache_keeps_the_ratios_of_the_others(
     ratios = [after[i] / before[i] for i in after]
     assert ratios == pytest.approx([ratios[0]] * 38)
     assert np.mean(list(after.values())) == pytest.approx(1)
-    assert made.weights is not None
-    assert made.weights.by == ["length-ratio"]
+    assert made.row_weights is not None
+    assert made.row_weights.by == ["length-ratio"]
     found = run_diagnose(tmp_path / "two", None, console)
     size = next(one for one in found.findings if one.name == "size")
     assert size.title == "38 pairs, with weights that no figure here counts in"

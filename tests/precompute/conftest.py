@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reflogp.stages.cache.quarantine_file import Quarantine
 from reflogp.stages.precompute.config import PrecomputeConfig, Truncate
-from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.reader import Reader
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, Tokenizer, TokenRules
 from tests.checkpoints import make_tokenizer
 
@@ -125,11 +125,11 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
             trained_tokenizer(), max_length=config.max_length, truncate=config.truncate
         )
         with Quarantine(path) as quarantine:
-            rows = Rows(config, quarantine)
-            usable = list(rows.tokenized(tokenizer, lambda amount: None))
+            reader = Reader(config, quarantine)
+            usable = list(reader.tokenized(tokenizer, lambda amount: None))
         set_aside = pq.read_table(path).to_pylist()
         assert quarantine.reasons.total() == len(set_aside)
-        assert len(usable) + len(set_aside) == rows.read
-        return Loaded(rows.form.name, rows.read, usable, set_aside)
+        assert len(usable) + len(set_aside) == reader.read
+        return Loaded(reader.form.name, reader.read, usable, set_aside)
 
     return run

@@ -10,7 +10,7 @@ import pytest
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.cache.quarantine_file import Quarantine
 from reflogp.stages.precompute.config import DataConfig
-from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.reader import Reader
 from tests.precompute.conftest import (
     PAIR,
     assistant,
@@ -43,9 +43,9 @@ def columns(tmp_path):
     def run(data, **options):
         config = DataConfig(reference="x", data=str(data), **options)
         with Quarantine(tmp_path / "quarantine.parquet") as aside:
-            rows = Rows(config, aside)
-            list(rows.tokenized(tokenizer_of(trained_tokenizer()), lambda amount: None))
-        return str(rows.reading().columns)
+            reader = Reader(config, aside)
+            list(reader.tokenized(tokenizer_of(trained_tokenizer()), lambda amount: None))
+        return str(reader.reading().columns)
 
     return run
 

@@ -15,7 +15,7 @@ from reflogp.data_schemas.reading import Remark
 from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
 from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.precompute.read.preferences import Preference, detect, normalize
-from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.reader import Reader
 from reflogp.stages.precompute.tokens.tokenize import Tokenizer as RowTokenizer
 from reflogp.stages.precompute.tokens.tokenize import TokenRules
 from tests.checkpoints import CHATML
@@ -50,7 +50,7 @@ def notices(tmp_path):
     def run(rows, tokenizer):
         config = DataConfig(reference="x", data=str(save(tmp_path / "rows.jsonl", rows)))
         with Quarantine(tmp_path / "quarantine.parquet") as aside:
-            reader = Rows(config, aside)
+            reader = Reader(config, aside)
             list(reader.tokenized(tokenizer, lambda amount: None))
         return {n.remark: (n.noticed, n.line, n.detail) for n in reader.reading().notices}
 

@@ -14,7 +14,7 @@ from reflogp.pipeline.run import run_precompute, run_share
 from reflogp.stages.cache.write_shard import write_shard
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from tests.caches import rows_by_id
 from tests.checkpoints import EXAMPLES
 
@@ -199,4 +199,4 @@ def test_a_shard_with_ids_that_are_none_gives_no_rows(settings, console, scored)
     table = table.set_column(index, table.schema.field("row_id"), ids)
     path.unlink()
     write_shard(put_origin(table, origin[0]), path)
-    assert len(KnownRows(settings.cache, origin[0].scoring)) == 0
+    assert len(ScoredRows(settings.cache, origin[0].scoring)) == 0

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reflogp.stages.precompute.score.engines.protocol import Request
-from reflogp.stages.precompute.score.engines.shared_beginnings import Question, plan
+from reflogp.stages.precompute.score.engines.shared_beginnings import Question, ask_once
 
 
 def ids(*tokens: int) -> np.ndarray:
@@ -30,8 +30,8 @@ def answer(question: Question) -> np.ndarray:
 
 @given(requests)
 def test_every_request_gets_each_of_its_tokens_from_the_right_context(wanted):
-    work = plan(wanted)
-    found = work.collect([answer(question) for question in work.questions])
+    asked = ask_once(wanted)
+    found = asked.collect([answer(question) for question in asked.questions])
     for request, logps in zip(wanted, found, strict=True):
         start = len(request.prompt_ids)
         sequence = request.token_ids
@@ -42,7 +42,7 @@ def test_every_request_gets_each_of_its_tokens_from_the_right_context(wanted):
 @given(tokens, st.lists(tokens, max_size=8))
 def test_no_row_that_is_asked_for_was_computed_for_an_earlier_response(prompt, responses):
     computed: set[bytes] = set()
-    for question in plan([Request(prompt, response) for response in responses]).questions:
+    for question in ask_once([Request(prompt, response) for response in responses]).questions:
         contexts = [question.token_ids[: row + 1].tobytes() for row in question.rows]
         assert not computed & set(contexts)
         assert (np.diff(question.rows) >= 0).all()
@@ -52,7 +52,7 @@ def test_no_row_that_is_asked_for_was_computed_for_an_earlier_response(prompt, r
 
 def test_two_responses_that_begin_alike_share_the_rows_of_their_beginning():
     prompt = ids(7, 7, 7)
-    first, second = plan(
+    first, second = ask_once(
         [Request(prompt, ids(1, 2, 3, 4)), Request(prompt, ids(1, 2, 5, 6))]
     ).questions
     # the row of token 2, at position 4, predicts both 3 and 5
@@ -64,10 +64,10 @@ def test_two_responses_that_begin_alike_share_the_rows_of_their_beginning():
 def test_a_copy_and_a_response_that_differs_in_its_last_token_are_not_computed():
     prompt = ids(7)
     responses = [ids(1, 2, 3), ids(1, 2, 3), ids(1, 2, 4)]
-    assert len(plan([Request(prompt, response) for response in responses]).questions) == 1
+    assert len(ask_once([Request(prompt, response) for response in responses]).questions) == 1
 
 
 def test_a_prompt_comes_before_the_longer_prompts_that_begin_with_it():
     long, short = Request(ids(7, 1, 2, 9), ids(3)), Request(ids(7), ids(1, 2, 300))
-    questions = plan([long, short]).questions
+    questions = ask_once([long, short]).questions
     assert questions[0].token_ids.tolist() == [7, 1, 2, 300]

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from reflogp.stages.precompute.score.engines.protocol import Request
-from reflogp.stages.precompute.score.engines.shared_beginnings import plan
+from reflogp.stages.precompute.score.engines.shared_beginnings import ask_once
 from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer, unsupported
 from tests.checkpoints import make_random_model
 from tests.truth import Truth
@@ -165,7 +165,7 @@ def test_siblings_lose_no_row_to_the_cache_that_they_share(scorer, monkeypatch):
 def test_a_row_that_the_cache_holds_comes_back_as_nan_and_the_others_are_right(scorer, truth):
     request = Request(tokens(71, 40), tokens(72, 100))
     scorer.score([request])
-    (logps,) = scorer._ask(plan([request]).questions, use_cache=True)
+    (logps,) = scorer._ask(ask_once([request]).questions, use_cache=True)
     missing = np.isnan(logps)
     # whole blocks of the 140 tokens are held, but for the block of the last token
     assert missing.sum() == 4 * BLOCK - (40 - 1)

@@ -14,7 +14,7 @@ from reflogp.stages.report.curves import binned
 from reflogp.stages.report.gather import Curve, Floats, gather, short_names
 from reflogp.stages.report.page import LIMIT, page
 from reflogp.stages.report.pair_charts import calibration
-from reflogp.stages.report.shown_pairs import choose, shown
+from reflogp.stages.report.shown_pairs import choose_pairs, shown
 
 STEPS = 100_000
 
@@ -99,13 +99,13 @@ def test_pairs_are_shown_for_moving_falling_and_being_wrong():
         return row | {"margin": 0.1 * (chosen - rejected)}
 
     pairs = [pair(0.5, 0.1), pair(8, -8), pair(-3, -9), pair(0.2, 1.0), pair(0.3, 0.1)]
-    assert choose(pairs, each=1) == {
+    assert choose_pairs(pairs, each=1) == {
         1: ["moved most"],
         2: ["chosen fell"],
         3: ["still wrong"],
     }
-    assert set(choose(pairs, each=9)) == {0, 1, 2, 3, 4}
-    assert choose([], each=4) == {}
+    assert set(choose_pairs(pairs, each=9)) == {0, 1, 2, 3, 4}
+    assert choose_pairs([], each=4) == {}
 
 
 def test_the_shade_of_a_token_follows_its_log_ratio(run):

@@ -9,7 +9,7 @@ import torch
 
 from reflogp.stages.train.data.cached_pairs import Pair
 from reflogp.stages.train.data.held_out import held_out
-from reflogp.stages.train.data.steps import ShuffledBatches, shares
+from reflogp.stages.train.data.steps import ShuffledBatches, passes
 from reflogp.stages.train.loop.metrics import Means
 
 
@@ -44,19 +44,19 @@ def test_the_order_of_the_data_does_not_touch_the_random_state():
 @pytest.mark.parametrize("rows", [1, 5, 16])
 def test_processes_share_a_steps_pairs_with_every_pair_counted_once(rows, processes):
     pairs = [pair(length) for length in range(2, 2 + rows)]
-    found = [shares(pairs, 2, process, processes) for process in range(processes)]
+    found = [passes(pairs, 2, process, processes) for process in range(processes)]
     assert len({len(own) for own in found}) == 1  # none waits for another
-    counted = [share for own in found for share in own if share.weight]
-    lengths = sorted(len(p.chosen_ids) for share in counted for p in share.pairs)
+    counted = [one for own in found for one in own if one.fraction]
+    lengths = sorted(len(p.chosen_ids) for one in counted for p in one.pairs)
     assert lengths == list(range(2, 2 + rows))
-    for share in counted:
-        assert share.weight == pytest.approx(len(share.pairs) / rows)
-    assert sum(share.weight for share in counted) == pytest.approx(1)
+    for one in counted:
+        assert one.fraction == pytest.approx(len(one.pairs) / rows)
+    assert sum(one.fraction for one in counted) == pytest.approx(1)
 
 
 def test_pairs_of_like_length_go_together():
     pairs = [pair(length) for length in (9, 2, 8, 3)]
-    lengths = [[len(p.chosen_ids) for p in share.pairs] for share in shares(pairs, 2)]
+    lengths = [[len(p.chosen_ids) for p in one.pairs] for one in passes(pairs, 2)]
     assert lengths == [[9, 8], [3, 2]]
 
 
@@ -65,7 +65,7 @@ def test_no_way_to_cut_the_pairs_makes_a_smaller_largest_pass():
     for _ in range(50):
         size, rows = generator.randint(1, 4), generator.randint(1, 9)
         pairs = [pair(generator.randint(1, 60)) for _ in range(rows)]
-        found = shares(pairs, size)
+        found = passes(pairs, size)
         assert len(found) == -(-rows // size)
         lengths = sorted((p.distinct_tokens for p in pairs), reverse=True)
         ways = (
@@ -79,8 +79,8 @@ def test_no_way_to_cut_the_pairs_makes_a_smaller_largest_pass():
 
 def test_a_loss_that_compares_pairs_gets_as_many_in_each_pass():
     pairs = [pair(length) for length in (50, 2, 3, 4, 5)]
-    assert [len(share.pairs) for share in shares(pairs, 2)] == [1, 2, 2]
-    assert [len(share.pairs) for share in shares(pairs, 2, even=True)] == [2, 2, 1]
+    assert [len(one.pairs) for one in passes(pairs, 2)] == [1, 2, 2]
+    assert [len(one.pairs) for one in passes(pairs, 2, even=True)] == [2, 2, 1]
 
 
 def test_pairs_of_one_prompt_are_held_out_together():

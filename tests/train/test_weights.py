@@ -109,9 +109,9 @@ def test_accumulated_passes_are_one_batch(weighted, cache, tmp_path, console):
 def test_a_run_says_its_weights_and_evaluates_without_them(weighted, tmp_path, console):
     settings = config(weighted, tmp_path, max_steps=1, eval_fraction=0.4, learning_rate=1e-9)
     record = run_train(settings, console)
-    said = manifests.read(weighted).weights
+    said = manifests.read(weighted).row_weights
     assert record.weights == said
-    assert f"| weights of the loss | {said} |" in (tmp_path / "README.md").read_text()
+    assert f"| row weights | {said} |" in (tmp_path / "README.md").read_text()
     assert f"each loss is multiplied by the row's weight, {said}" in console.said
     # policy equals reference, so each loss is log 2 before it is weighted
     assert record.evaluation is not None

@@ -14,7 +14,7 @@ from reflogp.data_schemas import quarantine, run_record, scored_pairs
 from reflogp.data_schemas.cache_shard import SHARD_SCHEMA
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.cache.write_shard import describe
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.report.gather import read_metrics
 from tests.trust.forge import forge, rescore, reseal, with_ids, with_value
 
@@ -168,7 +168,7 @@ def test_rows_that_are_not_sound_are_scored_again(cache, tmp_path):
     planned = pq.read_table(cache / manifest.shards[0].file).select(
         [field.name for field in SHARD_SCHEMA][:11]
     )
-    known, unknown = KnownRows(folder, manifest.inputs.scoring_digest()).split(
+    known, unknown = ScoredRows(folder, manifest.inputs.scoring_digest()).split(
         planned.replace_schema_metadata(None)
     )
     assert unknown.column("source_row").to_pylist() == [planned.column("source_row")[3].as_py()]

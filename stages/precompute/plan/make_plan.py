@@ -22,7 +22,7 @@ from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_plan
 from reflogp.stages.precompute.read.sources import is_hub_id, source_files
-from reflogp.stages.precompute.tokens.reader import Rows
+from reflogp.stages.precompute.tokens.reader import Reader
 from reflogp.stages.precompute.tokens.tokenize import Tokenizer, TokenRules, stop_ids
 from reflogp.stages.progress import Console
 
@@ -147,13 +147,13 @@ def _write(job: Job, console: Console) -> Plan:
         require_space(job.config.cache, int(_LEAST_SHARE * source), "the plan of the data")
     tokenizer, stops = load_tokenizer(job.reference, job.config, job.adapter)
     with Quarantine(folder / QUARANTINE_NAME, job.claim) as quarantine:
-        rows = Rows(job.config, quarantine)
+        reader = Reader(job.config, quarantine)
         with console.track("tokenizing", None, "rows") as advance:
-            tokenized = rows.tokenized(tokenizer, advance)
+            tokenized = reader.tokenized(tokenizer, advance)
             first = list(itertools.islice(tokenized, 1))  # the data can be used at all
             if not first:
                 raise InputError(
-                    f"{job.config.data}: not one of {rows.read} rows can be used: "
+                    f"{job.config.data}: not one of {reader.read} rows can be used: "
                     f"{quarantine.summary()}. Fix the data, or the options that name its columns "
                     "and limits."
                 )
@@ -168,10 +168,10 @@ def _write(job: Job, console: Console) -> Plan:
         schema_version=plan_record.SCHEMA_VERSION,
         reflogp_version=version("reflogp"),
         inputs=job.inputs,
-        kind="paired" if rows.form.paired else "unpaired",
-        form=rows.form.name,
-        reading=rows.reading(),
-        rows_read=rows.read,
+        kind="paired" if reader.form.paired else "unpaired",
+        form=reader.form.name,
+        reading=reader.reading(),
+        rows_read=reader.read,
         template_diverged=tokenizer.template_diverged,
         stop_token_ids=stops,
         shards=[entry(shard, sizes.get(shard.path.name) or 0) for shard in shards],

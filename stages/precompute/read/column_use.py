@@ -23,7 +23,12 @@ from reflogp.stages.cache.quarantine_file import RowFault
 from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.precompute.read.fields import SCORES
 from reflogp.stages.precompute.read.messages import looks_like_messages, text
-from reflogp.stages.precompute.read.preferences import COLUMNS, PROMPT_NAMES, Form, Preference
+from reflogp.stages.precompute.read.preferences import (
+    PROMPT_NAMES,
+    STANDARD_NAMES,
+    Form,
+    Preference,
+)
 from reflogp.stages.precompute.read.whole_texts import is_transcript
 
 _SYSTEM_NAMES = ("system_prompt", "system_message")
@@ -64,10 +69,10 @@ class ColumnUse:
         named = [("--keep", name, name) for name in self._config.keep]
         named += [("--ignore", name, name) for name in self._config.ignore]
         for new, old in self._config.columns.items():
-            if new not in COLUMNS:
+            if new not in STANDARD_NAMES:
                 raise InputError(
                     f"{self._config.data}: --columns {new}={old}: {new!r} is no standard name; "
-                    f"those are {', '.join(sorted(COLUMNS))}."
+                    f"those are {', '.join(sorted(STANDARD_NAMES))}."
                 )
             if old in there:
                 self._sources[new] = [old]  # a plus sign can be part of a name
@@ -91,7 +96,7 @@ class ColumnUse:
         if self._names.issuperset(row):
             return False
         new = set(row) - self._names
-        matters = new & COLUMNS.union(*self._sources.values())
+        matters = new & STANDARD_NAMES.union(*self._sources.values())
         if len(self._names) < _MOST_NAMES or matters:
             self._names |= new
         return bool(matters)
@@ -164,7 +169,7 @@ class ColumnUse:
         if looks_like_messages(chosen) or looks_like_messages(rejected):
             return
         marked = is_transcript(chosen, rejected)
-        for name in sorted(set(row) - COLUMNS - {*self._config.keep} | (_KNOWN & set(row))):
+        for name in sorted(set(row) - STANDARD_NAMES - {*self._config.keep} | (_KNOWN & set(row))):
             if name not in _KNOWN and (marked or not _may_be_prompt(name, row[name])):
                 continue
             said = _text_of(row[name])

@@ -32,9 +32,8 @@ from reflogp.stages.precompute.read.whole_texts import split_texts
 _CONVERSATION = ("messages", "conversations", "conversation")
 PROMPT_NAMES = ("question", "instruction", "query", "input", "context")
 """Common names of a prompt's column. They are proposed, never assumed."""
-COLUMNS = {"prompt", "chosen", "rejected", "completion", "label", "system", "confidence"}.union(
-    _CONVERSATION, *fields.SCORES
-)
+_SINGLE = {"prompt", "chosen", "rejected", "completion", "label", "system", "confidence"}
+STANDARD_NAMES = _SINGLE.union(_CONVERSATION, *fields.SCORES)
 """The names that mean something here, and that --columns can give to other columns."""
 FORMS_HELP = (
     "prompt+chosen+rejected, chosen+rejected (whole texts or conversations), "

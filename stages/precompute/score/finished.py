@@ -25,7 +25,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Stock:
     """The planned shards that were looked at, each in one of these.
 
     Attributes:
@@ -37,10 +37,10 @@ class Survey:
     strange: dict[str, str]
 
 
-def survey(job: Job, planned: Iterable[PlannedShard]) -> Survey:
+def take_stock(job: Job, planned: Iterable[PlannedShard]) -> Stock:
     """Look for the finished shards of `planned` in the job's cache; reads only their footers."""
     names = file_names(job)
-    found = Survey([], [], {})
+    found = Stock([], [], {})
     shards = list(planned)
     paths = [job.shard_path(shard.number) for shard in shards]
     origins = at_once(lambda path: read_origin(path) if path.name in names else None, paths)
@@ -72,7 +72,7 @@ def step_aside(job: Job, planned: Iterable[PlannedShard]) -> None:
     they go. It happens where a sealed cache is made again with another number of tokens a shard.
     """
     shards = list(planned)
-    others = [*survey(job, shards).strange, *foreign(job, shards)]
+    others = [*take_stock(job, shards).strange, *foreign(job, shards)]
     aside = hashlib.sha256(f"aside from {job.inputs.digest()}".encode()).hexdigest()[:8]
     for name in others:
         path = job.config.cache / name

@@ -15,7 +15,7 @@ from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard
 from reflogp.stages.precompute.score.account import Account
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.score.worker import Done, Worker
 from reflogp.stages.progress import Console
 from reflogp.stages.signals import ending, held_back, keeping
@@ -25,7 +25,7 @@ _END_SECONDS = 10.0  # that an engine's process has to give its own processes an
 _PATIENCE_SECONDS = 1.0  # between two looks at whether the engines are still alive
 
 
-def score(job: Job, missing: list[PlannedShard], known: KnownRows, console: Console) -> None:
+def score(job: Job, missing: list[PlannedShard], known: ScoredRows, console: Console) -> None:
     """Score shards and write them. Each is on disk for good before the next one begins.
 
     Args:
@@ -52,7 +52,7 @@ def _way(job: Job, missing: list[PlannedShard]) -> Callable[..., None]:
 
 
 def _score_here(
-    job: Job, missing: list[PlannedShard], known: KnownRows, account: Account, console: Console
+    job: Job, missing: list[PlannedShard], known: ScoredRows, account: Account, console: Console
 ) -> None:
     worker = Worker(job, known)
     total = sum(planned.tokens for planned in missing)
@@ -70,7 +70,7 @@ def _score_here(
 
 
 def _score_in_processes(
-    job: Job, missing: list[PlannedShard], known: KnownRows, account: Account, console: Console
+    job: Job, missing: list[PlannedShard], known: ScoredRows, account: Account, console: Console
 ) -> None:
     engines = min(job.config.engines, len(missing))
     # fork would copy a process with threads and, on a GPU, a CUDA context
@@ -108,13 +108,13 @@ def _score_in_processes(
             process.join()
 
 
-def _work(job: Job, known: KnownRows, todo: Any, answers: Any) -> None:
+def _work(job: Job, known: ScoredRows, todo: Any, answers: Any) -> None:
     """An engine's process: shards out of `todo`, results, progress and errors into `answers`."""
     with ending(_nobody):
         _work_until_stopped(job, known, todo, answers)
 
 
-def _work_until_stopped(job: Job, known: KnownRows, todo: Any, answers: Any) -> None:
+def _work_until_stopped(job: Job, known: ScoredRows, todo: Any, answers: Any) -> None:
     try:
         worker = Worker(job, known)
         try:

@@ -26,7 +26,7 @@ from reflogp.stages.cache.shard_content import ANY, faults
 _SCORES = [field.name for field in SCORE_FIELDS]
 
 
-class KnownRows:
+class ScoredRows:
     """Finds rows by content, in 12 bytes of memory a row.
 
     Attributes:

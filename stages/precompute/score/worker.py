@@ -14,7 +14,7 @@ from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard, read_plan
 from reflogp.stages.precompute.score.engines.choose import start
 from reflogp.stages.precompute.score.engines.protocol import Scorer
-from reflogp.stages.precompute.score.reuse import KnownRows, in_planned_order
+from reflogp.stages.precompute.score.reuse import ScoredRows, in_planned_order
 from reflogp.stages.precompute.score.score_shard import score_table
 
 
@@ -28,7 +28,7 @@ class Done(NamedTuple):
 class Worker:
     """Scores shards one after the other with an engine that starts when a row needs it."""
 
-    def __init__(self, job: Job, known: KnownRows) -> None:
+    def __init__(self, job: Job, known: ScoredRows) -> None:
         self._job = job
         self._known = known
         self._scorer: Scorer | None = None

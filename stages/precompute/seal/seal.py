@@ -27,7 +27,7 @@ from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.make_plan import Plan
 from reflogp.stages.precompute.plan.planned_shards import damaged, read_plan
 from reflogp.stages.precompute.score.account import accounts
-from reflogp.stages.precompute.score.finished import Finished, Survey, foreign, survey
+from reflogp.stages.precompute.score.finished import Finished, Stock, foreign, take_stock
 from reflogp.stages.precompute.seal.rescore import too_large, verify
 from reflogp.stages.progress import Console
 
@@ -41,7 +41,7 @@ def seal(job: Job, plan: Plan, console: Console) -> Manifest:
         ReflogpError: shards are missing, foreign, twice there or damaged; or the log-probs are not
             the model's.
     """
-    found = survey(job, plan.shards)
+    found = take_stock(job, plan.shards)
     _require_complete(job, plan, found)
     shards = _checked(job, plan, found.finished, console)
     problems = sum(len(one.origin.problems) for one in found.finished)
@@ -112,7 +112,7 @@ def _quarantine_path(job: Job) -> Path:
     return job.path("quarantine", ".parquet")
 
 
-def _require_complete(job: Job, plan: Plan, found: Survey) -> None:
+def _require_complete(job: Job, plan: Plan, found: Stock) -> None:
     strange = found.strange | dict.fromkeys(
         foreign(job, plan.shards), "is foreign: the plan has no such shard"
     )

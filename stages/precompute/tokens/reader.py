@@ -23,7 +23,7 @@ _ROWS_TO_DETECT_FROM = 100
 _ROWS_AT_ONCE = 64  # to the tokenizer, which shares them out to all cores
 
 
-class Rows:
+class Reader:
     """One pass over the source.
 
     Attributes:

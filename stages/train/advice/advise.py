@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from reflogp.stages.train.advice.drift import falling_chosen, length_exploitation, reference_drift
+from reflogp.stages.train.advice.evidence import MIN_STEPS, Advice, Evidence
 from reflogp.stages.train.advice.history import evaluations, training
 from reflogp.stages.train.advice.learning import (
     always_clipped,
@@ -11,10 +12,9 @@ from reflogp.stages.train.advice.learning import (
     nothing_trained,
     overfit,
 )
-from reflogp.stages.train.advice.run import MIN_STEPS, Advice, Run
 from reflogp.stages.train.losses.objective import uses
 
-RULES: tuple[Callable[[Run], Advice | None], ...] = (
+RULES: tuple[Callable[[Evidence], Advice | None], ...] = (
     nothing_trained,
     reference_drift,
     falling_chosen,
@@ -55,8 +55,8 @@ def advise(
     names = frozenset(losses)
     share = train.steps[-1] / total_steps if total_steps else 1.0
     reference = uses(dict.fromkeys(names, 1.0), "reference")
-    run = Run(train, evaluations(history), beta, names, reference, share, max_grad_norm)
-    found = [advice for rule in RULES if (advice := rule(run))]
+    seen = Evidence(train, evaluations(history), beta, names, reference, share, max_grad_norm)
+    found = [advice for rule in RULES if (advice := rule(seen))]
     codes = {advice.code for advice in found}
     explained = {name for code in codes for name in EXPLAINS.get(code, ())}
     return [advice for advice in found if advice.code not in explained]

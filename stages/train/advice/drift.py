@@ -2,8 +2,8 @@
 
 import math
 
-from reflogp.stages.train.advice.history import estimate
-from reflogp.stages.train.advice.run import CLEAR, UNCLEAR, Advice, Run
+from reflogp.stages.train.advice.evidence import CLEAR, UNCLEAR, Advice, Evidence
+from reflogp.stages.train.advice.history import mean_of
 from reflogp.stages.train.losses.objective import unpaired
 
 # Half a nat a token: the average token has 0.6 or 1.6 times the probability that the reference
@@ -26,13 +26,13 @@ LENGTH_GAP = 0.1
 LENGTH_CORRELATION = 0.2
 
 
-def reference_drift(run: Run) -> Advice | None:
+def reference_drift(seen: Evidence) -> Advice | None:
     """The policy is so far from the reference that its text may have broken down."""
-    if not run.reference:
+    if not seen.reference:
         return None
     for side in ("chosen", "rejected"):
-        nats = run.recent(f"rewards/{side}").over(run.beta)
-        per_token = nats.over(run.recent(f"lengths/{side}").mean)
+        nats = seen.recent(f"rewards/{side}").over(seen.beta)
+        per_token = nats.over(seen.recent(f"lengths/{side}").mean)
         far = nats.magnitude().above(DRIFT_NATS, CLEAR)
         if far and per_token.magnitude().above(DRIFT_NATS_PER_TOKEN, CLEAR):
             return Advice(
@@ -44,16 +44,16 @@ def reference_drift(run: Run) -> Advice | None:
     return None
 
 
-def falling_chosen(run: Run) -> Advice | None:
+def falling_chosen(seen: Evidence) -> Advice | None:
     """Likelihood displacement: the margin rises although chosen responses get less likely.
 
     Razin et al. 2024, "Unintentional Unalignment: Likelihood Displacement in Direct Preference
     Optimization"; Pal et al. 2024, "Smaug".
     """
-    if not run.reference or run.losses & FALL_IS_MEANT:
+    if not seen.reference or seen.losses & FALL_IS_MEANT:
         return None
-    margin = run.recent("rewards/margins").over(run.beta)
-    fall = run.recent("rewards/chosen").over(-run.beta)
+    margin = seen.recent("rewards/margins").over(seen.beta)
+    fall = seen.recent("rewards/chosen").over(-seen.beta)
     level = max(FALL_NATS, FALL_SHARE_OF_MARGIN * margin.mean)
     if not (margin.above(0, CLEAR) and fall.above(0, CLEAR) and fall.mean > level):
         return None
@@ -61,22 +61,22 @@ def falling_chosen(run: Run) -> Advice | None:
         "falling_chosen",
         f"Chosen responses get less likely: their log-ratio is {-fall.mean:+.1f} nats, while the "
         f"margin has risen to {margin.mean:+.1f} nats (likelihood displacement).",
-        _hold_up(run.losses),
+        _hold_up(seen.losses),
     )
 
 
-def length_exploitation(run: Run) -> Advice | None:
+def length_exploitation(seen: Evidence) -> Advice | None:
     """The margin comes from how long responses are, not from what their tokens say.
 
     Park et al. 2024, "Disentangling Length from Quality in Direct Preference Optimization".
     """
-    accuracy, per_token = run.late("rewards/accuracies"), run.late("rewards/accuracies_per_token")
-    gap = estimate(
-        run.late_steps("rewards/accuracies") - run.late_steps("rewards/accuracies_per_token")
+    accuracy, per_token = seen.late("rewards/accuracies"), seen.late("rewards/accuracies_per_token")
+    gap = mean_of(
+        seen.late_steps("rewards/accuracies") - seen.late_steps("rewards/accuracies_per_token")
     )
-    correlation = run.late("rewards/length_correlation").mean
-    sums_rise = run.late("rewards/margins").above(0, CLEAR)
-    tokens_rise = run.late("rewards/margins_per_token").above(0, UNCLEAR)
+    correlation = seen.late("rewards/length_correlation").mean
+    sums_rise = seen.late("rewards/margins").above(0, CLEAR)
+    tokens_rise = seen.late("rewards/margins_per_token").above(0, UNCLEAR)
     tokens_rise = tokens_rise and per_token.above(0.5, UNCLEAR)
     clear = sums_rise and gap.above(0, CLEAR) and gap.mean > LENGTH_GAP
     # where no correlation was logged, the gap must do

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Column = NDArray[np.float64]
 
 
-class Estimate(NamedTuple):
+class Mean(NamedTuple):
     """A mean over steps and its standard error."""
 
     mean: float
@@ -20,20 +20,20 @@ class Estimate(NamedTuple):
         """Whether it lies above `level` by more than so many standard errors."""
         return self.mean - level > errors * self.error
 
-    def minus(self, other: "Estimate") -> "Estimate":
+    def minus(self, other: "Mean") -> "Mean":
         """The difference of two means over different steps."""
-        return Estimate(self.mean - other.mean, math.hypot(self.error, other.error))
+        return Mean(self.mean - other.mean, math.hypot(self.error, other.error))
 
-    def over(self, divisor: float) -> "Estimate":
+    def over(self, divisor: float) -> "Mean":
         """The same in other units."""
-        return Estimate(self.mean / divisor, self.error / abs(divisor))
+        return Mean(self.mean / divisor, self.error / abs(divisor))
 
-    def magnitude(self) -> "Estimate":
+    def magnitude(self) -> "Mean":
         """How far from 0."""
-        return Estimate(abs(self.mean), self.error)
+        return Mean(abs(self.mean), self.error)
 
 
-class Columns:
+class Logged:
     """Metrics of one kind, step by step.
 
     Attributes:
@@ -54,17 +54,17 @@ class Columns:
         return np.array([entry.get(name, math.nan) for entry in self._entries], np.float64)
 
 
-def training(history: Sequence[Mapping[str, float]]) -> Columns:
+def training(history: Sequence[Mapping[str, float]]) -> Logged:
     """What was logged of training steps."""
-    return Columns([entry for entry in history if "loss" in entry])
+    return Logged([entry for entry in history if "loss" in entry])
 
 
-def evaluations(history: Sequence[Mapping[str, float]]) -> Columns:
+def evaluations(history: Sequence[Mapping[str, float]]) -> Logged:
     """What was logged of evaluations; names without eval_."""
-    return Columns([entry for entry in history if "eval_loss" in entry], "eval_")
+    return Logged([entry for entry in history if "eval_loss" in entry], "eval_")
 
 
-def estimate(values: Column) -> Estimate:
+def mean_of(values: Column) -> Mean:
     """The mean of the values that are there, and its standard error; NaN where there are none.
 
     Steps hold other pairs each, so they count as independent; a trend within them only makes the
@@ -72,8 +72,8 @@ def estimate(values: Column) -> Estimate:
     """
     values = values[np.isfinite(values)]
     if len(values) < 2:
-        return Estimate(float(values[0]) if len(values) else math.nan, math.inf)
-    return Estimate(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)))
+        return Mean(float(values[0]) if len(values) else math.nan, math.inf)
+    return Mean(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)))
 
 
 def last(values: Column, share: float, fewest: int) -> Column:

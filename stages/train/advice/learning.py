@@ -4,16 +4,16 @@ import math
 
 import numpy as np
 
-from reflogp.stages.train.advice.history import Estimate, estimate, last
-from reflogp.stages.train.advice.run import (
+from reflogp.stages.train.advice.evidence import (
     CLEAR,
     MIN_STEPS,
     MIN_WINDOW,
     RECENT,
     UNCLEAR,
     Advice,
-    Run,
+    Evidence,
 )
+from reflogp.stages.train.advice.history import Mean, last, mean_of
 from reflogp.stages.train.losses.objective import unpaired
 
 # A third of the run is more than its warm-up. A mean margin below 0.1 nats orders no pair, and the
@@ -41,9 +41,9 @@ CLIPPED_SHARE = 0.9
 CONSTANT = 1e-6
 
 
-def nothing_trained(run: Run) -> Advice | None:
+def nothing_trained(seen: Evidence) -> Advice | None:
     """Not a single step changed anything."""
-    loss, norms = run.train["loss"], run.train["grad_norm"]
+    loss, norms = seen.train["loss"], seen.train["grad_norm"]
     still = bool((norms == 0).all())
     if not still and np.ptp(loss) > CONSTANT * abs(loss.mean()):
         return None
@@ -55,21 +55,21 @@ def nothing_trained(run: Run) -> Advice | None:
     )
 
 
-def flat_margins(run: Run) -> Advice | None:
+def flat_margins(seen: Evidence) -> Advice | None:
     """After a third of the run the margin has not left its noise."""
-    if run.share < FLAT_AFTER or len(run.train) < FLAT_MIN_STEPS:
+    if seen.share < FLAT_AFTER or len(seen.train) < FLAT_MIN_STEPS:
         return None
-    margin = run.late("rewards/margins")
-    if not run.reference:  # then it starts anywhere
-        margin = margin.minus(estimate(run.train["rewards/margins"][:MIN_STEPS]))
-    rises = margin.above(0, UNCLEAR) and margin.mean > FLAT_NATS * run.beta
+    margin = seen.late("rewards/margins")
+    if not seen.reference:  # then it starts anywhere
+        margin = margin.minus(mean_of(seen.train["rewards/margins"][:MIN_STEPS]))
+    rises = margin.above(0, UNCLEAR) and margin.mean > FLAT_NATS * seen.beta
     if rises or math.isnan(margin.mean):
         return None
     moved = [
         side
         for side in ("chosen", "rejected")
-        if run.reference
-        and (nats := run.late(f"rewards/{side}").over(run.beta).magnitude()).above(0, CLEAR)
+        if seen.reference
+        and (nats := seen.late(f"rewards/{side}").over(seen.beta).magnitude()).above(0, CLEAR)
         and nats.mean > MOVED_NATS
     ]
     figures = f"{margin.mean:+.2g} +- {margin.error:.1g} over the second half of the steps so far"
@@ -79,11 +79,11 @@ def flat_margins(run: Run) -> Advice | None:
             f"The margin has not left its noise ({figures}), although the policy moves: the labels "
             "do not lead it.",
             "Check that good and bad responses are not mixed up."
-            if unpaired(run.losses)
+            if unpaired(seen.losses)
             else "Check that chosen and rejected are not mixed up or alike; for noisy labels "
             "--loss robust or cdpo.",
         )
-    rate = np.nanmax(run.train["learning_rate"])
+    rate = np.nanmax(seen.train["learning_rate"])
     return Advice(
         "flat_margins",
         f"The margin has not left its noise ({figures}): the policy hardly moves.",
@@ -91,9 +91,9 @@ def flat_margins(run: Run) -> Advice | None:
     )
 
 
-def overfit(run: Run) -> Advice | None:
+def overfit(seen: Evidence) -> Advice | None:
     """On held-out pairs it gets worse, or no better, while on training pairs it gets better."""
-    losses, steps = run.evals["loss"], run.evals.steps
+    losses, steps = seen.evals["loss"], seen.evals.steps
     if len(losses) < 3:
         return None
     best = int(losses.argmin())
@@ -103,7 +103,7 @@ def overfit(run: Run) -> Advice | None:
         f"Train fewer --epochs (step {steps[best]:.0f} evaluates best), set --early-stopping, "
         "lower --learning-rate, or raise --beta."
     )
-    fallen = _gain(run, "loss", steps[best]).over(-1)
+    fallen = _gain(seen, "loss", steps[best]).over(-1)
     if min(losses[-2:]) > losses[best] + rise and fallen.above(0, UNCLEAR):
         return Advice(
             "overfit",
@@ -111,10 +111,10 @@ def overfit(run: Run) -> Advice | None:
             f"{losses[-1]:.4f}, while training's falls.",
             remedy,
         )
-    margins, middle = run.evals["rewards/margins"], len(losses) // 2
-    gain = _gain(run, "rewards/margins", steps[middle])
+    margins, middle = seen.evals["rewards/margins"], len(losses) // 2
+    gain = _gain(seen, "rewards/margins", steps[middle])
     stalls = margins[-1] - margins[middle] < STALL_GAIN * gain.mean
-    ahead = run.recent("rewards/margins").mean > 2 * margins[-1]
+    ahead = seen.recent("rewards/margins").mean > 2 * margins[-1]
     if len(losses) > 3 and gain.above(0, CLEAR) and stalls and ahead:
         return Advice(
             "overfit",
@@ -125,10 +125,10 @@ def overfit(run: Run) -> Advice | None:
     return None
 
 
-def memorised(run: Run) -> Advice | None:
+def memorised(seen: Evidence) -> Advice | None:
     """There is nothing left to learn from these pairs."""
-    accuracies = last(run.train["rewards/accuracies"], RECENT, MIN_WINDOW)
-    start, loss = run.train["loss"][:MIN_WINDOW].mean(), run.recent("loss").mean
+    accuracies = last(seen.train["rewards/accuracies"], RECENT, MIN_WINDOW)
+    start, loss = seen.train["loss"][:MIN_WINDOW].mean(), seen.recent("loss").mean
     if not (accuracies == 1).all() or not 0 <= loss < MEMORISED_LOSS * start:
         return None
     return Advice(
@@ -139,25 +139,25 @@ def memorised(run: Run) -> Advice | None:
     )
 
 
-def always_clipped(run: Run) -> Advice | None:
+def always_clipped(seen: Evidence) -> Advice | None:
     """The clipping, not the learning rate, decides how far a step goes."""
-    norms = run.late_steps("grad_norm")
-    if not run.max_grad_norm or not np.isfinite(norms).any():
+    norms = seen.late_steps("grad_norm")
+    if not seen.max_grad_norm or not np.isfinite(norms).any():
         return None
-    share = float((norms > CLIPPED_TIMES * run.max_grad_norm).mean())
+    share = float((norms > CLIPPED_TIMES * seen.max_grad_norm).mean())
     if share < CLIPPED_SHARE:
         return None
     return Advice(
         "always_clipped",
         f"The gradient is clipped nearly always: in {share:.0%} of the steps its norm is over "
-        f"{CLIPPED_TIMES:g} times the limit of {run.max_grad_norm:g}; the median is "
+        f"{CLIPPED_TIMES:g} times the limit of {seen.max_grad_norm:g}; the median is "
         f"{np.median(norms):.1f}.",
         f"Raise --max-grad-norm (towards {np.median(norms):.2g}), or enlarge --accumulation; where "
         "the loss jumps, lower --learning-rate.",
     )
 
 
-def _gain(run: Run, name: str, step: float) -> Estimate:
+def _gain(seen: Evidence, name: str, step: float) -> Mean:
     """By how much training's recent mean differs from that of the steps before `step`."""
-    before = run.train[name][run.train.steps <= step]
-    return run.recent(name).minus(estimate(last(before, RECENT, MIN_WINDOW)))
+    before = seen.train[name][seen.train.steps <= step]
+    return seen.recent(name).minus(mean_of(last(before, RECENT, MIN_WINDOW)))

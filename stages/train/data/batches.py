@@ -31,7 +31,7 @@ class Batch(TypedDict):
         targets: int64 [n], those tokens.
         owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each token belongs to.
         ref_logps: SUM_DTYPE [2b] or [b], log pi_ref(y|x) in nats.
-        weights: SUM_DTYPE [b], of each pair's or row's loss in training.
+        row_weights: SUM_DTYPE [b], of each pair's or row's loss in training.
         ref_shared_logps: SUM_DTYPE [2b], log pi_ref of each response's first tokens, as many as
             the shorter response of its pair has; only if the pairs have it.
         desirable: bool [b], True where the response is good; unpaired rows only.
@@ -44,7 +44,7 @@ class Batch(TypedDict):
     targets: Tensor
     owners: Tensor
     ref_logps: Tensor
-    weights: Tensor
+    row_weights: Tensor
     ref_shared_logps: NotRequired[Tensor]
     desirable: NotRequired[Tensor]
     kl: NotRequired[Tensor]
@@ -157,7 +157,7 @@ def _batch(
         targets=torch.from_numpy(np.concatenate(responses).astype(np.int64)),
         owners=torch.from_numpy(owners),
         ref_logps=torch.tensor(references, dtype=SUM_DTYPE),
-        weights=torch.tensor(weights, dtype=SUM_DTYPE),
+        row_weights=torch.tensor(weights, dtype=SUM_DTYPE),
     )
 
 

@@ -17,7 +17,7 @@ from reflogp.stages.train.losses.registry import EVERY_LOSS, LOSSES, UNPAIRED_LO
 Row = Pair | Unpaired
 
 
-class Rows(Protocol):
+class CachedRows(Protocol):
     """Pairs or unpaired rows by position: all or some rows of a cache."""
 
     def __len__(self) -> int: ...
@@ -45,7 +45,7 @@ def cached_rows(
     return CachedPairs(cache, manifest, tokens=uses(names, "tokens"), limits=limits)
 
 
-def longest(rows: Rows) -> list[Row]:
+def longest(rows: CachedRows) -> list[Row]:
     """The rows with the longest sequences in the whole cache of `rows`, held-out rows included."""
     cache: Any = rows.dataset if isinstance(rows, Subset) else rows
     return [cache[row] for row in cache.longest()] if len(cache) else []
@@ -80,7 +80,7 @@ def require_fitting(cache: Path, manifest: Manifest, losses: Iterable[str]) -> N
             f"label). Give one that fits: --loss {', '.join(LOSSES)}; or precompute an unpaired "
             "data set."
         )
-    if manifest.weights is not None:
+    if manifest.row_weights is not None:
         _require_weighable(cache, names)
 
 

@@ -8,10 +8,10 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from reflogp.stages.train.data.cached_rows import Rows
+from reflogp.stages.train.data.cached_rows import CachedRows
 
 
-def held_out(pairs: Rows, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
+def held_out(pairs: CachedRows, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
     """Split a cache's rows into those to train on and those to evaluate on.
 
     All rows of a prompt go to the same side, because a prompt seen in training says nothing about

@@ -48,27 +48,27 @@ class EpochLoader(DataLoader[list[Row]]):
         self.batch_sampler.set_epoch(epoch)
 
 
-class Share(NamedTuple, Generic[AnyRow]):
+class Pass(NamedTuple, Generic[AnyRow]):
     """One forward pass of one process.
 
     Attributes:
         pairs: the rows that go through the policy.
-        weight: of their mean in the mean over all pairs; 0 for a pass that only fills up the
-            number of passes of this process.
+        fraction: of the step's pairs; it weights the mean over these. 0 for a pass that only fills
+            up the number of passes of this process.
     """
 
     pairs: Sequence[AnyRow]
-    weight: float
+    fraction: float
 
 
-def shares(
+def passes(
     pairs: Sequence[AnyRow],
     size: int,
     process: int = 0,
     processes: int = 1,
     *,
     even: bool = False,
-) -> list[Share[AnyRow]]:
+) -> list[Pass[AnyRow]]:
     """One process's forward passes over pairs that all processes have.
 
     A pass has pairs of similar length, which saves padding, and fewer pairs if they are long. The
@@ -86,8 +86,8 @@ def shares(
     sizes = [size] * -(-len(pairs) // size) if even else _balanced(ordered, size)
     ends = [0, *accumulate(sizes)]
     groups = [ordered[start:end] for start, end in pairwise(ends)]
-    found = [Share(group, len(group) / len(pairs)) for group in groups]
-    found += [Share(groups[0], 0.0)] * (-len(groups) % processes)
+    found = [Pass(group, len(group) / len(pairs)) for group in groups]
+    found += [Pass(groups[0], 0.0)] * (-len(groups) % processes)
     return found[process::processes]
 
 
@@ -98,11 +98,11 @@ def _balanced(ordered: Sequence[Row], size: int) -> list[int]:
     largest pass, padding included.
     """
     lengths = [pair.distinct_tokens for pair in ordered]
-    passes = -(-len(lengths) // size)
+    number = -(-len(lengths) // size)
     limits = range(lengths[0], size * lengths[0] + 1)
-    least = bisect_left(limits, True, key=lambda limit: len(_cut(lengths, limit)) <= passes)
+    least = bisect_left(limits, True, key=lambda limit: len(_cut(lengths, limit)) <= number)
     sizes = _cut(lengths, limits[least])
-    while len(sizes) < passes:  # Trainer counts the passes to know when a step is complete
+    while len(sizes) < number:  # Trainer counts the passes to know when a step is complete
         most = sizes.index(max(sizes))
         sizes[most : most + 1] = [sizes[most] // 2, -(-sizes[most] // 2)]
     return sizes

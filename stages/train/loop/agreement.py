@@ -14,8 +14,8 @@ from torch import Tensor
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.data_schemas.verification import Verification
 from reflogp.stages.train.config import TrainConfig
-from reflogp.stages.train.data.cached_rows import Row, Rows, longest
-from reflogp.stages.train.losses.inputs import Logps
+from reflogp.stages.train.data.cached_rows import CachedRows, Row, longest
+from reflogp.stages.train.losses.inputs import AnyLogps
 from reflogp.stages.train.losses.objective import uses
 
 _SAMPLE = 8  # pairs; they take an eighth of the time of a usual step
@@ -27,8 +27,8 @@ _ROUNDING_OF_A_RESPONSE = 1e-2
 
 
 def disagreement(
-    score: Callable[[list[Row]], Logps],
-    pairs: Rows,
+    score: Callable[[list[Row]], AnyLogps],
+    pairs: CachedRows,
     manifest: Manifest,
     batch: int,
     *,
@@ -64,7 +64,7 @@ def disagreement(
     )
 
 
-def _logratios(score: Callable[[list[Row]], Logps], sample: list[Row], batch: int) -> Tensor:
+def _logratios(score: Callable[[list[Row]], AnyLogps], sample: list[Row], batch: int) -> Tensor:
     """log pi - log ref of each response, in nats, with `batch` rows scored at once."""
     shares = [sample[start : start + batch] for start in range(0, len(sample), batch)]
     # a batch of pairs has its chosen responses first, so the view has one row per side

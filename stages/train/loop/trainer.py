@@ -16,13 +16,13 @@ from reflogp.stages.train.data.batches import Batch, Collate
 from reflogp.stages.train.data.cached_pairs import Pair
 from reflogp.stages.train.data.cached_rows import Row
 from reflogp.stages.train.data.cached_unpaired import Unpaired
-from reflogp.stages.train.data.steps import EpochLoader, Share, ShuffledBatches, shares
+from reflogp.stages.train.data.steps import EpochLoader, Pass, ShuffledBatches, passes
 from reflogp.stages.train.loop.arguments import enable_fsdp_on_cpu
 from reflogp.stages.train.loop.batch_logps import pair_logps, unpaired_logps
 from reflogp.stages.train.loop.best import ROWS
 from reflogp.stages.train.loop.host_memory import give_back
 from reflogp.stages.train.loop.metrics import Means, ValuesOfRows, completed, metrics
-from reflogp.stages.train.losses.inputs import Logps
+from reflogp.stages.train.losses.inputs import AnyLogps
 from reflogp.stages.train.losses.objective import Objective
 from reflogp.stages.train.losses.unpaired import kl_estimate
 from reflogp.stages.train.model.policy import trained_digest
@@ -113,10 +113,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         pairs = [pair for batch in batches for pair in batch]
         self.pairs_seen += len(pairs)
-        own, kl = self._shares(pairs), self._reference_point(pairs)
+        own, kl = self._passes(pairs), self._reference_point(pairs)
         # Trainer takes the mean over the passes, and the mean over the processes.
         scale = len(own) * self.args.world_size
-        return [self._inputs(share, share.weight * scale, kl) for share in own], None
+        return [self._inputs(one, one.fraction * scale, kl) for one in own], None
 
     def compute_loss(
         self,
@@ -132,7 +132,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         result, logps = self._evaluated(model, inputs["batch"])
         self._metrics.add(metrics(result, logps, counted=inputs["weight"] > 0))
         self._diverged |= not bool(result.loss.detach().isfinite().all())
-        loss = (result.loss * inputs["batch"]["weights"]).mean() * inputs["weight"]
+        loss = (result.loss * inputs["batch"]["row_weights"]).mean() * inputs["weight"]
         if self._gives_back and next(self.model.parameters()).grad is not None:
             give_back()  # memory peaks in the passes during which gradients exist
         return (loss, result._asdict()) if return_outputs else loss
@@ -155,15 +155,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             rows = [data[row] for row in range(start, end)]
             places = {id(row): start + place for place, row in enumerate(rows)}
             kl = self._reference_point(rows)
-            for share in self._shares(rows):
-                inputs = self._prepare_inputs(self._inputs(share, share.weight, kl))
+            for one in self._passes(rows):
+                inputs = self._prepare_inputs(self._inputs(one, one.fraction, kl))
                 with self.compute_loss_context_manager():
                     result, logps = self._evaluated(model, inputs["batch"])
-                counted = share.weight > 0
+                counted = one.fraction > 0
                 loss = {"loss": result.loss[: None if counted else 0]}
                 means.add(loss | metrics(result, logps, counted=counted))
                 if counted:
-                    values.put([places[id(row)] for row in share.pairs], result, logps)
+                    values.put([places[id(row)] for row in one.pairs], result, logps)
         model.train(was_training)
         found = completed(means.take(self._over_processes()))
         logged = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -180,10 +180,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return False
 
     @torch.no_grad()
-    def logps(self, rows: Sequence[Row]) -> Logps:
+    def logps(self, rows: Sequence[Row]) -> AnyLogps:
         """Log-probs of rows as training computes them, on this process alone, without gradients."""
         model: nn.Module = self.model_wrapped
-        inputs = self._prepare_inputs(self._inputs(Share(rows, 1.0), 1.0))
+        inputs = self._prepare_inputs(self._inputs(Pass(rows, 1.0), 1.0))
         was_training = model.training
         model.eval()
         with self.compute_loss_context_manager():
@@ -199,7 +199,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         this.
         """
         model: nn.Module = self.model  # DDP's wrapper would wait for the other processes
-        batch = cast(Batch, self._prepare_inputs(self._inputs(Share(pairs, 1.0), 1.0))["batch"])
+        batch = cast(Batch, self._prepare_inputs(self._inputs(Pass(pairs, 1.0), 1.0))["batch"])
         was_training = model.training
         model.eval()
         with self.compute_loss_context_manager():
@@ -250,27 +250,27 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if not crossed:
             return None
         mean = torch.zeros((), dtype=SUM_DTYPE)
-        for share in self._shares(crossed):
-            mean += share.weight * self.logps(share.pairs).logratios.mean().cpu()
+        for one in self._passes(crossed):
+            mean += one.fraction * self.logps(one.pairs).logratios.mean().cpu()
         reduce = self._over_processes()
         return kl_estimate(mean if reduce is None else reduce(mean))
 
-    def _shares(self, pairs: Sequence[Row]) -> list[Share[Row]]:
+    def _passes(self, pairs: Sequence[Row]) -> list[Pass[Row]]:
         size, rank = self.args.per_device_train_batch_size, self.args.process_index
-        return shares(pairs, size, rank, self.args.world_size, even=self._even)
+        return passes(pairs, size, rank, self.args.world_size, even=self._even)
 
-    def _inputs(self, share: Share[Row], weight: float, kl: Tensor | None = None) -> dict[str, Any]:
-        batch = self._collate(share.pairs)
+    def _inputs(self, one: Pass[Row], weight: float, kl: Tensor | None = None) -> dict[str, Any]:
+        batch = self._collate(one.pairs)
         if kl is not None:
             batch["kl"] = kl
         return {"batch": batch, "weight": weight}
 
-    def _evaluated(self, model: nn.Module, batch: Any) -> tuple[Any, Logps]:
+    def _evaluated(self, model: nn.Module, batch: Any) -> tuple[Any, AnyLogps]:
         """The loss and rewards of a batch, and the log-probs that they come from."""
         logps = self._scored(model, batch)
         return self._loss(logps), logps
 
-    def _scored(self, model: nn.Module, batch: Any) -> Logps:
+    def _scored(self, model: nn.Module, batch: Any) -> AnyLogps:
         batch = cast(Batch, batch)
         logps, squares = self._token_logps(model, batch)
         if "desirable" in batch:

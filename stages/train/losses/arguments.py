@@ -9,8 +9,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-InnerShare = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+InnerFraction = Annotated[float, Field(gt=0, lt=1)]
 FlipRate = Annotated[float, Field(ge=0, lt=0.5)]
 """Share of the pairs whose labels are assumed to be swapped."""
 

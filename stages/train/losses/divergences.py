@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reflogp.stages.train.losses.arguments import InnerShare, Positive
+from reflogp.stages.train.losses.arguments import InnerFraction, Positive
 from reflogp.stages.train.losses.inputs import PairLogps
 
 # Above this, exp continues as its tangent: it still grows, and never overflows.
@@ -31,7 +31,7 @@ def fdpo_js(pairs: PairLogps, *, beta: Positive = 0.1) -> Tensor:
     return -F.logsigmoid(beta * (chosen - rejected))
 
 
-def fdpo_alpha(pairs: PairLogps, *, beta: Positive = 0.1, alpha: InnerShare = 0.5) -> Tensor:
+def fdpo_alpha(pairs: PairLogps, *, beta: Positive = 0.1, alpha: InnerFraction = 0.5) -> Tensor:
     """f-DPO with an alpha-divergence, f'(u) = (1 - u^-alpha) / alpha.
 
     Args:

@@ -102,4 +102,4 @@ class UnpairedLogps(NamedTuple):
         return self.policy - self.reference
 
 
-Logps = PairLogps | UnpairedLogps
+AnyLogps = PairLogps | UnpairedLogps

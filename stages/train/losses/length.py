@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from reflogp.stages.train.losses.arguments import NonNegative, Positive, Share
+from reflogp.stages.train.losses.arguments import Fraction, NonNegative, Positive
 from reflogp.stages.train.losses.inputs import PairLogps
 from reflogp.stages.train.losses.pairwise import dpo
 
@@ -35,7 +35,7 @@ def rdpo(pairs: PairLogps, *, beta: Positive = 0.1, alpha: NonNegative = 0.01) -
     return -F.logsigmoid(beta * margins + alpha * difference)
 
 
-def ld_dpo(pairs: PairLogps, *, beta: Positive = 0.1, ld_alpha: Share = 0.5) -> Tensor:
+def ld_dpo(pairs: PairLogps, *, beta: Positive = 0.1, ld_alpha: Fraction = 0.5) -> Tensor:
     """LD-DPO: tokens beyond the shorter response's length count `ld_alpha` times.
 
     Liu et al. 2024, "Length Desensitization in Direct Preference Optimization": a response's

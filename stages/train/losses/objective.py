@@ -49,7 +49,7 @@ Objective = Callable[[Any], Any]
 
 
 def objective(
-    weights: Mapping[str, float],
+    loss_weights: Mapping[str, float],
     *,
     beta: float,
     arguments: Mapping[str, Any] | None = None,
@@ -58,17 +58,17 @@ def objective(
     """Build the weighted sum of losses, as one function of pairs or of unpaired rows.
 
     Args:
-        weights: the weight of each loss, by its name in registry.py.
+        loss_weights: the weight of each loss, by its name in registry.py.
         beta: for all of the losses, and for the rewards.
         arguments: further keyword arguments; each goes to every loss that has it.
         weighting: "wpo" weights each pair by its likelihood under the policy.
     """
     given = {"beta": beta, **(arguments or {})}
-    total = _weighted(weights, given)
-    if unpaired(weights):
+    total = _weighted(loss_weights, given)
+    if unpaired(loss_weights):
         return lambda rows: _of_unpaired(rows, total(rows), beta)
-    reference = uses(weights, "reference")
-    of_means = rewards_are_means(weights)
+    reference = uses(loss_weights, "reference")
+    of_means = rewards_are_means(loss_weights)
 
     def evaluate(pairs: PairLogps) -> PreferenceLoss:
         loss = total(pairs)
@@ -82,9 +82,9 @@ def objective(
     return evaluate
 
 
-def rewards_are_means(weights: Mapping[str, float]) -> bool:
+def rewards_are_means(loss_weights: Mapping[str, float]) -> bool:
     """Whether rewards are beta times the mean log-prob per token (SimPO, ORPO), not the sum."""
-    return not uses(weights, "reference") and LOSSES[next(iter(weights))].mean_reward
+    return not uses(loss_weights, "reference") and LOSSES[next(iter(loss_weights))].mean_reward
 
 
 def uses(names: Iterable[str], need: str) -> bool:
@@ -97,9 +97,11 @@ def unpaired(names: Iterable[str]) -> bool:
     return any(name in UNPAIRED_LOSSES for name in names)
 
 
-def _weighted(weights: Mapping[str, float], given: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+def _weighted(
+    loss_weights: Mapping[str, float], given: Mapping[str, Any]
+) -> Callable[[Any], Tensor]:
     """The weighted sum of losses. Each loss gets only the arguments that it has."""
-    terms = [(weight, EVERY_LOSS[name].function) for name, weight in weights.items()]
+    terms = [(weight, EVERY_LOSS[name].function) for name, weight in loss_weights.items()]
 
     def total(rows: Any) -> Tensor:
         parts = []

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from reflogp.stages.train.losses.arguments import FlipRate, InnerShare, Positive
+from reflogp.stages.train.losses.arguments import FlipRate, InnerFraction, Positive
 from reflogp.stages.train.losses.inputs import PairLogps
 
 
@@ -93,7 +93,7 @@ def exo(
     return torch.sigmoid(logits) * chosen + torch.sigmoid(-logits) * rejected
 
 
-def discopop(pairs: PairLogps, *, beta: Positive = 0.05, tau: InnerShare = 0.05) -> Tensor:
+def discopop(pairs: PairLogps, *, beta: Positive = 0.05, tau: InnerFraction = 0.05) -> Tensor:
     """DiscoPOP: logistic for negative margins, exponential for positive ones.
 
     Lu et al. 2024, "Discovering Preference Optimization Algorithms with and for Large Language

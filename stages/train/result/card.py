@@ -53,7 +53,7 @@ These figures are of the training data. {_held_out(record)}
 def _weights(record: RunRecord) -> str:
     if record.weights is None:
         return ""
-    return f"\n| weights of the loss | {record.weights} |"
+    return f"\n| row weights | {record.weights} |"
 
 
 def _held_out(record: RunRecord) -> str:

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from reflogp.data_schemas.run_record import RunRecord, RunWarning, StepMetrics
-from reflogp.stages.train.job import Job
+from reflogp.stages.train.job import TrainJob
 from reflogp.stages.train.loop.agreement import first_margin_noise
 from reflogp.stages.train.loop.trainer import PreferenceTrainer
 from reflogp.stages.train.model.policy import trainable_parameters
@@ -14,7 +14,7 @@ _MARGINS, _ACCURACIES = "rewards/margins_per_token", "rewards/accuracies_per_tok
 
 
 def outcome(
-    job: Job,
+    job: TrainJob,
     trainer: PreferenceTrainer,
     *,
     warnings: list[RunWarning],
@@ -43,7 +43,7 @@ def outcome(
         adapter=None if job.adapter is None else str(job.adapter),
         settings=config.model_dump(mode="json"),
         kind=job.manifest.kind,
-        weights=job.manifest.weights,
+        weights=job.manifest.row_weights,
         pairs=len(trainer.train_dataset),
         evaluated_pairs=0 if evaluated is None else len(evaluated),
         steps=state.global_step,

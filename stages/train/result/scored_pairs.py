@@ -20,8 +20,8 @@ from reflogp.stages.forward.response_logps import SUM_DTYPE
 from reflogp.stages.model.loading import load_saved_tokenizer
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.data.cached_pairs import Pair
-from reflogp.stages.train.data.cached_rows import Rows
-from reflogp.stages.train.job import Job
+from reflogp.stages.train.data.cached_rows import CachedRows
+from reflogp.stages.train.job import TrainJob
 from reflogp.stages.train.loop.trainer import PreferenceTrainer
 from reflogp.stages.train.losses.inputs import PairLogps
 from reflogp.stages.train.losses.objective import rewards, rewards_are_means, uses
@@ -36,10 +36,10 @@ _CACHED = [
 
 def score_sample(
     trainer: PreferenceTrainer,
-    job: Job,
+    job: TrainJob,
     folder: Path,
-    trained: Rows,
-    evaluated: Rows | None,
+    trained: CachedRows,
+    evaluated: CachedRows | None,
 ) -> None:
     """Write pairs.parquet into the folder of the result, where the tokenizer stands already.
 
@@ -84,7 +84,7 @@ def score_sample(
 
 
 def _token_logps(
-    trainer: PreferenceTrainer, pairs: Rows, sample: list[int], batch: int
+    trainer: PreferenceTrainer, pairs: CachedRows, sample: list[int], batch: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Of each sampled pair, the log-probs of the tokens of chosen and rejected, float32."""
     every = [pair for row in sample if isinstance(pair := pairs[row], Pair)]

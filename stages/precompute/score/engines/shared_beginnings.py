@@ -28,7 +28,7 @@ class Question(NamedTuple):
     targets: Ids
 
 
-class Plan(NamedTuple):
+class Questions(NamedTuple):
     """Questions, and where each request's log-probs stand in the answers, joined."""
 
     questions: list[Question]
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
         return [joined[place] for place in self.places]
 
 
-def plan(requests: Sequence[Request]) -> Plan:
+def ask_once(requests: Sequence[Request]) -> Questions:
     """Questions that together give every log-prob that `requests` want, each asked once.
 
     They are sorted by prompt, then by response: what begins alike stands together, so the engine's
@@ -50,7 +50,7 @@ def plan(requests: Sequence[Request]) -> Plan:
     walk = _Walk()
     pairs = dict(zip(order, [walk.add(requests[i]) for i in order], strict=True))
     questions, place = walk.questions()
-    return Plan(questions, [place[pairs[i]] for i in range(len(requests))])
+    return Questions(questions, [place[pairs[i]] for i in range(len(requests))])
 
 
 class _Walk:

@@ -18,7 +18,7 @@ from reflogp.data_schemas.manifest import Dtype
 from reflogp.stages.model.loading import architecture
 from reflogp.stages.precompute.score.engines import vllm_engine, vllm_lora
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
-from reflogp.stages.precompute.score.engines.shared_beginnings import Question, plan
+from reflogp.stages.precompute.score.engines.shared_beginnings import Question, ask_once
 from reflogp.stages.precompute.score.engines.vllm_plugin import pack, pooling_name
 
 _TASK = "token_classify"
@@ -81,14 +81,14 @@ class VllmPoolerScorer:
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.score. A log-prob that could not be had is NaN."""
-        work = plan(requests)
-        questions = work.questions
+        asked = ask_once(requests)
+        questions = asked.questions
         answers = self._ask(questions, use_cache=True)
         missing = [i for i, answer in enumerate(answers) if np.isnan(answer).any()]
         again = self._ask([questions[i] for i in missing], use_cache=False)
         for i, answer in zip(missing, again, strict=True):
             answers[i] = answer
-        return work.collect(answers)
+        return asked.collect(answers)
 
     def rescore(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.rescore."""

@@ -8,14 +8,14 @@ from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard
 from reflogp.stages.precompute.score.engines.choose import choose
 from reflogp.stages.precompute.score.ray.cluster import require_here
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.score.worker import Done, Worker
 
 
 class ShardActor:
     """One engine. It writes its shards itself, straight to the cache's file system."""
 
-    def __init__(self, job: Job, known: KnownRows) -> None:
+    def __init__(self, job: Job, known: ScoredRows) -> None:
         self._job = job
         self._worker = Worker(job, known)
 

@@ -6,7 +6,7 @@ from reflogp.stages.precompute.division import Crew
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.score.ray.actor import ShardActor
 from reflogp.stages.precompute.score.ray.cluster import Room
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 
 _FLOOR_SECONDS = 3600.0
 _TIMES = 20.0
@@ -54,7 +54,7 @@ class Roster:
             does: a node that cannot do the work is not asked for ever.
     """
 
-    def __init__(self, job: Job, known: KnownRows, room: Room, bounds: Crew) -> None:
+    def __init__(self, job: Job, known: ScoredRows, room: Room, bounds: Crew) -> None:
         import ray
 
         self.starting: dict[Any, Any] = {}

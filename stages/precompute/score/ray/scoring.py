@@ -15,10 +15,10 @@ from reflogp.stages.precompute.division import crew
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard
 from reflogp.stages.precompute.score.account import Account
-from reflogp.stages.precompute.score.finished import survey
+from reflogp.stages.precompute.score.finished import take_stock
 from reflogp.stages.precompute.score.ray.cluster import connect, plain, room_of_an_actor
 from reflogp.stages.precompute.score.ray.roster import Roster, TimeLimit
-from reflogp.stages.precompute.score.reuse import KnownRows
+from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.score.worker import Done
 from reflogp.stages.progress import Advance, Console
 
@@ -33,7 +33,7 @@ _NAMED = 5  # failures in one message
 
 
 def score_on_ray(
-    job: Job, missing: list[PlannedShard], known: KnownRows, account: Account, console: Console
+    job: Job, missing: list[PlannedShard], known: ScoredRows, account: Account, console: Console
 ) -> None:
     """Score shards on the cluster and write them. What an actor dies of costs its shard in flight.
 
@@ -174,7 +174,7 @@ class _Run:
         self._advance(planned.tokens, self._figures())
 
     def _failed(self, planned: PlannedShard, problem: str) -> None:
-        if survey(self._job, [planned]).finished:  # died after the file was in its place
+        if take_stock(self._job, [planned]).finished:  # died after the file was in its place
             self._done(planned, Done(0, 0.0))
             return
         number, name = planned.number, self._job.shard_path(planned.number).name

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reflogp.data_schemas.errors import InputError
-from reflogp.data_schemas.filtered import Weights
+from reflogp.data_schemas.filtered import RowWeights
 from reflogp.stages.diagnose.measures import Floats, Measures
 from reflogp.stages.diagnose.similarity import similarities
 from reflogp.stages.filter.config import WeightBy
@@ -28,7 +28,7 @@ class Weighted(NamedTuple):
     """Weights of rows, float64 [rows], of mean 1; and what is recorded of them."""
 
     values: Floats
-    summary: Weights
+    summary: RowWeights
 
 
 def values_of(by: WeightBy, table: pa.Table, measures: Measures) -> Floats:
@@ -53,7 +53,7 @@ def earlier_weights(table: pa.Table) -> Floats:
 
 
 def weighted(
-    by: WeightBy | None, values: Floats, before: Floats, earlier: Weights | None
+    by: WeightBy | None, values: Floats, before: Floats, earlier: RowWeights | None
 ) -> Weighted:
     """The weights of all rows that stay.
 
@@ -72,7 +72,7 @@ def weighted(
         counted = _formula(by, values[there], scale)
         factors[there] = counted / (counted.mean() or 1.0)
     found = _over_mean(before * factors)
-    summary = Weights(
+    summary = RowWeights(
         by=[*(earlier.by if earlier else []), *([by] if by else [])],
         scale=scale if by or earlier is None else earlier.scale,
         without=int((~there).sum()) if by else 0,

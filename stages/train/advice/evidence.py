@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from reflogp.stages.train.advice.history import Column, Columns, Estimate, estimate, last
+from reflogp.stages.train.advice.history import Column, Logged, Mean, last, mean_of
 
 # Windows. Before so many steps a window says nothing; a fifth of them is the smallest window.
 MIN_STEPS = 10
@@ -33,7 +33,7 @@ class Advice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class Evidence:
     """What the rules look at.
 
     Attributes:
@@ -46,21 +46,21 @@ class Run:
         max_grad_norm: where the gradient is clipped; 0: it is not.
     """
 
-    train: Columns
-    evals: Columns
+    train: Logged
+    evals: Logged
     beta: float
     losses: frozenset[str]
     reference: bool
     share: float
     max_grad_norm: float
 
-    def recent(self, name: str) -> Estimate:
+    def recent(self, name: str) -> Mean:
         """Of the last quarter of the steps."""
-        return estimate(last(self.train[name], RECENT, MIN_WINDOW))
+        return mean_of(last(self.train[name], RECENT, MIN_WINDOW))
 
-    def late(self, name: str) -> Estimate:
+    def late(self, name: str) -> Mean:
         """Of the second half of the steps."""
-        return estimate(self.late_steps(name))
+        return mean_of(self.late_steps(name))
 
     def late_steps(self, name: str) -> Column:
         """Each of the second half of the steps."""
