@@ -192,8 +192,8 @@ def test_a_folder_that_reflogp_did_not_write_is_refused_as_it_is(
     before = files(tmp_path)
     for name, message in {
         "model": "did not write", "snapshot": "did not write", "": "did not write",
-        "file": "this is a file", "file/model": "nothing can be written there",
-        "dangling": "nothing can be written there",
+        "file": "this is a file", "file/model": "the path is not writable",
+        "dangling": "the path is not writable",
     }.items():  # fmt: skip
         for overwrite in (False, True):
             with pytest.raises(InputError, match=message):

@@ -1,5 +1,7 @@
-"""What goes wrong in a run, from its logged metrics: a warning, its figures, and a remedy.
+"""Warnings about a training run.
 
-Single steps are noise: what is compared are means over windows of steps, with standard errors. A
-run that learns as it should gets no warning; each threshold says why it stands where it does.
+In: the run's logged metrics. Out: warnings, each with its figures and a remedy.
+
+Single steps are noise, so the rules compare means over windows of steps, with standard errors. A
+run that learns well gets no warning. A comment at each threshold gives the reason for its value.
 """

@@ -1,4 +1,4 @@
-"""The rules, all of them, on one run."""
+"""Applies all rules to one run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -28,7 +28,7 @@ EXPLAINS = {
     "nothing_trained": ("flat_margins",),
     "reference_drift": ("flat_margins", "always_clipped"),
 }
-"""What follows from something worse, and would only lead away from it."""
+"""Codes that are consequences of a worse problem. Reporting them would distract from it."""
 
 
 def advise(
@@ -39,15 +39,15 @@ def advise(
     total_steps: int | None = None,
     max_grad_norm: float = 0.0,
 ) -> list[Advice]:
-    """What goes wrong so far; nothing before MIN_STEPS steps.
+    """The problems of a run so far; none before MIN_STEPS steps.
 
     Args:
-        history: what metrics.jsonl holds, in its order: each a `step` with either `loss` and the
+        history: the entries of metrics.jsonl, in order. Each has a `step` and either `loss` and the
             other metrics of a training step, or `eval_loss` and those of an evaluation.
         beta: of the rewards.
         losses: names of the losses (registry.py).
-        total_steps: how many steps the run will have; None: it has ended.
-        max_grad_norm: where the gradient's norm is clipped; 0: it is not.
+        total_steps: of the whole run; None if it has ended.
+        max_grad_norm: limit of gradient clipping; 0 for no clipping.
     """
     train = training(history)
     if len(train) < MIN_STEPS:

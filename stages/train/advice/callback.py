@@ -1,4 +1,4 @@
-"""Gives advice while a run goes on, once each, and keeps it for the run's record."""
+"""Prints each warning once during a run, and keeps it for the run's record."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from reflogp.stages.progress import Console
 from reflogp.stages.train.advice.advise import advise
 from reflogp.stages.train.config import TrainConfig
 
-_LOOKS = 50  # a look goes through the whole history
+_LOOKS = 50  # checks per run; each reads the whole history
 
 
 class Adviser(TrainerCallback):  # type: ignore[misc]
-    """Looks at the metrics at every fiftieth of the run, after every evaluation, and at the end."""
+    """Checks the metrics after every 2% of the run, after every evaluation, and at the end."""
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self._config = config
@@ -22,7 +22,7 @@ class Adviser(TrainerCallback):  # type: ignore[misc]
 
     @property
     def warnings(self) -> list[RunWarning]:
-        """All that was found, in the order in which it was first seen."""
+        """All warnings, in the order of their first appearance."""
         return list(self._found.values())
 
     def on_log(
@@ -33,7 +33,7 @@ class Adviser(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Look at all that was logged so far, now and then."""
+        """Check the history if a check is due."""
         due = state.global_step % max(1, state.max_steps // _LOOKS) == 0
         if logs and ("eval_loss" in logs or ("loss" in logs and due)):
             self._look(state, state.max_steps)
@@ -41,7 +41,7 @@ class Adviser(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """A last look."""
+        """Check once more."""
         self._look(state, state.global_step)
 
     def _look(self, state: TrainerState, total_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Logged metrics -> columns, and means of them with what noise they have."""
+"""Logged metrics -> columns, and their means with standard errors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ class Mean(NamedTuple):
     error: float
 
     def above(self, level: float, errors: float) -> bool:
-        """Whether it lies above `level` by more than so many standard errors."""
+        """Whether the mean exceeds `level` by more than this many standard errors."""
         return self.mean - level > errors * self.error
 
     def minus(self, other: "Mean") -> "Mean":
@@ -25,19 +25,19 @@ class Mean(NamedTuple):
         return Mean(self.mean - other.mean, math.hypot(self.error, other.error))
 
     def over(self, divisor: float) -> "Mean":
-        """The same in other units."""
+        """The mean and its error divided by a constant."""
         return Mean(self.mean / divisor, self.error / abs(divisor))
 
     def magnitude(self) -> "Mean":
-        """How far from 0."""
+        """The distance from 0."""
         return Mean(abs(self.mean), self.error)
 
 
 class Logged:
-    """Metrics of one kind, step by step.
+    """Metrics of training steps or of evaluations, one value per log entry.
 
     Attributes:
-        steps: float64 [n], optimizer steps at which they were logged, rising.
+        steps: float64 [n], optimizer step of each entry, ascending.
     """
 
     def __init__(self, entries: Sequence[Mapping[str, float]], prefix: str = "") -> None:
@@ -55,20 +55,19 @@ class Logged:
 
 
 def training(history: Sequence[Mapping[str, float]]) -> Logged:
-    """What was logged of training steps."""
+    """The metrics of training steps."""
     return Logged([entry for entry in history if "loss" in entry])
 
 
 def evaluations(history: Sequence[Mapping[str, float]]) -> Logged:
-    """What was logged of evaluations; names without eval_."""
+    """The metrics of evaluations, with names without eval_."""
     return Logged([entry for entry in history if "eval_loss" in entry], "eval_")
 
 
 def mean_of(values: Column) -> Mean:
-    """The mean of the values that are there, and its standard error; NaN where there are none.
+    """The mean of the finite values and its standard error; NaN if there are none.
 
-    Steps hold other pairs each, so they count as independent; a trend within them only makes the
-    error larger.
+    Each step has other pairs, so steps count as independent. A trend only makes the error larger.
     """
     values = values[np.isfinite(values)]
     if len(values) < 2:
@@ -77,5 +76,5 @@ def mean_of(values: Column) -> Mean:
 
 
 def last(values: Column, share: float, fewest: int) -> Column:
-    """The last `share` of the values, but not fewer than `fewest`."""
+    """The last `share` of the values, and at least `fewest`."""
     return values[-max(fewest, round(share * len(values))) :]

@@ -1,4 +1,4 @@
-"""Whether it learns: nothing, only the training pairs, or at a pace that the clipping sets."""
+"""Rules about learning: nothing is learned, only the training pairs are, or clipping limits it."""
 
 import math
 
@@ -16,28 +16,28 @@ from reflogp.stages.train.advice.evidence import (
 from reflogp.stages.train.advice.history import Mean, last, mean_of
 from reflogp.stages.train.losses.objective import unpaired
 
-# A third of the run is more than its warm-up. A mean margin below 0.1 nats orders no pair, and the
-# rounding of bfloat16 alone can give it where one side is longer.
+# A third of the run is longer than its warm-up. A mean margin below 0.1 nats orders no pair, and
+# bfloat16 rounding alone can cause it if one side is longer.
 FLAT_AFTER = 1 / 3
 FLAT_MIN_STEPS = 20
 FLAT_NATS = 0.1
-MOVED_NATS = 0.5  # a policy that moved by this and has no margin was led by nothing
+MOVED_NATS = 0.5  # a policy that moved this far without a margin did not follow the labels
 
-# Two evaluations in a row that give back a tenth of what was won, and a hundredth of the loss: the
-# same pairs are evaluated each time, so they differ by less than that without a reason.
+# Two evaluations in a row that lose a tenth of the improvement and a hundredth of the loss. Every
+# evaluation uses the same pairs, so noise is smaller than that.
 OVERFIT_GIVEN_BACK = 0.1
 OVERFIT_RELATIVE = 0.01
-STALL_GAIN = 0.1  # the evaluation's margin gains less than a tenth of what training's gains
+STALL_GAIN = 0.1  # the evaluation's margin rises by less than a tenth of training's rise
 
-# At a twentieth of its first value a logistic loss has a fifteenth of its first gradient.
+# At a twentieth of its first value, a logistic loss has a fifteenth of its first gradient.
 MEMORISED_LOSS = 0.05
 
-# Norms of one to two at a limit of 1 are usual, and AdamW hardly feels them. Three times the limit,
-# in nine steps of ten, is a step size set by the clipping.
+# Norms of one to two at a limit of 1 are common and hardly affect AdamW. At three times the limit
+# in nine of ten steps, clipping sets the step size.
 CLIPPED_TIMES = 3.0
 CLIPPED_SHARE = 0.9
 
-# float32 carries seven digits: a loss that moves by less than this did not move.
+# float32 has seven digits: a loss that changes by less than this has not changed.
 CONSTANT = 1e-6
 
 
@@ -50,17 +50,17 @@ def nothing_trained(seen: Evidence) -> Advice | None:
     why = "every gradient is 0" if still else f"the loss is {loss[-1]:.6f} in every step"
     return Advice(
         "nothing_trained",
-        f"Nothing is trained: {why}, over {len(loss)} steps.",
+        f"Nothing is trained: {why} ({len(loss)} steps).",
         "Check --learning-rate, and that --lora-targets names modules that the model uses.",
     )
 
 
 def flat_margins(seen: Evidence) -> Advice | None:
-    """After a third of the run the margin has not left its noise."""
+    """After a third of the run, the margin is still within its noise."""
     if seen.share < FLAT_AFTER or len(seen.train) < FLAT_MIN_STEPS:
         return None
     margin = seen.late("rewards/margins")
-    if not seen.reference:  # then it starts anywhere
+    if not seen.reference:  # the margin then does not start at 0
         margin = margin.minus(mean_of(seen.train["rewards/margins"][:MIN_STEPS]))
     rises = margin.above(0, UNCLEAR) and margin.mean > FLAT_NATS * seen.beta
     if rises or math.isnan(margin.mean):
@@ -76,23 +76,23 @@ def flat_margins(seen: Evidence) -> Advice | None:
     if moved:
         return Advice(
             "flat_margins",
-            f"The margin has not left its noise ({figures}), although the policy moves: the labels "
-            "do not lead it.",
+            f"The margin is still within its noise ({figures}), although the policy moves: it does "
+            "not follow the labels.",
             "Check that good and bad responses are not mixed up."
             if unpaired(seen.losses)
-            else "Check that chosen and rejected are not mixed up or alike; for noisy labels "
-            "--loss robust or cdpo.",
+            else "Check that chosen and rejected are not mixed up or nearly equal; for noisy "
+            "labels use --loss robust or cdpo.",
         )
     rate = np.nanmax(seen.train["learning_rate"])
     return Advice(
         "flat_margins",
-        f"The margin has not left its noise ({figures}): the policy hardly moves.",
+        f"The margin is still within its noise ({figures}): the policy hardly moves.",
         f"Raise --learning-rate (its peak so far is {rate:g}) or --lora-r, or train longer.",
     )
 
 
 def overfit(seen: Evidence) -> Advice | None:
-    """On held-out pairs it gets worse, or no better, while on training pairs it gets better."""
+    """The policy improves on training pairs, but not on held-out pairs."""
     losses, steps = seen.evals["loss"], seen.evals.steps
     if len(losses) < 3:
         return None
@@ -100,15 +100,15 @@ def overfit(seen: Evidence) -> Advice | None:
     rise = OVERFIT_RELATIVE * abs(losses[best])
     rise += OVERFIT_GIVEN_BACK * max(0.0, losses[0] - losses[best])
     remedy = (
-        f"Train fewer --epochs (step {steps[best]:.0f} evaluates best), set --early-stopping, "
-        "lower --learning-rate, or raise --beta."
+        f"Train fewer --epochs (step {steps[best]:.0f} has the best evaluation), set "
+        "--early-stopping, lower --learning-rate, or raise --beta."
     )
     fallen = _gain(seen, "loss", steps[best]).over(-1)
     if min(losses[-2:]) > losses[best] + rise and fallen.above(0, UNCLEAR):
         return Advice(
             "overfit",
-            f"The evaluation's loss rises, {losses[best]:.4f} at step {steps[best]:.0f} to "
-            f"{losses[-1]:.4f}, while training's falls.",
+            f"The evaluation's loss rises, from {losses[best]:.4f} at step {steps[best]:.0f} to "
+            f"{losses[-1]:.4f}, while the training loss falls.",
             remedy,
         )
     margins, middle = seen.evals["rewards/margins"], len(losses) // 2
@@ -119,7 +119,7 @@ def overfit(seen: Evidence) -> Advice | None:
         return Advice(
             "overfit",
             f"The evaluation's margin stalls, {margins[middle]:+.3f} at step {steps[middle]:.0f} "
-            f"and {margins[-1]:+.3f} now, while training's rises by {gain.mean:.3f}.",
+            f"and {margins[-1]:+.3f} now, while the training margin rises by {gain.mean:.3f}.",
             remedy,
         )
     return None
@@ -133,14 +133,14 @@ def memorised(seen: Evidence) -> Advice | None:
         return None
     return Advice(
         "memorised",
-        f"Every pair of the last {len(accuracies)} steps is ordered right, at a loss of "
+        f"Every pair of the last {len(accuracies)} steps is ordered correctly, at a loss of "
         f"{loss:.4f}: the pairs are memorised, or too easy.",
         "Train fewer --epochs, lower --learning-rate, or raise --beta; judge by held-out pairs.",
     )
 
 
 def always_clipped(seen: Evidence) -> Advice | None:
-    """The clipping, not the learning rate, decides how far a step goes."""
+    """Gradient clipping, not the learning rate, sets the step size."""
     norms = seen.late_steps("grad_norm")
     if not seen.max_grad_norm or not np.isfinite(norms).any():
         return None
@@ -152,12 +152,12 @@ def always_clipped(seen: Evidence) -> Advice | None:
         f"The gradient is clipped nearly always: in {share:.0%} of the steps its norm is over "
         f"{CLIPPED_TIMES:g} times the limit of {seen.max_grad_norm:g}; the median is "
         f"{np.median(norms):.1f}.",
-        f"Raise --max-grad-norm (towards {np.median(norms):.2g}), or enlarge --accumulation; where "
-        "the loss jumps, lower --learning-rate.",
+        f"Raise --max-grad-norm (towards {np.median(norms):.2g}) or --accumulation; if the loss "
+        "jumps, lower --learning-rate.",
     )
 
 
 def _gain(seen: Evidence, name: str, step: float) -> Mean:
-    """By how much training's recent mean differs from that of the steps before `step`."""
+    """The recent mean of a training metric minus its mean before `step`."""
     before = seen.train[name][seen.train.steps <= step]
     return seen.recent(name).minus(mean_of(last(before, RECENT, MIN_WINDOW)))

@@ -1,4 +1,5 @@
-"""What a run leaves behind.
+"""The result of a run.
 
-In: a trained policy. Out: a folder with the model, its record, card and scored pairs, put in place.
+In: a trained policy. Out: a folder with the model, its record, card and scored pairs, moved into
+the output.
 """

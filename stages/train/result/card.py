@@ -1,4 +1,4 @@
-"""The model card: what was done, for whoever finds the model."""
+"""Writes the model card, which describes the training run."""
 
 from reflogp.data_schemas.manifest import UNITS, Manifest
 from reflogp.data_schemas.run_record import RunRecord
@@ -6,14 +6,14 @@ from reflogp.stages.train.config import TrainConfig
 
 
 def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> str:
-    """The text of README.md beside the trained model."""
+    """The text of the trained model's README.md."""
     method = f"LoRA (r={config.lora_r})" if config.lora_r else "full fine-tuning"
     start = f"`{manifest.reference.name}`"
     if record.adapter is not None:
         method = "LoRA" if config.lora_r else "full fine-tuning"
         start += f" with the LoRA adapter `{manifest.reference.adapter or record.adapter}`"
     counts, first, last = manifest.counts, record.first, record.last
-    rows = f"{counts.rows} {manifest.unit} ({counts.quarantined} set aside)"
+    rows = f"{counts.rows} {manifest.unit} ({counts.quarantined} quarantined)"
     losses = " + ".join(
         name.upper() if weight == 1 else f"{weight:g} {name.upper()}"
         for name, weight in config.losses.items()
@@ -31,13 +31,13 @@ tags: [dpo, reflogp]
 
 Start and reference: {start}. The reference was scored once by reflogp
 {manifest.reflogp_version} with {manifest.engine.name} {manifest.engine.version}
-({manifest.engine.dtype}) and was not loaded in training.
+({manifest.engine.dtype}) and was not loaded during training.
 
 | | |
 |---|---|
 | data | `{manifest.source.source}`, {rows} |{_weights(record)}
 | loss | {config.loss}, {", ".join(f"{name}={value}" for name, value in settings.items())} |
-| steps, {manifest.unit} a step | {record.steps}, {config.batch_size * config.accumulation} |
+| steps, {manifest.unit} per step | {record.steps}, {config.batch_size * config.accumulation} |
 | peak learning rate | {config.peak_rate:g} ({config.schedule}) |
 
 | | first step | mean of the last quarter |
@@ -46,7 +46,7 @@ Start and reference: {start}. The reference was scored once by reflogp
 | rewards/margins | {first.margin:.4f} | {last.margin:.4f} |
 | rewards/accuracies | {first.accuracy:.3f} | {last.accuracy:.3f} |
 
-These figures are of the training data. {_held_out(record)}
+These figures are from the training data. {_held_out(record)}
 {_warnings(record)}"""
 
 
@@ -59,9 +59,9 @@ def _weights(record: RunRecord) -> str:
 def _held_out(record: RunRecord) -> str:
     found = record.evaluation
     if found is None:
-        return "None were held out."
+        return "No data was held out."
     return (
-        f"Over {record.evaluated_pairs} {UNITS[record.kind]} that were held out of training: loss "
+        f"On {record.evaluated_pairs} {UNITS[record.kind]} held out of training: loss "
         f"{found.loss:.4f}, rewards/margins {found.margin:.4f}, rewards/accuracies "
         f"{found.accuracy:.3f}."
     )

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run goes on from: only those that were written whole, by this run."""
+"""Seals checkpoints, so a killed run resumes only from complete ones with its own settings."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ _PATTERN = "checkpoint-*"
 
 
 class CheckpointSeal(Record):
-    """Written into a checkpoint's folder when all its files are on the disk."""
+    """A file in a checkpoint's folder, written when all its other files are on disk."""
 
     fingerprint: str
     step: int
@@ -31,7 +31,7 @@ class CheckpointSeal(Record):
 
 
 class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint that Trainer has written as whole."""
+    """Marks each checkpoint that Trainer has written as complete."""
 
     def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
@@ -40,31 +40,31 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Sync the files, then seal them."""
-        PartialState().wait_for_everyone()  # each process writes its random state, or its shard
+        PartialState().wait_for_everyone()  # each process writes its random state or its shard
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             _seal(folder, state.global_step, self._fingerprint)
 
 
 def whole_checkpoints(folder: Path, fingerprint: str) -> list[Path]:
-    """The whole checkpoints in the folder of the run with this fingerprint, the newest one last."""
+    """Complete checkpoints of the run with this fingerprint in `folder`, the newest last."""
     seals = {path: _whole(path) for path in folder.glob(_PATTERN)}
     steps = {p: seal.step for p, seal in seals.items() if seal and seal.fingerprint == fingerprint}
     return sorted(steps, key=lambda path: steps[path])
 
 
 def require_room(folder: Path, config: TrainConfig, trained: int, total: int, dtype: Dtype) -> None:
-    """Refuse a disk on which the run clearly cannot end.
+    """Refuse a disk that is clearly too small for the run.
 
     Args:
-        folder: where the run works.
+        folder: where the run works. Its files count as already written.
         config: of the run.
-        trained: parameters that are trained.
-        total: parameters of the policy.
-        dtype: that a whole model is written in.
+        trained: number of trained parameters.
+        total: number of parameters of the policy.
+        dtype: that a full model is written in.
 
     Raises:
-        InputError: the result, two checkpoints at most and what is there take more than there is.
+        InputError: the result and up to two checkpoints need more space than the disk has left.
     """
     weight = torch.finfo(getattr(torch, dtype)).bits // 8
     policy = 4 * trained if config.lora_r else weight * total
@@ -75,9 +75,9 @@ def require_room(folder: Path, config: TrainConfig, trained: int, total: int, dt
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"--output {config.output}: the disk has {free / 1e9:.3g} GB left, and the run writes "
-            f"about {needed / 1e9:.3g} GB more: the result and {number} checkpoints. Make room, "
-            "give a folder on another disk, or --checkpoint-steps 0 for no checkpoints."
+            f"--output {config.output}: the disk has {free / 1e9:.3g} GB left, and the run needs "
+            f"about {needed / 1e9:.3g} GB for the result and {number} checkpoints. Free some "
+            "space, use a folder on another disk, or give --checkpoint-steps 0 for no checkpoints."
         )
 
 
@@ -90,7 +90,7 @@ def _seal(folder: Path, step: int, fingerprint: str) -> None:
 
 
 def _whole(folder: Path) -> CheckpointSeal | None:
-    """The seal of a checkpoint all of whose files are there, at their sizes."""
+    """The seal of a checkpoint whose files all exist with the right sizes; else None."""
     try:
         seal = CheckpointSeal.model_validate(from_json(read_bytes(folder / _SEAL, MOST_BYTES)))
         whole = all((folder / name).stat().st_size == size for name, size in seal.sizes.items())

@@ -1,4 +1,4 @@
-"""What came out of a training run, for its record."""
+"""Builds the record of a finished training run."""
 
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,12 +25,12 @@ def outcome(
     """The record of a run that has just ended.
 
     Args:
-        job: what was to be done.
-        trainer: what did it.
-        warnings: that were given on the way.
-        resumed: the checkpoint that it went on from, if it did.
-        started_at: in UTC, when the command did.
-        loop_seconds: of the optimizer's steps and what is between them.
+        job: the run.
+        trainer: the Trainer after the run.
+        warnings: given during the run.
+        resumed: the checkpoint that the run resumed from, if any.
+        started_at: start of the command, in UTC.
+        loop_seconds: duration of the training loop.
     """
     config, state = job.config, trainer.state
     steps = [entry for entry in state.log_history if "loss" in entry]
@@ -63,7 +63,7 @@ def outcome(
 
 
 def _best_evaluation(trainer: PreferenceTrainer) -> StepMetrics | None:
-    """The evaluation of the weights that are kept: of the best step, or else of the last one."""
+    """The evaluation of the weights that are kept: at the best step, or else at the last one."""
     found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     best = [entry for entry in found if entry["step"] == trainer.state.best_global_step]
     return _mean((best or found)[-1:], "eval_") if found else None
@@ -71,7 +71,7 @@ def _best_evaluation(trainer: PreferenceTrainer) -> StepMetrics | None:
 
 def _mean(steps: list[dict[str, float]], prefix: str = "") -> StepMetrics:
     def mean(name: str) -> float:
-        # a step can be without a good row, or without a bad one
+        # a step may have no good row, or no bad one
         found = [step[prefix + name] for step in steps if prefix + name in step]
         return sum(found) / len(found) if found else 0.0
 

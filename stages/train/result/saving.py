@@ -1,4 +1,4 @@
-"""Writing the trained policy as transformers and vLLM load it."""
+"""Writes the trained policy in the format that transformers and vLLM load."""
 
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ from reflogp.stages.train.model.precision import round_weights, rounded, spread_
 def save_policy(
     trainer: PreferenceTrainer, folder: Path, start: Path, adapter: Path | None, dtype: Dtype
 ) -> None:
-    """Write the adapter or the model, with the tokenizer. All processes must call it.
+    """Write the adapter or the model, with the tokenizer. All processes must call this.
 
     Args:
         trainer: holds the policy.
-        folder: to write it to.
+        folder: to write to.
         start: the checkpoint that training started from.
         adapter: the adapter on top of it that training started from, or None.
-        dtype: that a whole model is written in, as the checkpoint was.
+        dtype: of the checkpoint, which a full model is written in.
     """
-    # with FSDP each process has a part, which only all of them together can make whole
+    # with FSDP each process has a shard, and gathering them takes all processes
     state: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.is_world_process_zero():
@@ -39,10 +39,10 @@ def save_policy(
 
 
 def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
-    """Write `start` with the adapter in `folder` merged into it, in place of the adapter.
+    """Merge the adapter in `folder` into `start`, and replace the adapter by the merged model.
 
-    It is merged in float32. What it changes by less than half of a weight's spacing in bfloat16
-    would be lost in rounding, so weights are spread before.
+    The merge is in float32. Changes smaller than half the spacing of bfloat16 would be lost in
+    rounding, so the weights are spread first.
     """
     base: Any = load_causal_lm(start, torch.float32)
     if dtype == "bfloat16":
@@ -55,8 +55,8 @@ def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
 
 
 def _save_whole(policy: Any, state: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
-    """Write float32 weights rounded to `dtype`, which the checkpoint had."""
-    with torch.device("meta"):  # the state is enough; a second model would be too much
+    """Write float32 weights, rounded to the checkpoint's `dtype`."""
+    with torch.device("meta"):  # `state` has the weights; a second copy could exceed the memory
         empty = type(policy)(policy.config).to(dtype)
     empty.generation_config = policy.generation_config
     state = {name: rounded(policy, name, tensor, dtype) for name, tensor in state.items()}

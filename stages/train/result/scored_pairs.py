@@ -1,6 +1,6 @@
-"""A sample of pairs under the policy that is kept, token by token, for `reflogp report`.
+"""Scores a sample of pairs with the final policy, token by token, for `reflogp report`.
 
-Only forward passes: 64 pairs cost less than the first 64 that were trained on.
+This takes forward passes only: 64 pairs take less time than the first 64 pairs of training.
 """
 
 import random
@@ -41,19 +41,19 @@ def score_sample(
     trained: CachedRows,
     evaluated: CachedRows | None,
 ) -> None:
-    """Write pairs.parquet into the folder of the result, where the tokenizer stands already.
+    """Write pairs.parquet into the folder of the result, which must have the tokenizer.
 
-    Nothing is written where no pair is asked for, and of an unpaired cache.
+    Nothing is written for an unpaired cache, or if --report-pairs is 0.
 
-    All processes must call it. Only the first one computes, unless each has but a part of the
-    policy (FSDP).
+    All processes must call this. Only the first one computes, unless each has a shard of the policy
+    (FSDP).
 
     Args:
-        trainer: holds the policy that is kept.
-        job: what was to be done; says how many pairs.
+        trainer: holds the final policy.
+        job: the run, which says how many pairs to sample.
         folder: of the result.
-        trained: the pairs that were trained on; sampled where none were held out.
-        evaluated: the pairs that were held out, if any were.
+        trained: the pairs of training; sampled if no pairs were held out.
+        evaluated: the pairs that were held out, if any.
     """
     config, manifest = job.config, job.manifest
     if manifest.kind != "paired" or not config.report_pairs:
@@ -86,7 +86,7 @@ def score_sample(
 def _token_logps(
     trainer: PreferenceTrainer, pairs: CachedRows, sample: list[int], batch: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Of each sampled pair, the log-probs of the tokens of chosen and rejected, float32."""
+    """Log-probs of each sampled pair's tokens, float32: (chosen, rejected)."""
     every = [pair for row in sample if isinstance(pair := pairs[row], Pair)]
     by_length = sorted(range(len(every)), key=lambda i: every[i].distinct_tokens)
     found: dict[int, tuple[Tensor, Tensor]] = {}
@@ -99,7 +99,7 @@ def _token_logps(
 
 
 def _cached_rows(cache: Path, manifest: Manifest, positions: list[int]) -> list[dict[str, Any]]:
-    """Rows of a cache by ascending position, with the reference's log-probs of each token."""
+    """Rows of a cache at ascending positions, with the reference's log-probs per token."""
     rows: list[dict[str, Any]] = []
     first = 0
     for shard in manifest.shards:
@@ -112,7 +112,7 @@ def _cached_rows(cache: Path, manifest: Manifest, positions: list[int]) -> list[
 
 
 def _add_rewards(rows: list[dict[str, Any]], config: TrainConfig) -> None:
-    """Rewards and margins, as the run logs them."""
+    """Add rewards and margins, defined as in the run's logs."""
 
     def both(form: str) -> Tensor:
         return torch.tensor([row[form.format(s)] for s in _SIDES for row in rows], dtype=SUM_DTYPE)
@@ -126,19 +126,19 @@ def _add_rewards(rows: list[dict[str, Any]], config: TrainConfig) -> None:
         row |= {"chosen_reward": good, "rejected_reward": bad, "margin": good - bad}
 
 
-_INCOMPLETE = "\ufffd"  # what decoding gives for part of a character's bytes
+_INCOMPLETE = "\ufffd"  # a tokenizer decodes an incomplete character to this
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text.
+    """The text that each token adds.
 
-    A token decoded alone may lose its space, or be half a character. So it is decoded after the one
-    before it, and what that one gives is taken off; a character of several tokens stands with the
-    last of them, and the others have an empty text.
+    A token decoded alone can lose its space, or be half a character. Each token is therefore
+    decoded together with the previous one, whose text is then removed. A character of several
+    tokens belongs to the last of them; the others have an empty text.
 
     Args:
         tokenizer: a transformers tokenizer.
-        ids: token ids, special ones included.
+        ids: token ids, special tokens included.
     """
     texts, start, read = [], 0, 0
     known = ""  # the text of ids[start:read]

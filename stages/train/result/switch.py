@@ -1,16 +1,18 @@
-"""A new result takes the place of an old one: by renames, in an order that a kill cannot spoil.
+"""Replaces an old result by a new one with renames, in an order that is safe against a kill.
 
-No single rename can do it, since OUTPUT holds other people's files, and may be a mount point. So:
+A single rename cannot do it, because OUTPUT can hold files of other people and can be a mount
+point. The steps are:
 
-1. The mark of the unfinished folder lists its files. From then on the new result is whole there.
-2. The mark of OUTPUT names the old and the new files.
-3. What makes the old model load (its configuration) goes, then the rest of it.
-4. The new files come, each by a rename, their configuration last. They are links to those in the
-   unfinished folder, so that the new result is whole in there all the while.
-5. The mark of OUTPUT names the new files alone, and the unfinished folder goes.
+1. The mark of the unfinished folder lists its files. From then on the new result is complete.
+2. The mark of OUTPUT lists the old and the new files.
+3. The old configuration, without which the old model does not load, is removed, then its other
+   files.
+4. The new files are placed, each by a rename, the configuration last. They are hard links to the
+   files in the unfinished folder, which stays complete throughout.
+5. The mark of OUTPUT lists only the new files, and the unfinished folder is removed.
 
-After a kill the next command with the same output starts again at 2. OUTPUT never holds a model
-that loads and is not one of the two.
+After a kill, the next command with the same output starts again at step 2. A model that loads from
+OUTPUT is always one of the two.
 """
 
 import os
@@ -31,18 +33,18 @@ from reflogp.stages.train.result.unfinished import (
     written,
 )
 
-# without these nothing loads, and no run is done
+# without these files no model loads, and no run counts as finished
 _HEADS = ("adapter_config.json", "config.json", run_record.FILE_NAME)
 _PLACING = ".placing.tmp"
 
 
 def commit(folder: Path, result: Path, checkpoints: Collection[str]) -> None:
-    """Declare the new result whole, once all of it is on the disk.
+    """Sync the new result to disk, and mark it as complete.
 
     Args:
         folder: the unfinished folder.
-        result: in it, the model with its card and record.
-        checkpoints: names of those in `folder` that are kept beside it.
+        result: the folder in it that holds the model, its card and its record.
+        checkpoints: names of the checkpoints in `folder` to keep with the result.
 
     Raises:
         ReflogpError: a file of weights cannot be read back.
@@ -59,25 +61,25 @@ def commit(folder: Path, result: Path, checkpoints: Collection[str]) -> None:
 
 
 def switch(output: Path, folder: Path) -> None:
-    """Put the whole result in `folder` in the place of what reflogp wrote in `output` before.
+    """Move the complete result in `folder` to `output`, replacing what reflogp wrote there before.
 
     Raises:
-        ReflogpError: somebody else's file has a name that the result needs.
+        ReflogpError: a file that reflogp did not write has a name that the result needs.
     """
     mark = read_mark(output)
     old = set(mark.files) if mark is not None else set()
     new = {re.sub(r"^result-\w+/", "", name): folder / name for name in _result(folder)}
     if taken := [name for name in sorted(new) if not _is_free(output, name, name in old)]:
         raise ReflogpError(
-            f"--output {output}: the new result is whole in {folder}, but reflogp did not write "
-            f"{shown(taken)}, which stands in its place. Move it away and run the same command "
-            "again: nothing is trained twice."
+            f"--output {output}: the new result is complete in {folder}, but the output has files "
+            f"with the same names that reflogp did not write: {shown(taken)}. Move them away and "
+            "run the same command again: nothing is trained twice."
         )
     write_mark(output, Mark(kind="run", files=sorted(old | new.keys())))
     leaving = [name for name in old if name not in new] + [
         name for name in _HEADS if name in old and name in new and not _is_placed(output, name, new)
     ]
-    leaving = [name for name in leaving if not (output / name).is_dir()]  # not of our making
+    leaving = [name for name in leaving if not (output / name).is_dir()]  # somebody else's folder
     heads = [name for name in leaving if name in _HEADS]
     remove_owned(output, heads)
     sync(output)
@@ -93,15 +95,15 @@ def switch(output: Path, folder: Path) -> None:
 
 
 def ready(output: Path) -> Path | None:
-    """The unfinished folder whose result is whole and not yet in its place, if there is one."""
+    """The unfinished folder with a complete result that is not yet in place, if there is one."""
     return next((folder for folder in unfinished_folders(output) if _result(folder)), None)
 
 
 def finish(output: Path) -> None:
-    """Put a result in its place whose run was killed before it could do so, or while it did.
+    """Move a complete result into place if the run was killed before or during the move.
 
     Raises:
-        ReflogpError: as `switch`; or another command is training into `output`.
+        ReflogpError: as in `switch`, or another command is training into `output`.
     """
     with alone(output):
         if (folder := ready(output)) is not None:
@@ -109,7 +111,7 @@ def finish(output: Path) -> None:
 
 
 def sync(folder: Path, names: Iterable[str] = ()) -> None:
-    """Bring files in `folder`, and the entries of their folders, to the disk."""
+    """Fsync files in `folder`, and the folders that list them."""
     paths = {folder / name for name in names}
     paths |= {path.parent for path in paths} | {folder}
     for path in paths:
@@ -121,7 +123,7 @@ def sync(folder: Path, names: Iterable[str] = ()) -> None:
 
 
 def _result(folder: Path) -> list[str]:
-    """The files of the whole result in an unfinished folder; none while it is not whole."""
+    """The files of the result in an unfinished folder; empty until the result is complete."""
     mark = read_mark(folder)
     return mark.files if mark is not None else []
 
@@ -137,7 +139,7 @@ def _is_free(output: Path, name: str, own: bool) -> bool:
 
 
 def _is_placed(output: Path, name: str, new: dict[str, Path]) -> bool:
-    """Whether the new file is there already; its source is gone where there are no links."""
+    """Whether the new file is in place. Without hard links, its source no longer exists then."""
     path, source = output / name, new[name]
     if not source.exists():
         return True
@@ -145,7 +147,7 @@ def _is_placed(output: Path, name: str, new: dict[str, Path]) -> bool:
 
 
 def _place(source: Path, target: Path, temporary: Path) -> None:
-    """Give a file a second name, in one step that replaces whatever has it."""
+    """Give a file a second name, atomically replacing any file with that name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.unlink(missing_ok=True)
     try:
@@ -163,5 +165,5 @@ def _require_readable(path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise ReflogpError(
             f"{path}: the weights that were just written cannot be read back: {error}. Check the "
-            "disk and run the same command again; it goes on from the last checkpoint."
+            "disk and run the same command again; it resumes from the last checkpoint."
         ) from error

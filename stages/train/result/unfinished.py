@@ -1,8 +1,9 @@
-"""Where a run works until its result is whole: `OUTPUT/unfinished-1234abcd/`, marked as its own.
+"""The folder in which a run works until its result is complete: `OUTPUT/unfinished-1234abcd/`.
 
-Checkpoints, metrics and the new result grow there, so that an earlier result in OUTPUT stays as it
-is until the new one takes its place (switch.py). The folder is named after the run's fingerprint:
-the same command finds its checkpoints, and other settings have a folder of their own.
+It holds checkpoints, metrics and the new result. An earlier result in OUTPUT stays untouched until
+the new one replaces it (switch.py). The folder is named after the run's fingerprint, so the same
+command finds its checkpoints, and other settings use another folder. A mark shows that reflogp owns
+the folder.
 """
 
 import fcntl
@@ -30,14 +31,14 @@ from reflogp.data_schemas.files.storage import entries
 METRICS = "metrics.jsonl"
 _FOLDER = re.compile(r"unfinished-[0-9a-f]{8}")
 _PARTS = re.compile(r"checkpoint-\d+|result-\w+")
-# What reflogp, transformers and PEFT write there. A note that somebody put there is not among it.
+# Files that reflogp, transformers and PEFT write there. A note that a user put there is not one.
 _WRITTEN = re.compile(
     rf"(({_PARTS.pattern}|last_good)/)?"
     r"(additional_chat_templates/[^/]+\.jinja|README\.md|(vocab|merges)\.txt"
     r"|[^/]+\.(safetensors|json|jsonl|jinja|parquet|model|pt|pth|bin|tmp))"
     r"|runs/(.+/)?events\.out\.tfevents[^/]*"  # TensorBoard's
 )
-# What a result may need in OUTPUT, or what would be loaded together with it.
+# Names that a result may need in OUTPUT, or that would be loaded together with it.
 _NEEDED = re.compile(
     r"README\.md|metrics\.jsonl|pairs\.parquet|reflogp_run\.json|chat_template\.jinja"
     r"|additional_chat_templates|((generation|adapter|tokenizer)_)?config\.json|tokenizer\..*"
@@ -47,12 +48,12 @@ _NEEDED = re.compile(
 
 
 def unfinished_folder(output: Path, fingerprint: str) -> Path:
-    """The folder in `output` where the run with this fingerprint works."""
+    """The folder in `output` in which the run with this fingerprint works."""
     return output / f"unfinished-{fingerprint[:8]}"
 
 
 def unfinished_folders(output: Path) -> list[Path]:
-    """Those that reflogp wrote; not a folder that is only called so, and no link."""
+    """The unfinished folders that reflogp made. Links and unmarked folders do not count."""
     return [
         folder
         for folder in map(output.joinpath, sorted(entries(output)))
@@ -61,33 +62,33 @@ def unfinished_folders(output: Path) -> list[Path]:
 
 
 def require_result_output(output: Path, kind: Kind, *, overwrite: bool = False) -> Mark | None:
-    """As `require_output`, of a run or a sweep: none takes the place of scored rows.
+    """Like `require_output`, for a run or a sweep, which must not replace a cache.
 
     Raises:
-        InputError: the result cannot be written there.
+        InputError: the result cannot be written to `output`.
     """
     if (output.is_symlink() and not output.exists()) or _blocked(output):
-        raise InputError(f"--output {output}: nothing can be written there. Check the path.")
+        raise InputError(f"--output {output}: the path is not writable. Check it.")
     mark = read_mark(output)
     if mark is not None and mark.kind == "cache":
         raise InputError(
-            f"--output {output}: the folder holds a cache, and a {kind} never takes the place of "
-            "scored rows. Give another folder."
+            f"--output {output}: the folder holds a cache, and a {kind} never replaces scored "
+            "rows. Give another folder."
         )
     return require_output(output, kind, option="--output", overwrite=overwrite)
 
 
 def require_free_names(output: Path, folder: Path, own: Collection[str], *, kept: bool) -> None:
-    """Refuse an output where somebody else's files have names that the result needs.
+    """Refuse an output in which other people's files have names that the result needs.
 
     Args:
         output: of the run.
-        folder: in it, where the run is going to work.
+        folder: in `output`, in which the run will work.
         own: the files in `output` that reflogp wrote.
-        kept: whether checkpoints stay when the run is done.
+        kept: whether checkpoints are kept when the run is finished.
 
     Raises:
-        InputError: so it is; it names them.
+        InputError: there are such files. The message names them.
     """
     tops = {name.partition("/")[0] for name in own}
     found = [
@@ -110,10 +111,10 @@ def require_free_names(output: Path, folder: Path, own: Collection[str], *, kept
 
 @contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """Keep other commands from training into `output` for as long as this one is at work there.
+    """Keep other commands from training into `output` at the same time.
 
     Raises:
-        ReflogpError: another one is.
+        ReflogpError: another command is training into `output`.
     """
     descriptor = os.open(output, os.O_RDONLY)
     try:
@@ -132,12 +133,12 @@ def alone(output: Path) -> Iterator[None]:
 
 @contextmanager
 def working(output: Path, folder: Path, own: Collection[str] = ()) -> Iterator[None]:
-    """Mark `output` and `folder` in it as reflogp's; a run that fails early leaves neither.
+    """Create `output` and `folder` and mark them as reflogp's. An early failure removes both.
 
     Args:
-        output: of the run; made if it is not there.
-        folder: in it, where the run works.
-        own: the files in `output` that reflogp wrote, for its mark where it has none.
+        output: of the run; created if it does not exist.
+        folder: in `output`, in which the run works.
+        own: the files in `output` that reflogp wrote, for the mark if `output` has none.
 
     Raises:
         ReflogpError: another command is training into `output`.
@@ -156,7 +157,7 @@ def working(output: Path, folder: Path, own: Collection[str] = ()) -> Iterator[N
         try:
             yield
         except BaseException:
-            if set(entries(folder)) == {FILE_NAME}:  # there is nothing to go on from
+            if set(entries(folder)) == {FILE_NAME}:  # there is nothing to resume from
                 discard(folder)
                 mark = read_mark(output)
                 if set(entries(output)) == {FILE_NAME} and mark is not None and not mark.files:
@@ -167,34 +168,34 @@ def working(output: Path, folder: Path, own: Collection[str] = ()) -> Iterator[N
 
 
 def new_result(folder: Path) -> Path:
-    """An empty folder in an unfinished one, for what is to be the result."""
+    """Create an empty folder in an unfinished one, for the new result."""
     return Path(tempfile.mkdtemp(prefix="result-", dir=folder))
 
 
 def written(folder: Path) -> list[str]:
-    """What reflogp and its libraries wrote in an unfinished folder, but for its mark."""
+    """Files that reflogp and its libraries wrote in an unfinished folder, except its mark."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_file(path)]
     return sorted(name for name in names if name != FILE_NAME and _WRITTEN.fullmatch(name))
 
 
 def remove_parts(folder: Path, keep: Collection[str] = ()) -> None:
-    """Remove checkpoints and half results from an unfinished folder.
+    """Remove checkpoints and incomplete results from an unfinished folder.
 
     Args:
         folder: the unfinished folder.
-        keep: names of the checkpoints in it that stay.
+        keep: names of the checkpoints to keep.
     """
     parts = {name for name in entries(folder) if _PARTS.fullmatch(name)} - set(keep)
     remove_owned(folder, [name for name in written(folder) if name.partition("/")[0] in parts])
     for part in parts:
-        with suppress(OSError):  # somebody else's file is in it
+        with suppress(OSError):  # it still holds a file that reflogp did not write
             (folder / part).rmdir()
 
 
 def discard(folder: Path) -> None:
-    """Remove what reflogp wrote in an unfinished folder, and the folder if nothing else is in it.
+    """Remove what reflogp wrote in an unfinished folder, and the folder if it is empty then.
 
-    From its first step on, what is there is no whole result any more.
+    The first step unmarks the result, so a kill never leaves a partial one that counts as complete.
     """
     mark = read_mark(folder)
     if mark is None:
@@ -209,7 +210,7 @@ def discard(folder: Path) -> None:
 
 
 def files_without_mark(output: Path) -> list[str]:
-    """The files of a finished run by an earlier reflogp, which left no mark: the names it used."""
+    """Files of a finished run of an earlier reflogp, which wrote no mark. Recognized by name."""
     names = [name for name in os.listdir(output) if _NEEDED.fullmatch(name)]
     card = output / "README.md"
     if card.is_file() and b"\ntags: [dpo, reflogp]\n" not in card.read_bytes():
@@ -218,7 +219,7 @@ def files_without_mark(output: Path) -> list[str]:
 
 
 def _mark(folder: Path) -> Mark | None:
-    """The mark of a folder if it is one of a run; None for what somebody else called so."""
+    """The mark of a run's folder; None if reflogp did not make the folder for a run."""
     with suppress(InputError):
         mark = read_mark(folder)
         return mark if mark is not None and mark.kind == "run" else None
@@ -226,7 +227,7 @@ def _mark(folder: Path) -> Mark | None:
 
 
 def _blocked(output: Path) -> bool:
-    """Whether a file stands where a folder above `output` should be, or nothing may be written."""
+    """Whether a file is in the way of a folder above `output`, or that folder is not writable."""
     above = next(path for path in (output, *output.absolute().parents) if path.exists())
     return not output.is_file() and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK))
 
