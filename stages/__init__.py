@@ -1,1 +1,1 @@
-"""The two stages, and what they are made of. Imports data_schemas, never pipeline."""
+"""The stages and their parts. Imports data_schemas, never pipeline."""

@@ -1,4 +1,4 @@
-"""`a=b,c=d` of a command line as a mapping, `a,b` as names; in YAML they are such already."""
+"""Parses `a=b,c=d` and `a,b` from the command line. In YAML they are mappings and lists."""
 
 from typing import Annotated, Any
 
@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, JsonValue
 
 
 def assignments(value: Any) -> Any:
-    """Split at commas and equals signs; what is no text is left as it is.
+    """Split text at commas and equals signs. Other values are returned unchanged.
 
     Raises:
         ValueError: a part is not of the form name=value.
@@ -20,14 +20,14 @@ def assignments(value: Any) -> Any:
 
 
 def _arguments(value: Any) -> Any:
-    """The same, its values as what they look like; a column may well be called `1`."""
+    """Like `assignments`, but parses bools and numbers. A column may be called `1`."""
     if not isinstance(value, str):
         return value
     return {key: _plain(content) for key, content in assignments(value).items()}
 
 
 def _plain(text: str) -> Any:
-    """A value from the command line as the bool or number that it looks like."""
+    """Parse a bool or a number; keep other text."""
     if text.lower() in {"true", "false"}:
         return text.lower() == "true"
     for kind in (int, float):
@@ -39,7 +39,7 @@ def _plain(text: str) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """`a,b` as a list of names, each once."""
+    """Split `a,b` into a list of unique names."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         return parts

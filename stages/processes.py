@@ -1,13 +1,13 @@
-"""What torchrun or accelerate tell each process that they start; nothing is imported for it."""
+"""Reads what torchrun or accelerate tell each process, without importing anything heavy."""
 
 import os
 
 
 def processes() -> int:
-    """How many share the work; it is not to be asked of torch before they meet."""
+    """The number of processes. torch only knows it once they have connected."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This one's number, from 0."""
+    """The number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))

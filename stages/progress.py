@@ -1,4 +1,4 @@
-"""What a stage may tell a person while it works; the command decides how that looks."""
+"""How a stage reports to the user while it works. The command decides how reports look."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -8,21 +8,21 @@ class Advance(Protocol):
     """Moves a progress bar."""
 
     def __call__(self, amount: float, note: str = "") -> None:
-        """So much more is done; `note`, if there is one, holds the latest figures."""
+        """Advance the bar by `amount`; `note` is the latest figures, if there are any."""
         ...
 
 
 class Console(Protocol):
-    """Where a stage speaks."""
+    """The output of a stage."""
 
     def say(self, message: str) -> None:
         """Print one line."""
         ...
 
     def warn(self, message: str) -> None:
-        """Print one line that asks for attention."""
+        """Print a warning in one line."""
         ...
 
     def track(self, what: str, total: float | None, unit: str) -> AbstractContextManager[Advance]:
-        """Show progress towards `total` (None: unknown); call what is yielded to advance it."""
+        """Show a progress bar up to `total` (None: unknown). Yields the Advance that moves it."""
         ...

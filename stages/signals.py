@@ -1,8 +1,9 @@
-"""SIGTERM, SIGHUP and Ctrl-C end a command in order: no children, no temporary files, no traceback.
+"""Ends a command cleanly on SIGTERM, SIGHUP and Ctrl-C.
 
-The first signal raises Stopped in the main thread, and on its way up everything that is held is
-given back. Within `grace` it only sets `stopping`, so that a training step can end and a checkpoint
-be written. A second signal, or too much time, ends the process at once.
+No child processes, temporary files or traceback are left. The first signal raises Stopped in the
+main thread, which releases resources on its way up. Within `grace` the signal only sets `stopping`,
+so a training step can finish and write a checkpoint. A second signal or a timeout ends the process
+at once.
 """
 
 import atexit
@@ -18,19 +19,19 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 
-# A launcher or a scheduler sends a signal to a group and each process of it once more: what follows
-# so soon is the same signal.
+# Launchers and schedulers signal a group and each of its processes. A signal that follows this soon
+# is the same one.
 _SAME_SECONDS = 1.0
-_END_SECONDS = 20.0  # from the signal, or from the end of the grace, until the process has ended
+_END_SECONDS = 20.0  # from the signal, or from the end of the grace, to the end of the process
 _KILL_SECONDS = 3.0  # from a child's SIGTERM to its SIGKILL
 
 
 class Stopped(BaseException):
-    """A signal ends the command. No Exception, so that nothing on the way takes it for a failure.
+    """A signal ends the command. Not an Exception, so no handler mistakes it for a failure.
 
     Attributes:
         number: of the signal.
-        kept: a sentence on what is kept and how to go on; "" where nobody has said it.
+        kept: a sentence that says what is kept and how to continue; "" if unknown.
     """
 
     def __init__(self, number: int, kept: str = "") -> None:
@@ -40,21 +41,21 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell gives for a process that the signal ended."""
+        """The exit code that a shell reports for a process killed by the signal."""
         return 128 + self.number
 
     def __str__(self) -> str:
-        """One line for people."""
-        kept = self.kept or "What was finished is kept, and the same command goes on from there."
+        """One line for the user."""
+        kept = self.kept or "Finished work is kept, and the same command continues from there."
         name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
         return f"stopped by {name}. {kept}"
 
 
 class _State:
-    """What has come so far. A handler can be told nothing else."""
+    """The signals so far. It is global because a signal handler gets no arguments of ours."""
 
     listening = False
-    first: int = 0  # number of the signal that came first; 0: none
+    first: int = 0  # number of the first signal; 0: none
     at: float = 0.0
     grace: float | None = None  # seconds; None: the first signal raises Stopped
     raised = False
@@ -64,8 +65,8 @@ class _State:
 def listen() -> None:
     """Handle the signals from now on.
 
-    What is ignored stays so: nohup ignores SIGHUP, and a shell Ctrl-C of what it runs in the
-    background.
+    Signals that are ignored stay ignored: nohup ignores SIGHUP, and a shell ignores Ctrl-C for
+    background jobs.
     """
     _State.listening = True
     atexit.unregister(_end_children)
@@ -78,26 +79,26 @@ def listen() -> None:
 
 
 def listen_again() -> None:
-    """After a library has put its own handlers in place, bring back those of the command."""
+    """Restore the command's handlers after a library has installed its own."""
     if _State.listening:
         listen()
 
 
 @contextmanager
 def ending(say: Callable[[str], None]) -> Iterator[None]:
-    """Around a command: a signal ends it with one line, and with the exit code that shells expect.
+    """Run a command so that a signal ends it with one line and the exit code that shells expect.
 
     Args:
-        say: shows the line.
+        say: prints the line.
     """
     before = [(number, signal.getsignal(number)) for number in (*SIGNALS, signal.SIGALRM)]
     try:
-        listen()  # which lets in what `held_back` has kept waiting
+        listen()  # also delivers signals that `held_back` has blocked
         yield
     except (Stopped, Exception) as error:
         if not _State.first:
             raise
-        # what fails after a signal fails because of it: another process was ended, too
+        # an error after a signal is a consequence of it: the signal ended other processes too
         stop = error if isinstance(error, Stopped) else _stopped()
         say(str(stop))
         sys.exit(stop.exit_code)
@@ -110,7 +111,7 @@ def ending(say: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def keeping(kept: Callable[[], str]) -> Iterator[None]:
-    """Within, a signal's line says what `kept` gives, unless something within says more."""
+    """Add `kept()` to the line of a signal in the block, unless an inner block added its own."""
     try:
         yield
     except Stopped as stop:
@@ -120,9 +121,9 @@ def keeping(kept: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def grace(seconds: float) -> Iterator[None]:
-    """Within, the first signal only makes `stopping` true; Stopped comes after `seconds`.
+    """In the block, the first signal only sets `stopping`.
 
-    It comes at the end of the block if that is sooner.
+    Stopped is raised after `seconds`, or at the end of the block if that is sooner.
     """
     _State.grace = seconds
     try:
@@ -134,15 +135,15 @@ def grace(seconds: float) -> Iterator[None]:
 
 
 def stopping() -> int:
-    """The number of the signal that has come; 0 if none has."""
+    """The number of the signal that has arrived; 0 if none has."""
     return _State.first
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Start a child within: what a terminal sends to all waits until the child calls `listen`.
+    """Start a child process in the block. Its terminal signals wait until it calls `listen`.
 
-    SIGTERM ends it before that, without a word.
+    Before that, SIGTERM ends it silently.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
     try:
@@ -157,7 +158,7 @@ def _received(number: int, _: FrameType | None) -> None:
             _end_at_once()
         return
     _State.first, _State.at = number, time.monotonic()
-    _State.children = _children()  # those that lose their parent are not to be found later
+    _State.children = _children()  # orphans cannot be found later
     if _State.grace is None:
         raise _stopped()
     signal.setitimer(signal.ITIMER_REAL, max(_State.grace, 0.001))
@@ -183,7 +184,7 @@ def _end_at_once() -> None:
 
 
 def _end_children() -> None:
-    """After a signal, end what is left of the processes that this one and its children started."""
+    """After a signal, end the remaining processes that this one and its children started."""
     if not _State.first:
         return
     import psutil
@@ -194,11 +195,11 @@ def _end_children() -> None:
             with suppress(psutil.Error):
                 getattr(child, end)()
         _, left = psutil.wait_procs(left, timeout=_KILL_SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, 0)  # all is done in time
+    signal.setitimer(signal.ITIMER_REAL, 0)  # finished in time
 
 
 def _children() -> tuple[Any, ...]:
-    """Processes below this one, but for Python's own, which clears up when this one has ended."""
+    """Descendants of this process, except Python's resource tracker, which cleans up by itself."""
     import psutil
 
     found = []

@@ -1,4 +1,4 @@
-"""One training run, with everything resolved."""
+"""The description of one training run."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class TrainJob:
         policy: folder of the checkpoint that training starts from.
         adapter: folder of the LoRA adapter on top of it that training starts from, or None.
         manifest: of the cache.
-        fingerprint: SHA-256 of all that the result depends on.
-        eval_manifest: of the cache to evaluate on, where that is another one.
+        fingerprint: SHA-256 of everything that the result depends on.
+        eval_manifest: of the cache for evaluation, if it is a separate one.
         own: files that reflogp wrote in the output, which the result replaces.
     """
 
@@ -33,5 +33,5 @@ class TrainJob:
 
     @property
     def folder(self) -> Path:
-        """Where the run works until its result is whole."""
+        """The folder in which the run works until its result is complete."""
         return unfinished_folder(self.config.output, self.fingerprint)

@@ -1,7 +1,7 @@
-"""The learning rate of each step: a warm-up that never swallows the run, then --schedule.
+"""The learning rate of each step: a warm-up shorter than the run, then --schedule.
 
-transformers' warm-up starts at a rate of 0 and rounds its length up, so the first step of every run
-changes nothing, and a run of one step trains nothing at all. Here every step has a rate above 0.
+transformers' warm-up starts at a rate of 0 and rounds its length up. The first step of every run
+then changes nothing, and a run of one step trains nothing. Here every step has a rate above 0.
 """
 
 import math
@@ -11,12 +11,12 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 
 def total_steps(rows: int, *, rows_a_step: int, epochs: float, max_steps: int) -> int:
-    """How many optimizer steps a run over so many rows has."""
+    """The number of optimizer steps of a run over `rows` rows."""
     return max_steps if max_steps > 0 else math.ceil(epochs * -(-rows // rows_a_step))
 
 
 def warmup_length(share: float, steps: int) -> int:
-    """How many of a run's steps warm up: fewer than one in full is none, and never all of them."""
+    """The number of warm-up steps, rounded down; always less than `steps`."""
     return math.floor(share * steps)
 
 
@@ -24,10 +24,10 @@ def rate(step: int, *, schedule: Schedule, warmup: float, steps: int) -> float:
     """The learning rate of one step, as a share of its peak.
 
     Args:
-        step: which one, from 0.
-        schedule: how the rate falls after the warm-up.
-        warmup: share of the steps that warm up, below 1.
-        steps: of the whole run.
+        step: index of the step, from 0.
+        schedule: decay after the warm-up.
+        warmup: share of the steps for warm-up, below 1.
+        steps: number of steps of the run.
 
     Returns:
         Above 0 for every step of the run; 1 for the first one after the warm-up.

@@ -1,4 +1,4 @@
-"""Stage two, joined: a sealed cache -> batches -> policy log-probs -> loss -> a trained policy."""
+"""Stage two as a whole: a sealed cache -> batches -> log-probs -> loss -> a trained policy."""
 
 import time
 from contextlib import ExitStack
@@ -50,11 +50,11 @@ _LAST_GOOD = "last_good"
 
 
 def train(job: TrainJob, console: Console) -> RunRecord:
-    """Train the policy against the cache and write it, with its metrics, card and record.
+    """Train the policy against the cache, and write it with its metrics, card and record.
 
     Raises:
         InputError: the cache or the settings cannot be used.
-        ReflogpError: policy and cache do not agree, training diverged, or it changed nothing.
+        ReflogpError: policy and cache do not agree, or training diverged or changed nothing.
     """
     started_at, config, dtype = datetime.now(UTC), job.config, job.manifest.engine.dtype
     _require_fitting(job)
@@ -100,7 +100,7 @@ def _trainer(
     callbacks: list[Any],
     console: Console,
 ) -> PreferenceTrainer:
-    """The policy at its start, its layout and its loss, ready to train."""
+    """Load the policy, choose its layout and loss, and make the Trainer."""
     config = job.config
     set_seed(config.seed)
     policy = load_policy(job.policy, config, job.manifest.engine.dtype, job.adapter)
@@ -137,7 +137,7 @@ def _trainer(
         squares=config.weighting == "wpo",
         even=uses(config.losses, "batch") or bool(config.loss_args.get("batch_shift")),
     )
-    trainer.remove_callback(PrinterCallback)  # the metrics are in the file, the steps on the bar
+    trainer.remove_callback(PrinterCallback)  # MetricsFile and Progress show the metrics
     return trainer
 
 
@@ -154,11 +154,11 @@ def _say_what_does_nothing(job: TrainJob, pairs: CachedRows, console: Console) -
 
 
 def _prepare(job: TrainJob, arguments: TrainingArguments, held: ExitStack) -> Path | None:
-    """Make the folder that the run works in; the checkpoint to go on from, if there is one."""
-    with arguments.main_process_first(local=False):  # all of them must find the same
+    """Create the folder that the run works in. Returns the checkpoint to resume from, if any."""
+    with arguments.main_process_first(local=False):  # all processes must find the same
         if arguments.process_index == 0:
             held.enter_context(working(job.config.output, job.folder, job.own))
-        # the newest to go on from, and the others because the best so far is one of them
+        # the newest to resume from, and the others because one of them is the best so far
         found = whole_checkpoints(job.folder, job.fingerprint) if job.config.resume else []
         if arguments.process_index == 0:
             remove_parts(job.folder, keep=[path.name for path in found])
@@ -166,7 +166,7 @@ def _prepare(job: TrainJob, arguments: TrainingArguments, held: ExitStack) -> Pa
 
 
 def _require_fitting(job: TrainJob) -> None:
-    """Refuse caches that have not what the losses are over."""
+    """Refuse caches that do not have what the losses need."""
     config = job.config
     require_fitting(config.cache, job.manifest, config.losses)
     if config.eval_cache is not None and job.eval_manifest is not None:
@@ -174,7 +174,7 @@ def _require_fitting(job: TrainJob) -> None:
 
 
 def _pairs(job: TrainJob) -> tuple[CachedRows, CachedRows | None]:
-    """What is trained on, and what is evaluated on if anything is."""
+    """The rows for training, and those for evaluation if there are any."""
     config = job.config
     limits = limits_under(job.manifest, job.policy)
     pairs = cached_rows(config.cache, job.manifest, config.losses, limits)
@@ -185,14 +185,15 @@ def _pairs(job: TrainJob) -> tuple[CachedRows, CachedRows | None]:
     if not trained:
         raise InputError(
             f"--eval-fraction {config.eval_fraction:g} leaves none of {len(pairs)} "
-            f"{job.manifest.unit} to train on: those of one prompt stay together. Give less."
+            f"{job.manifest.unit} to train on, since those of a prompt stay together. Give a "
+            "smaller fraction."
         )
     return (Subset(pairs, trained), Subset(pairs, evaluated)) if evaluated else (pairs, None)
 
 
 def _callbacks(job: TrainJob, console: Console, held: ExitStack) -> list[Any]:
     config, progress = job.config, Progress(console)
-    held.callback(progress.on_train_end)  # however training ends
+    held.callback(progress.on_train_end)  # also after an error
     return [
         Guard(config.stop_grad_norm),
         MetricsFile(job.folder / METRICS),
@@ -206,7 +207,7 @@ def _callbacks(job: TrainJob, console: Console, held: ExitStack) -> list[Any]:
 def _require_agreement(
     trainer: PreferenceTrainer, pairs: CachedRows, job: TrainJob, console: Console
 ) -> None:
-    """Stop before the first step if the policy does not score what the cache says."""
+    """Stop before the first step if the policy's scores do not agree with the cache."""
     if not uses(job.config.losses, "reference"):
         return
     mixture = is_mixture(trainer.accelerator.unwrap_model(trainer.model).config)
@@ -227,10 +228,10 @@ def _require_agreement(
 
 
 def _run(trainer: PreferenceTrainer, resumed: Path | None, job: TrainJob) -> None:
-    """Train to the end; where that diverges, keep the last good state and say where it is.
+    """Train to the end. If training diverges, keep the last good state and say where it is.
 
     Raises:
-        ReflogpError: it diverged, or changed nothing.
+        ReflogpError: training diverged, or changed nothing.
     """
     try:
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -238,11 +239,11 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: TrainJob) -> Non
         if not trainer.diverged():
             folder = job.folder / _LAST_GOOD
             save_policy(trainer, folder, job.policy, job.adapter, job.manifest.engine.dtype)
-            kept = f"The weights of the last step that was taken are in {folder}."
+            kept = f"The weights after the last good step are in {folder}."
         elif checkpoints := whole_checkpoints(job.folder, job.fingerprint):
             kept = f"The last good state is {checkpoints[-1]}."
         else:
-            kept = "There was no checkpoint yet; --checkpoint-steps makes them earlier."
+            kept = "There was no checkpoint yet; a smaller --checkpoint-steps writes one earlier."
         raise ReflogpError(
             f"{error}: training has diverged. Lower --learning-rate, raise --beta, or look at the "
             f"data. {kept}"
@@ -252,16 +253,16 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: TrainJob) -> Non
 
 
 def _kept(job: TrainJob) -> str:
-    """For a signal's line: what the same command finds."""
+    """What a run that a signal stops leaves behind, for the last line of its output."""
     if checkpoints := whole_checkpoints(job.folder, job.fingerprint):
-        return f"{checkpoints[-1]} is kept, and the same command goes on from there."
+        return f"{checkpoints[-1]} is kept, and the same command resumes from it."
     if not job.folder.exists():
-        return f"The run had just been finished: {job.config.output} is whole."
-    return "There is no checkpoint yet, and the same command begins again."
+        return f"The run had just finished: {job.config.output} is complete."
+    return "There is no checkpoint yet, so the same command starts again."
 
 
 def _finish(job: TrainJob, result: Path, record: RunRecord) -> None:
-    """Complete the result with merged weights, card and record, and put it into the output."""
+    """Add merged weights, card and record to the result, and move it into the output."""
     if job.config.merge:
         merge_adapter(result, job.policy, job.manifest.engine.dtype)
     write_text(result / "README.md", model_card(job.config, job.manifest, record))

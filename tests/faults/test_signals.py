@@ -254,7 +254,7 @@ def test_a_sweep_passes_the_signal_on_and_its_run_makes_a_checkpoint(cache, tmp_
     send = functools.partial(os.killpg if group else os.kill, process.pid, signal.SIGTERM)
     code = require_gone(process, send)
     said = (tmp_path / "stderr.txt").read_text().splitlines()
-    require_stopped(code, said, signal.SIGTERM, "is kept, and the same command goes on")
+    require_stopped(code, said, signal.SIGTERM, "is kept, and the same command resumes")
     assert [*found.rglob("reflogp_checkpoint.json")]
     assert not (tmp_path / "sweep" / "seed=2").exists()
 

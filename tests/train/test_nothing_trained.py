@@ -67,7 +67,7 @@ def _cut_off(function):
     ("options", "message"),
     [
         ({"max_steps": 0}, "0 steps train nothing"),
-        ({"checkpoint_steps": 1.5}, "whole number, or a share below 1"),
+        ({"checkpoint_steps": 1.5}, "give a whole number of steps, or a share below 1"),
     ],
 )
 def test_what_can_never_do_anything_is_refused(options, message):
