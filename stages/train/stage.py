@@ -112,13 +112,13 @@ def _trainer(
     require_room(job.folder, config, trained, total, job.manifest.engine.dtype)
     if job.manifest.engine.dtype == "float16":
         console.say(
-            "the cache is in float16, and training computes in float32: gradients vanish in "
-            "float16. A cache in bfloat16 takes half the memory here"
+            "the cache is in float16, but training computes in float32, because gradients vanish "
+            "in float16. With a cache in bfloat16, training takes half the memory"
         )
     if job.manifest.row_weights is not None:
         console.say(f"each loss is multiplied by the row's weight, {job.manifest.row_weights}")
     if job.adapter is not None and config.lora_r:
-        console.say(f"the adapter {job.adapter} is trained further: its own rank, alpha, modules")
+        console.say(f"training continues with {job.adapter}, which keeps its rank, alpha, modules")
     rows = longest(pairs) + ([] if evaluated is None else longest(evaluated))
     paired = job.manifest.kind == "paired"
     collate, layout = choose_layout(policy, config.layout, rows, paired=paired)

@@ -175,7 +175,7 @@ def test_what_cannot_be_scored_again_is_set_aside_with_the_obstacle(
     found = details(settings.cache / manifest.quarantine.file)
     if error is None:
         assert len(found) == ROWS - keep
-        assert "not rescored: so are 38 of 44 responses of the shard" in found[0]
+        assert "not rescored: 38 of the shard's 44 responses are wrong" in found[0]
     else:
         assert all(problem in line for problem, line in zip(SPOILT.values(), found, strict=True))
         assert all(line.endswith("not rescored: the weights do not fit") for line in found)

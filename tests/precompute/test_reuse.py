@@ -184,7 +184,9 @@ def test_a_shard_of_another_version_is_made_anew(settings, console, scored, monk
     once = sum(scored)
     run_precompute(settings, console)
     assert sum(scored) == 2 * once
-    assert any(f"{path.name} is damaged or no shard of this version" in w for w in console.warned)
+    assert any(
+        f"{path.name} is damaged or not a shard of this version" in w for w in console.warned
+    )
 
 
 def test_a_shard_with_ids_that_are_none_gives_no_rows(settings, console, scored):

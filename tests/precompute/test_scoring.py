@@ -55,7 +55,7 @@ def test_an_engine_that_is_killed_ends_the_run_with_a_message(settings, console)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(ReflogpError, match=r"process died \(exit code -9\).*--engines"):
+    with pytest.raises(ReflogpError, match=r"of an engine died \(exit code -9\).*--engines"):
         run_precompute(settings, console)
     killer.join()
     assert not manifests.is_sealed(settings.cache)

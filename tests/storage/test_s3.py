@@ -245,7 +245,9 @@ def test_a_shard_in_a_bucket_that_is_no_shard_is_made_anew(settings, s3, console
     for content in (b"", os.urandom(100)):
         s3.put_object(Bucket="bucket", Key=f"some/cache/{name}", Body=content)
         run_precompute(settings, console)
-        assert f"{name} is damaged or no shard of this version; it is made anew" in console.warned
+        assert (
+            f"{name} is damaged or not a shard of this version; it is made anew" in console.warned
+        )
         console.warned.clear()
         assert rows_by_id(settings.cache) == local_rows
     assert read_shard(settings.cache / name).num_rows

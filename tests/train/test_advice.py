@@ -174,7 +174,7 @@ def longer_wins(seed=0):
 def test_a_margin_that_only_lengths_give_is_length_exploitation():
     (found,) = advise(longer_wins(), beta=BETA, losses=["dpo"])
     assert found.code == "length_exploitation"
-    assert "the longer one wins" in found.message
+    assert "the longer response wins" in found.message
     unlogged = [
         {name: value for name, value in step.items() if name != "rewards/length_correlation"}
         for step in longer_wins()
@@ -201,7 +201,7 @@ def test_an_evaluation_that_gets_worse_while_training_gets_better_is_overfitting
 
 def test_the_best_evaluation_is_named():
     history = run(falls(-1), falls(25), evaluate=lambda done: (0.6 + abs(done - 0.4) / 4, 0.5))
-    assert "step 48 evaluates best" in advise(history, beta=BETA, losses=["dpo"])[0].remedy
+    assert "step 48 has the best evaluation" in advise(history, beta=BETA, losses=["dpo"])[0].remedy
 
 
 def test_every_pair_right_at_a_tiny_loss_is_memorised():

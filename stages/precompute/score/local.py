@@ -1,7 +1,7 @@
-"""Planned shards -> finished shards: by one engine in this process, by several, or on a cluster.
+"""Planned shards -> finished shards: with one engine in this process, several, or on a cluster.
 
-Several engines, each in a process of its own with its own GPUs (or CPU cores), take shards from one
-plan as they get free: scoring has no state between shards, so nothing else need be shared.
+Several engines run in one process each, with their own GPUs or CPU cores, and take the next shard
+of the plan when they are free. Scoring has no state between shards, so they share nothing else.
 """
 
 import multiprocessing
@@ -20,18 +20,18 @@ from reflogp.stages.precompute.score.worker import Done, Worker
 from reflogp.stages.progress import Console
 from reflogp.stages.signals import ending, held_back, keeping
 
-_KEPT = "Finished shards are kept, and the same command goes on from there."
-_END_SECONDS = 10.0  # that an engine's process has to give its own processes and memory back
-_PATIENCE_SECONDS = 1.0  # between two looks at whether the engines are still alive
+_KEPT = "Finished shards are kept, and the same command continues from there."
+_END_SECONDS = 10.0  # for an engine's process to end its own processes and release memory
+_PATIENCE_SECONDS = 1.0  # between two checks that the engines are alive
 
 
 def score(job: Job, missing: list[PlannedShard], known: ScoredRows, console: Console) -> None:
-    """Score shards and write them. Each is on disk for good before the next one begins.
+    """Score shards and write them. Each shard is synced to disk before the next one starts.
 
     Args:
-        job: what to score with.
-        missing: what to score.
-        known: rows that need not be scored again.
+        job: the model, engine and cache.
+        missing: the shards to score.
+        known: rows that were scored before.
         console: for progress.
 
     Raises:
@@ -61,7 +61,7 @@ def _score_here(
             for planned in missing:
                 done = worker.score(planned, advance, console.say)
                 account.add(tokens=done.tokens, seconds=done.seconds)
-    except RuntimeError as error:  # what torch and vLLM raise when a device fails or is full
+    except RuntimeError as error:  # torch and vLLM raise it if a device fails or is out of memory
         raise ReflogpError(
             f"scoring failed: {error}. Finished shards are kept: run the command again."
         ) from error
@@ -73,7 +73,7 @@ def _score_in_processes(
     job: Job, missing: list[PlannedShard], known: ScoredRows, account: Account, console: Console
 ) -> None:
     engines = min(job.config.engines, len(missing))
-    # fork would copy a process with threads and, on a GPU, a CUDA context
+    # fork is not safe with threads, or with a CUDA context
     context = multiprocessing.get_context("spawn")
     todo: Any = context.Queue()
     answers: Any = context.Queue()
@@ -93,7 +93,7 @@ def _score_in_processes(
                 answer = _next(answers, processes)
                 if isinstance(answer, Done):
                     finished += 1
-                    # engines work at the same time, so each takes its part of the wall clock
+                    # engines run in parallel, so each counts for a part of the elapsed time
                     account.add(tokens=answer.tokens, seconds=answer.seconds / engines)
                 else:
                     advance(answer)
@@ -109,7 +109,7 @@ def _score_in_processes(
 
 
 def _work(job: Job, known: ScoredRows, todo: Any, answers: Any) -> None:
-    """An engine's process: shards out of `todo`, results, progress and errors into `answers`."""
+    """An engine's process: takes shards from `todo`, puts results and errors into `answers`."""
     with ending(_nobody):
         _work_until_stopped(job, known, todo, answers)
 
@@ -122,17 +122,17 @@ def _work_until_stopped(job: Job, known: ScoredRows, todo: Any, answers: Any) ->
                 answers.put(worker.score(planned, lambda n: answers.put(float(n)), _nobody))
         finally:
             worker.close()
-    except Exception as error:  # noqa: BLE001 - it crosses to the parent, which raises it
+    except Exception as error:  # noqa: BLE001 - sent to the parent, which raises it
         plain = isinstance(error, ReflogpError | OSError)
         answers.put(error if plain else ReflogpError(repr(error)))
 
 
 def _nobody(_: str) -> None:
-    """An engine's process speaks through its shards only."""
+    """Ignore messages: an engine's process reports only results."""
 
 
 def _next_task(todo: Any) -> PlannedShard | None:
-    """The next shard to score; None when there is no more, or nobody left who waits for it."""
+    """The next shard to score; None if there are no more, or if the parent has ended."""
     parent = multiprocessing.parent_process()
     while parent is None or parent.is_alive():
         try:
@@ -144,7 +144,12 @@ def _next_task(todo: Any) -> PlannedShard | None:
 
 
 def _next(answers: Any, processes: list[Any]) -> Any:
-    """The next answer of any engine; raises what an engine raised, and when one was killed."""
+    """The next answer of any engine.
+
+    Raises:
+        ReflogpError: an engine failed, or was killed.
+        OSError: an engine could not read or write a file.
+    """
     while True:
         try:
             answer = answers.get(timeout=_PATIENCE_SECONDS)
@@ -152,8 +157,8 @@ def _next(answers: Any, processes: list[Any]) -> Any:
             killed = [process for process in processes if process.exitcode not in (None, 0)]
             if killed:
                 raise ReflogpError(
-                    f"an engine's process died (exit code {killed[0].exitcode}), "
-                    "often for want of memory. Run the command again, perhaps with fewer "
+                    f"the process of an engine died (exit code {killed[0].exitcode}), often "
+                    "because it ran out of memory. Run the command again, perhaps with fewer "
                     "--engines; finished shards are kept."
                 ) from None
             continue
@@ -163,7 +168,7 @@ def _next(answers: Any, processes: list[Any]) -> Any:
 
 
 def _devices(engines: int, tensor_parallel_size: int) -> Iterator[dict[str, str]]:
-    """The environment of each engine, which gives it GPUs, or else CPU cores, of its own."""
+    """The environment of each engine, which assigns it its own GPUs or CPU cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -188,7 +193,7 @@ def _devices(engines: int, tensor_parallel_size: int) -> Iterator[dict[str, str]
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """`values` in the environment of a process that is started within."""
+    """Add `values` to the environment of processes that are started in the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

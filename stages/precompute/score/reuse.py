@@ -1,9 +1,9 @@
-"""Rows that an earlier cache has already -> not scored again.
+"""Reuses the log-probs of rows that an earlier cache has.
 
-A row is addressed by its content: its id is a hash of its token ids, and a shard names the digest
-of the model and engine that scored it. So whatever changed in the data or in the rules, a row whose
-ids and scorer are the same keeps its log-probs, from any shard that lies in the cache's folder:
-those of a sealed cache that is being replaced, or those that a killed run left behind.
+A row is addressed by its content: its id is a hash of its token ids, and each shard names the
+digest of the model and engine that scored it. If both are the same, a row keeps its log-probs,
+whatever else has changed in the data or the rules. They come from any shard in the cache's folder,
+of a sealed cache that is being replaced or of a killed run.
 """
 
 import fnmatch
@@ -27,19 +27,19 @@ _SCORES = [field.name for field in SCORE_FIELDS]
 
 
 class ScoredRows:
-    """Finds rows by content, in 12 bytes of memory a row.
+    """Finds rows by content. Its index takes 12 bytes of memory per row.
 
     Attributes:
-        method, device: how the rows got their log-probs, as the first shard tells it.
+        method, device: how the rows were scored, according to the first shard.
     """
 
     def __init__(self, cache: Path, scoring: str, without: frozenset[str] = frozenset()) -> None:
         """Index the shards in `cache`.
 
         Args:
-            cache: the folder.
+            cache: its folder.
             scoring: digest of model and engine (Inputs.scoring_digest).
-            without: names of shards that need not be looked at.
+            without: names of shards to ignore.
         """
         origins = dict(_shards(cache, scoring, without))
         self._files = list(origins)
@@ -51,21 +51,21 @@ class ScoredRows:
         keys.clear()
         order = np.argsort(joined, kind="stable")
         self._keys = joined[order]
-        # which row of all files, from which file and row follow; 4 billion rows are enough
+        # position in all files together, which gives file and row; enough for 4 billion rows
         self._rows = order.astype(np.uint32)
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def split(self, planned: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Part what is known from what is to be scored.
+        """Split planned rows into known ones and those to score.
 
         Args:
             planned: rows of PLAN_SCHEMA.
 
         Returns:
-            The known rows as SHARD_SCHEMA, and the others as PLAN_SCHEMA. A row whose scores
-            cannot be right is not known.
+            The known rows as SHARD_SCHEMA, and the others as PLAN_SCHEMA. A row with impossible
+            scores is not known.
         """
         scores, where = self._find(planned.column("row_id").combine_chunks())
         known = planned.take(pa.array(where))
@@ -94,7 +94,7 @@ class ScoredRows:
                 found = read_shard(self._files[file], ["row_id", *_SCORES]).take(pa.array(inside))
             except (InputError, IndexError, pa.ArrowException):
                 continue  # damaged or replaced since it was indexed: its rows are scored again
-            # a 64-bit key is no proof; the whole hash is
+            # 64-bit keys can collide, so compare the full hashes
             same = pc.equal(_content(found.column("row_id")), _content(wanted.take(pa.array(mine))))
             parts.append(found.filter(same).select(_SCORES).cast(parts[0].schema))
             where.append(mine[same.to_numpy().astype(bool)])
@@ -102,7 +102,7 @@ class ScoredRows:
 
 
 def in_planned_order(planned: pa.Table, rows: pa.Table) -> pa.Table:
-    """Put the rows of `planned` that are in `rows` into the order of `planned`."""
+    """Sort `rows` into the order of `planned`, which may have rows that `rows` lacks."""
     places = pc.index_in(planned.column("row_id"), value_set=rows.column("row_id").combine_chunks())
     return rows.take(places.drop_null())
 
@@ -116,7 +116,7 @@ def _shards(cache: Path, scoring: str, without: frozenset[str]) -> Iterator[tupl
 
 
 def _keys(path: Path) -> NDArray[np.uint64]:
-    """Content keys of a shard's rows; none if it is damaged: its rows are scored again."""
+    """Content keys of a shard's rows; none if it is damaged, so its rows are scored again."""
     try:
         return content_keys(read_shard(path, ["row_id"]).column("row_id").combine_chunks())
     except (InputError, ValueError):
@@ -124,5 +124,5 @@ def _keys(path: Path) -> NDArray[np.uint64]:
 
 
 def _content(row_ids: Any) -> Any:
-    """The part of each row's id that its content decides."""
+    """The part of each row id that is a hash of the content."""
     return pc.utf8_slice_codeunits(row_ids, 0, CONTENT_DIGITS)

@@ -1,4 +1,4 @@
-"""Planned shard + scorer -> finished rows. No number gets in unchecked."""
+"""Planned shard + scorer -> finished rows. Every number is checked."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,19 +12,19 @@ from reflogp.stages.cache.columns import View, list_column, views
 from reflogp.stages.cache.shard_content import ROUNDING
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request, Scorer
 
-_REQUESTS_AT_ONCE = 256  # in one call of the engine, between two steps of the progress bar
-# Up to so many responses of a shard, or a quarter of them, are rescored one by one. Where more are
-# wrong the engine is, and not they.
+_REQUESTS_AT_ONCE = 256  # per call of the engine and step of the progress bar
+# Up to this many responses of a shard, or a quarter of them, are rescored one by one. If more are
+# wrong, the engine is at fault.
 _FEW = 16
 
 
 class ScoredTable(NamedTuple):
-    """A planned shard once scored.
+    """A scored shard.
 
     Attributes:
         table: the finished rows, as SHARD_SCHEMA.
-        problems: the source rows whose scores cannot be right, with why; they are not in `table`.
-        rescued: responses in `table` whose log-probs were wrong at first and right when rescored.
+        problems: source rows with impossible scores, and the reason; they are not in `table`.
+        rescued: number of responses in `table` whose log-probs were impossible until rescored.
     """
 
     table: pa.Table
@@ -33,12 +33,12 @@ class ScoredTable(NamedTuple):
 
 
 def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None]) -> ScoredTable:
-    """Score every response of a planned shard, those that come out wrong a second time.
+    """Score every response of a planned shard, and rescore those with impossible log-probs.
 
     Args:
         table: rows of PLAN_SCHEMA.
         scorer: the engine.
-        advance: told of each number of sequence tokens done.
+        advance: called with the number of sequence tokens after each call of the engine.
     """
     places, requests = _requests(table)
     found: list[Logps] = []
@@ -70,11 +70,11 @@ def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None
 def check(
     requests: Sequence[Request], found: Sequence[Logps]
 ) -> tuple[list[float], dict[int, str]]:
-    """Sums of the log-probs of each response, and which of them cannot be right, with why.
+    """Sum the log-probs of each response, and find impossible ones.
 
     Args:
-        requests: what was asked for.
-        found: float32 [tokens of the response] each, in nats.
+        requests: the requests that were scored.
+        found: float32 [tokens of the response] for each, in nats.
 
     Returns:
         The sums in nats, accumulated in float64; and problems by position.
@@ -86,12 +86,12 @@ def check(
     problems = {
         int(i): f"{got[i]} log-probs for {wanted[i]} tokens" for i in np.flatnonzero(got != wanted)
     }
-    # A zero ends each response, so that an empty one too is a segment of its own.
+    # A zero ends each response, which makes an empty one a segment too.
     zero = np.zeros(1, np.float32)
     joined = np.concatenate([part for values in found for part in (values, zero)])
     starts = np.concatenate([[0], np.cumsum(got + 1)[:-1]])
     sums = np.add.reduceat(joined, starts, dtype=np.float64)
-    # one NaN or infinity makes the sum so
+    # a single NaN or infinity makes the sum non-finite
     for i in np.flatnonzero(~np.isfinite(sums)):
         problems.setdefault(int(i), "a log-prob is not finite")
     highest = np.maximum.reduceat(joined, starts)
@@ -103,15 +103,15 @@ def check(
 def _rescue(
     scorer: Scorer, requests: Sequence[Request], wrong: dict[int, str]
 ) -> dict[int, tuple[Logps, float]]:
-    """Log-probs and their sum, by position, of the `wrong` responses that rescoring puts right.
+    """Rescore the `wrong` responses, and return log-probs and sums of those that are now valid.
 
-    To the problem of each other is added why it could not.
+    For the others, the reason is appended to their problem in `wrong`.
     """
     places = sorted(wrong)
     asked = [requests[place] for place in places]
     try:
         if len(places) > max(_FEW, len(requests) // 4):
-            raise ReflogpError(f"so are {len(places)} of {len(requests)} responses of the shard")
+            raise ReflogpError(f"{len(places)} of the shard's {len(requests)} responses are wrong")
         again = scorer.rescore(asked) if asked else []
     except ReflogpError as error:
         wrong.update({place: f"{wrong[place]}; not rescored: {error}" for place in places})
@@ -123,7 +123,7 @@ def _rescue(
 
 
 def _requests(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
-    """What to score of a planned shard, row after row; and the row and side of each."""
+    """The requests of a planned shard, row by row, and the row and side of each."""
     prompts = views(table.column("prompt_ids"))
     responses = [(side, views(table.column(f"{side}_ids"))) for side in RESPONSES]
     places, requests = [], []
@@ -137,7 +137,7 @@ def _requests(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
 
 
 def _split_off(table: pa.Table, problems: dict[int, str]) -> tuple[pa.Table, list[tuple[int, str]]]:
-    """`table` without the rows that have a problem, and the source rows of those."""
+    """Remove rows with problems from `table`; return their source rows too."""
     sources = table.column("source_row")
     faulty = [(sources[row].as_py(), problem) for row, problem in sorted(problems.items())]
     if faulty:

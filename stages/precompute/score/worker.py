@@ -1,4 +1,4 @@
-"""Planned shard -> finished shard: what is known is taken over, the rest is scored by an engine."""
+"""Planned shard -> finished shard: known rows are reused, and an engine scores the others."""
 
 import time
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from reflogp.stages.precompute.score.score_shard import score_table
 
 
 class Done(NamedTuple):
-    """An engine finished a shard: tokens that it scored for it, and the seconds that took."""
+    """A finished shard: the number of tokens that the engine scored, and the time in seconds."""
 
     tokens: int
     seconds: float
 
 
 class Worker:
-    """Scores shards one after the other with an engine that starts when a row needs it."""
+    """Scores shards one by one. The engine starts when the first row needs it."""
 
     def __init__(self, job: Job, known: ScoredRows) -> None:
         self._job = job
@@ -39,7 +39,7 @@ class Worker:
         advance: Callable[[float], None],
         say: Callable[[str], None],
     ) -> Done:
-        """Score what is not known of a planned shard and write the shard."""
+        """Score the unknown rows of a planned shard, and write the shard."""
         rows = read_plan(planned)
         known, unknown = self._known.split(rows)
         problems: list[tuple[int, str]] = []
@@ -73,7 +73,7 @@ class Worker:
         return Done(tokens, time.monotonic() - begin)
 
     def close(self) -> None:
-        """End the engine."""
+        """Stop the engine."""
         if self._scorer is not None:
             self._scorer.close()
 
@@ -98,7 +98,7 @@ def _truncated(table: pa.Table) -> int:
 
 
 def _sequence_tokens(table: pa.Table) -> int:
-    """Tokens of every prompt + response sequence."""
+    """Total tokens of all prompt + response sequences."""
     prompts = pc.list_value_length(table.column("prompt_ids"))
     responses = [pc.list_value_length(table.column(f"{s}_ids")) for s in RESPONSES]
     return sum(int(pc.sum(pc.add(prompts, lengths)).as_py() or 0) for lengths in responses)

@@ -1,4 +1,5 @@
 """Scoring on a Ray cluster.
 
-In: planned shards. Out: the same finished shards, from actors that may come, go and fail.
+In: planned shards. Out: the same finished shards as locally, from actors that can start, stop and
+fail at any time.
 """

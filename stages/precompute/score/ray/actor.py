@@ -1,4 +1,4 @@
-"""A process somewhere in the cluster that holds one engine, and scores shard after shard."""
+"""A Ray actor with one engine, which scores shards one by one."""
 
 import os
 
@@ -13,17 +13,17 @@ from reflogp.stages.precompute.score.worker import Done, Worker
 
 
 class ShardActor:
-    """One engine. It writes its shards itself, straight to the cache's file system."""
+    """One engine. It writes its shards directly to the cache's file system."""
 
     def __init__(self, job: Job, known: ScoredRows) -> None:
         self._job = job
         self._worker = Worker(job, known)
 
     def check(self) -> str:
-        """The node's name, if it can do the work; nothing heavy is loaded yet.
+        """Check that the node can do the work, without loading the engine. Returns its name.
 
         Raises:
-            InputError: checkpoint or cache are not there, or the engine is another one.
+            InputError: the node lacks checkpoint or cache, or has a different engine.
         """
         job = self._job
         require_here(job.reference, job.adapter)
@@ -32,8 +32,9 @@ class ShardActor:
         here, node = choose(job.config.engine, job.reference), os.uname().nodename
         if (here.name, here.version) != (job.engine.name, job.engine.version):
             raise InputError(
-                f"the node {node} has {here.name} {here.version} ({here.why}), and this cache is "
-                f"made with {job.engine.name} {job.engine.version}. Install the same on all nodes."
+                f"the node {node} has {here.name} {here.version} ({here.why}), but this cache is "
+                f"made with {job.engine.name} {job.engine.version}. Install the same version on "
+                "all nodes."
             )
         return node
 
@@ -47,14 +48,14 @@ class ShardActor:
             return self._worker.score(planned, _nobody, _nobody)
         except (ReflogpError, OSError):
             raise
-        except Exception as error:  # noqa: BLE001 - it is told of in the driver
-            # plain text crosses to the driver; a library's own error need not survive the way
+        except Exception as error:  # noqa: BLE001 - the driver reports it
+            # send plain text, since a library's exception may not unpickle in the driver
             raise ReflogpError(f"{type(error).__name__}: {error}") from None
 
     def close(self) -> None:
-        """End the engine."""
+        """Stop the engine."""
         self._worker.close()
 
 
 def _nobody(_: float | str) -> None:
-    """The driver tells of progress, shard by shard."""
+    """Ignore progress: the driver reports it shard by shard."""

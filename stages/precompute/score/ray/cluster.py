@@ -1,6 +1,6 @@
-"""The Ray cluster: joining it, what an actor takes of it, and what only its nodes can tell.
+"""Joins the Ray cluster, sizes its actors, and asks its nodes what only they know.
 
-Ray is imported where it is used only: it is an optional extra.
+Ray is an optional extra, so it is imported only where it is used.
 """
 
 import os
@@ -15,14 +15,14 @@ from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.choose import Choice, choose
 from reflogp.stages.signals import listen_again
 
-_ASK_SECONDS = 600  # for the first answer of a node, which the cluster may have to start
+_ASK_SECONDS = 600  # until a node answers, which the cluster may have to start first
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Room:
-    """What one actor takes of its node."""
+    """The resources of one actor."""
 
     cpus: int
     gpus: int
@@ -31,13 +31,13 @@ class Room:
         return f"{self.gpus} GPU{'s' * (self.gpus > 1)}" if self.gpus else f"{self.cpus} CPU"
 
     def options(self) -> dict[str, Any]:
-        """The same as options of a Ray actor or task, which is not to be repeated by Ray."""
-        # SPREAD: a node that dies takes few actors with it, and what is tried again moves
+        """The resources as options of a Ray actor or task."""
+        # SPREAD: a node that dies takes few actors with it, and a retry runs on another node
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
 
 
 def connect(config: PrecomputeConfig) -> None:
-    """Join the cluster at `config.address`, or RAY_ADDRESS, or one made of this machine.
+    """Join the cluster at `config.address` or RAY_ADDRESS, or start one on this machine.
 
     Raises:
         InputError: Ray is not installed, or there is no such cluster.
@@ -46,29 +46,30 @@ def connect(config: PrecomputeConfig) -> None:
         import ray
     except ImportError as error:
         raise InputError(
-            f'--backend ray: Ray is not there ({error}). pip install "reflogp[ray]", on every node.'
+            f"--backend ray: Ray is not installed ({error}). Install it on every node: pip install "
+            '"reflogp[ray]".'
         ) from error
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless asked for
-    # vLLM's engine is a child of its actor and must not outlive it, with the GPU's memory
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send nothing unless asked to
+    # vLLM's engine is a child of its actor and must not outlive it, or it would keep GPU memory
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     try:
         ray.init(
             address=config.address, include_dashboard=False, log_to_driver=False,
             logging_level="ERROR",
         )  # fmt: skip
-        listen_again()  # Ray has put a handler of its own in place
+        listen_again()  # Ray has installed its own signal handler
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"--address {config.address or os.environ.get('RAY_ADDRESS', '(this machine)')}: no "
-            f"Ray cluster can be joined: {error}. Give the head node as host:6379, or leave "
-            "--address out to use this machine."
+            f"--address {config.address or os.environ.get('RAY_ADDRESS', '(this machine)')}: "
+            f"cannot join a Ray cluster: {error}. Give the head node as host:6379, or leave out "
+            "--address to use this machine."
         ) from error
 
 
 def room_of_an_actor(config: PrecomputeConfig) -> Room:
-    """As many GPUs as a tensor-parallel engine spans; CPUs alone where the cluster has no GPU."""
+    """The resources of an actor: the GPUs of one engine, or only CPUs if the cluster has no GPU."""
     import ray
 
     gpus = config.actor_gpus
@@ -78,15 +79,15 @@ def room_of_an_actor(config: PrecomputeConfig) -> Room:
 
 
 def prepare(config: PrecomputeConfig, reference: Path) -> tuple[PrecomputeConfig, Choice]:
-    """The configuration as all nodes understand it, and the engine that they have.
+    """The configuration for all nodes, and the engine that they have.
 
-    The driver may sit on a head node that has no GPU. What runs where the actors run, and how much
-    that can do in a minute, one of the other nodes is asked.
+    The driver may run on a head node without a GPU. Another node is therefore asked for its engine,
+    and for the number of tokens per shard that suits its speed.
 
     Raises:
         InputError: the cluster cannot be joined, or a node cannot run the engine.
     """
-    if is_local(config.cache):  # each node has a working directory of its own
+    if is_local(config.cache):  # each node has its own working directory
         config = config.model_copy(update={"cache": config.cache.absolute()})
     if _is_here(config):
         return config, choose(config.engine, reference)
@@ -95,10 +96,10 @@ def prepare(config: PrecomputeConfig, reference: Path) -> tuple[PrecomputeConfig
 
 
 def on_a_node(config: PrecomputeConfig, call: Callable[..., Answer], *arguments: Any) -> Answer:
-    """What `call` gives where the actors run.
+    """The result of `call` on a node of the cluster.
 
     Raises:
-        InputError: the cluster cannot be joined, or what the node itself raises.
+        InputError: the cluster cannot be joined, or the node raises it.
     """
     if _is_here(config):
         return call(*arguments)
@@ -114,12 +115,12 @@ def on_a_node(config: PrecomputeConfig, call: Callable[..., Answer], *arguments:
 
 
 def _is_here(config: PrecomputeConfig) -> bool:
-    """Whether the cluster is to be made of this machine."""
+    """Whether the cluster is this machine alone."""
     return config.address is None and "RAY_ADDRESS" not in os.environ
 
 
 def _ask(config: PrecomputeConfig, reference: Path) -> tuple[Choice, int]:
-    """On a node: its engine, and the tokens of a shard that suit it."""
+    """Runs on a node: its engine, and the tokens per shard that suit it."""
     from reflogp.stages.precompute.plan.make_plan import default_shard_tokens
 
     require_here(reference)
@@ -128,7 +129,7 @@ def _ask(config: PrecomputeConfig, reference: Path) -> tuple[Choice, int]:
 
 
 def require_here(*folders: Path | None) -> None:
-    """Refuse a node that does not see what the driver sees.
+    """Refuse a node that does not have these folders.
 
     Raises:
         InputError: one of the folders is not on this node.
@@ -136,13 +137,13 @@ def require_here(*folders: Path | None) -> None:
     gone = [folder for folder in folders if folder is not None and not folder.exists()]
     if gone:
         raise InputError(
-            f"{gone[0]} is not there on the node {os.uname().nodename}: checkpoint and cache must "
-            "be where all nodes see them under one path (or the cache at a URL, s3://...)."
+            f"{gone[0]} does not exist on the node {os.uname().nodename}: all nodes must see "
+            "checkpoint and cache under the same path. The cache can also be at a URL, s3://..."
         )
 
 
 def plain(error: Exception) -> ReflogpError:
-    """What Ray raised in the driver, as one message without a traceback of the node."""
+    """An error that Ray raised in the driver, as one message without the node's traceback."""
     import ray
 
     cause = getattr(error, "cause", None) or error
@@ -150,8 +151,8 @@ def plain(error: Exception) -> ReflogpError:
         return cause
     if isinstance(cause, ray.exceptions.GetTimeoutError):
         return ReflogpError(
-            f"no node of the Ray cluster answered within {_ASK_SECONDS} s. Look at `ray status`; "
-            "an actor that fits nowhere waits for ever (--actor-gpus, --actor-cpus)."
+            f"no node of the Ray cluster answered within {_ASK_SECONDS} s. Look at `ray status`: "
+            "an actor that fits on no node waits forever (--actor-gpus, --actor-cpus)."
         )
     said = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
     return ReflogpError(f"{type(cause).__name__}: {said}")

@@ -1,4 +1,4 @@
-"""The actors of a run: hired as the cluster has room, let go as the work runs out."""
+"""The actors of a run: started while there is work for them, stopped when it runs out."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from reflogp.stages.precompute.score.reuse import ScoredRows
 
 _FLOOR_SECONDS = 3600.0
 _TIMES = 20.0
-_SECONDS_A_TOKEN = 1.0  # before any was measured; no engine of any use is slower
+_SECONDS_A_TOKEN = 1.0  # before the first measurement; no useful engine is slower
 
 
 class TimeLimit:
-    """Follows from the speed so far, unless it is given.
+    """The time limit of a shard. Unless given, it follows from the speed so far.
 
-    It is to end what would last for ever, and nothing that works: twenty times what the slowest
-    shard took a token, its engine's start included, and never less than an hour. Until a first
-    shard is done, a second a token.
+    The limit stops shards that hang, but none that make progress: it is 20 times the slowest time
+    per token so far, including the engine's start, and at least an hour. Before the first shard is
+    finished, it is one second per token.
     """
 
     def __init__(self, minutes: float | None) -> None:
@@ -26,11 +26,11 @@ class TimeLimit:
         self._slowest: float | None = None
 
     def measure(self, tokens: int, seconds: float) -> None:
-        """A shard of so many tokens was done in so many seconds."""
+        """Record the time that a shard took."""
         self._slowest = max(self._slowest or 0.0, seconds / max(tokens, 1))
 
     def seconds(self, tokens: int) -> float:
-        """The most that a shard of so many tokens may take."""
+        """The time limit of a shard with this many tokens."""
         if self._given is not None:
             return self._given
         a_token = _SECONDS_A_TOKEN if self._slowest is None else _TIMES * self._slowest
@@ -41,17 +41,18 @@ _CLOSE_SECONDS = 20
 
 
 class Roster:
-    """Living actors, by what they do: they start, are idle, or are busy (with whom calls them).
+    """Living actors by state: starting, idle, or busy. The caller keeps track of the busy ones.
 
-    An actor that waits for room is a demand that Ray's autoscaler sees, and one that is let go
-    frees its node; so to hire as many as there is work for, and no more, is all it takes to scale.
+    Ray's autoscaler sees an actor that waits for room as demand, and a stopped actor frees its
+    node. Scaling therefore only takes the right number of actors: as many as there are shards to
+    score.
 
     Attributes:
-        starting: the answer that each awaits, and the actor.
-        idle: those that wait for work.
+        starting: each actor that starts, by the answer that it awaits.
+        idle: actors that wait for work.
         nodes: the node of each actor that has started.
-        lost: how many in a row did not start. So many fewer than the most are hired, until one
-            does: a node that cannot do the work is not asked for ever.
+        lost: how many actors in a row have failed to start. The maximum is reduced by this number
+            until one starts, so a node that cannot do the work is not retried forever.
     """
 
     def __init__(self, job: Job, known: ScoredRows, room: Room, bounds: Crew) -> None:
@@ -67,13 +68,13 @@ class Roster:
 
     @property
     def working(self) -> int:
-        """How many have started and live."""
+        """The number of running actors."""
         return len(self.nodes)
 
     def fit(self, work: int) -> None:
-        """Hire or let go, so that there is an actor for each of `work` shards, within the bounds.
+        """Start or stop actors until there is one for each of `work` shards, within the bounds.
 
-        Those that are busy are never let go.
+        Busy actors are never stopped.
         """
         least, most = self._bounds
         wanted = min(max(most - self.lost, least, self.working), work)
@@ -81,14 +82,14 @@ class Roster:
         for _ in range(-surplus):
             actor = self._class.remote(*self._arguments)
             self.starting[actor.check.remote()] = actor
-        # those that have not come are the first to go, those with an engine the last
+        # stop actors that have not started first, those with an engine last
         free = [*self.starting.items(), *((None, actor) for actor in self.idle)]
         for answer, actor in free[: max(surplus, 0)]:
             self.starting.pop(answer, None)
             self.let_go(actor)
 
     def arrived(self, answer: Any) -> str:
-        """An actor has started, or failed to; returns its node, or raises what it raised."""
+        """Handle an actor that has started. Returns its node, or raises the actor's error."""
         import ray
 
         actor = self.starting.pop(answer)
@@ -104,7 +105,7 @@ class Roster:
         return node
 
     def let_go(self, *actors: Any) -> None:
-        """End actors; of those that are idle, and so can do it, the engine first."""
+        """Stop actors. Idle ones, which can still answer, stop their engine first."""
         import ray
 
         closing = [actor.close.remote() for actor in actors if actor in self.idle]
@@ -116,5 +117,5 @@ class Roster:
         self.idle = [actor for actor in self.idle if actor in self.nodes]
 
     def end(self) -> None:
-        """End all."""
+        """Stop all actors."""
         self.let_go(*self.starting.values(), *self.nodes)

@@ -1,9 +1,9 @@
-"""Planned shards -> finished shards, over the actors of a Ray cluster.
+"""Planned shards -> finished shards, with the actors of a Ray cluster.
 
-Plain actors, not Ray Data: the plan is the partition already, a shard is its own commit, and what
-is to be known of a failure (which shard, how often, what died) Ray Data would have to be asked for.
-So Ray places processes and tells when one dies; nothing but shard numbers and counts passes through
-it, and a run with it leaves the same files as one without.
+This uses plain actors instead of Ray Data. The plan is already a partition, a shard is its own
+commit, and errors must say which shard failed, how often and why, which Ray Data hides. Ray only
+places processes and reports their death. Only shard numbers and counts pass through it, and a run
+leaves the same files as one without Ray.
 """
 
 import time
@@ -23,10 +23,10 @@ from reflogp.stages.precompute.score.worker import Done
 from reflogp.stages.progress import Advance, Console
 
 ATTEMPTS = 3
-"""How often a shard is tried, each time by another actor."""
+"""How often a shard is tried, each time by a different actor."""
 
 START_SECONDS = 900.0
-"""How long to wait for the fewest actors to find room; a node may have to be started for them."""
+"""How long to wait until the minimum of actors has found room, which may take a new node."""
 
 _LOOK_SECONDS = 1.0
 _NAMED = 5  # failures in one message
@@ -35,18 +35,19 @@ _NAMED = 5  # failures in one message
 def score_on_ray(
     job: Job, missing: list[PlannedShard], known: ScoredRows, account: Account, console: Console
 ) -> None:
-    """Score shards on the cluster and write them. What an actor dies of costs its shard in flight.
+    """Score shards on the cluster and write them. An actor that dies loses only its current shard.
 
     Args:
-        job: what to score with.
-        missing: what to score.
-        known: rows that need not be scored again.
-        account: is told of each shard.
+        job: the model, engine and cache.
+        missing: the shards to score.
+        known: rows that were scored before.
+        account: records each shard.
         console: for progress and failures.
 
     Raises:
         InputError: there is no cluster, or a node does not see the cache or the checkpoint.
-        ReflogpError: no actor finds room, or a shard failed ATTEMPTS times; the others are done.
+        ReflogpError: no actor finds room, or a shard failed ATTEMPTS times. In the second case the
+            other shards are finished.
     """
     connect(job.config)
     import ray
@@ -67,14 +68,14 @@ def score_on_ray(
                 else:
                     begin = time.monotonic()
         run.require_all()
-    except ray.exceptions.RayError as error:  # the cluster itself is gone
+    except ray.exceptions.RayError as error:  # the cluster itself has failed
         raise plain(error) from error
     finally:
         roster.end()
 
 
 class _Busy(NamedTuple):
-    """Who scores which shard, and since when."""
+    """An actor, the shard that it scores, and the start time."""
 
     actor: Any
     planned: PlannedShard
@@ -82,7 +83,7 @@ class _Busy(NamedTuple):
 
 
 class _Run:
-    """Which shard is where, and what became of it."""
+    """The state of all shards of a run."""
 
     def __init__(
         self,
@@ -107,11 +108,11 @@ class _Run:
 
     @property
     def left(self) -> int:
-        """Shards that are not done and not given up."""
+        """The number of shards that are neither finished nor given up."""
         return len(self._todo) + len(self._busy)
 
     def step(self) -> None:
-        """Give work to who is idle, and hear whoever has something to say."""
+        """Give work to idle actors, and handle the answers that have arrived."""
         import ray
 
         while self._todo and self._roster.idle:
@@ -141,7 +142,7 @@ class _Run:
         actor, planned, begin = self._busy.pop(answer)
         try:
             done = ray.get(answer)
-        except Exception as error:  # noqa: BLE001 - whatever Ray raises in the node's name
+        except Exception as error:  # noqa: BLE001 - Ray raises the node's error here
             node = self._roster.nodes[actor]
             self._roster.let_go(actor)  # an engine that failed may be broken
             self._failed(planned, f"on {node}: {plain(error)}")
@@ -160,7 +161,7 @@ class _Run:
                 self._roster.let_go(actor)
                 self._failed(
                     planned,
-                    f"on {node}: it had no end after {seconds / 60:,.1f} minutes and was stopped "
+                    f"on {node}: it was stopped after {seconds / 60:,.1f} minutes "
                     "(--shard-minutes)",
                 )
 
@@ -169,23 +170,23 @@ class _Run:
         self._rows += planned.rows
         self._tokens += planned.tokens
         self._left_tokens -= planned.tokens
-        # actors work at the same time, so each takes its part of the wall clock
+        # actors run in parallel, so each counts for a part of the elapsed time
         self._account.add(tokens=done.tokens, seconds=done.seconds / max(self._roster.working, 1))
         self._advance(planned.tokens, self._figures())
 
     def _failed(self, planned: PlannedShard, problem: str) -> None:
-        if take_stock(self._job, [planned]).finished:  # died after the file was in its place
+        if take_stock(self._job, [planned]).finished:  # the actor died after writing the file
             self._done(planned, Done(0, 0.0))
             return
         number, name = planned.number, self._job.shard_path(planned.number).name
         self._failures[number] += 1
         self._console.warn(f"{name} failed {self._failures[number]} of {ATTEMPTS} times {problem}")
         if self._failures[number] < ATTEMPTS:
-            self._todo.append(planned)  # behind the others, which may well do
+            self._todo.append(planned)  # after the others, which may succeed
             return
         self._given_up[number] = f"{name} {problem}"
         self._left_tokens -= planned.tokens
-        if not self._finished:  # then it is not the shard
+        if not self._finished:  # then the shard is not to blame
             self.require_all()
 
     def _figures(self) -> str:
@@ -203,7 +204,7 @@ class _Run:
             named = "; ".join(list(self._given_up.values())[:_NAMED])
             raise ReflogpError(
                 f"{len(self._given_up)} shards failed {ATTEMPTS} times each: {named}. "
-                f"{self._finished} were finished and are kept: run the command again."
+                f"{self._finished} shards are finished and kept: run the command again."
             )
 
 
@@ -216,7 +217,7 @@ def _no_room(least: int, room: str, working: int) -> ReflogpError:
         if kind in {"CPU", "GPU"}
     )
     return ReflogpError(
-        f"{working} of the {least} actors that --actors asks for at the least found room within "
-        f"{START_SECONDS / 60:.0f} minutes. One takes {room}, the cluster has {has or 'nothing'}. "
-        "Look at `ray status`; finished shards are kept."
+        f"only {working} of the minimum of {least} --actors found room within "
+        f"{START_SECONDS / 60:.0f} minutes. Each needs {room}, and the cluster has "
+        f"{has or 'nothing'}. Look at `ray status`; finished shards are kept."
     )
