@@ -22,13 +22,18 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estima
     Raises:
         InputError: the data, the model or the options cannot be used.
     """
-    from reflogp.stages.estimate.stage import plan
+    from reflogp.stages.estimate.counts import count
+    from reflogp.stages.estimate.estimate import estimate
+    from reflogp.stages.estimate.shape import shape_of
 
     quiet_transformers()
     reference, adapter = model_folders(
         config.reference, config.adapter, "reference", config.revision
     )
-    return plan(config, reference, adapter, checkpoint_dtype(reference), console)
+    shape = shape_of(reference, config.lora_r, config.lora_targets)
+    counts = count(config, reference, console, adapter)
+    weight_bytes = 4 if checkpoint_dtype(reference) == "float32" else 2
+    return counts, estimate(config, counts, shape, weight_bytes)
 
 
 def plan_rows(config: PlanConfig, counts: "TokenCounts", found: "Estimate") -> Lines:

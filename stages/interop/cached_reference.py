@@ -16,14 +16,14 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files.location import location
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.data_schemas.row_id import content_hash, stored_hashes
-from reflogp.stages.cache.columns import View, views
+from reflogp.stages.cache.columns import views
 from reflogp.stages.cache.row_ids import packed
 from reflogp.stages.cache.sealed_shards import each_shard
+from reflogp.stages.train.data.cached_pairs import shared_sums
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _SIDES = ("chosen", "rejected")
 _SUMS = [f"ref_{side}_logp_sum" for side in _SIDES]
-_LOGPS = [f"ref_{side}_logps" for side in _SIDES]
 
 Keys = NDArray[np.bytes_]
 """A hash of each row's token ids, S16."""
@@ -114,16 +114,9 @@ def _sums(table: pa.Table, ld_alpha: float | None) -> NDArray[np.float64]:
     sums = np.stack([table.column(name).to_numpy() for name in _SUMS], axis=1)
     if ld_alpha is None:
         return sums
-    pairs = zip(*(views(table.column(name)) for name in _LOGPS), strict=True)
-    shared = np.array([_shared_sums(*pair) for pair in pairs]).reshape(-1, 2)
+    shared = shared_sums(table)
     weighed: NDArray[np.float64] = shared + ld_alpha * (sums - shared)
     return weighed
-
-
-def _shared_sums(chosen: View, rejected: View) -> tuple[float, float]:
-    """The sums over as many tokens as the shorter one has, in float64."""
-    least = min(len(chosen), len(rejected))
-    return chosen[:least].sum(dtype=np.float64), rejected[:least].sum(dtype=np.float64)
 
 
 def _require_fitting(caches: Sequence[tuple[Path, Manifest]]) -> None:

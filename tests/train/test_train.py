@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
@@ -22,6 +23,7 @@ from reflogp.stages.train.losses.loss_spec import loss_weights
 from reflogp.stages.train.losses.objective import objective
 from reflogp.stages.train.losses.registry import LOSSES
 from reflogp.stages.train.model.policy import load_policy
+from reflogp.stages.train.result.card import model_card
 
 
 def trl_trainer(cache, policy, reference, data, output, **options):
@@ -128,6 +130,9 @@ def test_a_run_with_two_losses_and_arguments_says_so_wherever_it_is_recorded(
     card = (tmp_path / "README.md").read_text()
     assert "Trained with RDPO + 0.2 SFT" in card
     assert "beta=0.1, alpha=0.02, weighting=wpo" in card
+    moved = record.model_copy(update={"policy": "/models: mine #1"})
+    data = ModelCard(model_card(settings, manifests.read(cache), moved)).data.to_dict()
+    assert data["base_model"] == moved.policy
     assert run_train(settings, console) == record
     other = config(cache, tmp_path, loss="rdpo=1,sft=0.2", loss_args="alpha=0.03", weighting="wpo")
     assert run_train(other, console).fingerprint != record.fingerprint
@@ -235,7 +240,8 @@ def test_a_lora_run_learns_and_leaves_a_loadable_adapter(cache, checkpoint, cons
     ids = torch.tensor([[5, 6, 7, 8]])
     assert not torch.allclose(loaded(ids).logits, base(ids).logits)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
-    assert str(checkpoint) in (tmp_path / "README.md").read_text()
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert (data["base_model"], data["library_name"]) == (str(checkpoint), "peft")
     assert not list(tmp_path.glob("*.bin"))  # training_args.bin would be a pickle
 
 

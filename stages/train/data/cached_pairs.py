@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.cache.columns import views
 from reflogp.stages.cache.shard_content import Limits
 from reflogp.stages.train.data.mapped_cache import MappedCache
 
@@ -96,11 +97,14 @@ class CachedPairs(Dataset[Pair]):
 
 def _with_shared_sums(table: pa.Table) -> pa.Table:
     """Replace the log-probs per token by sums over the length that both responses have."""
-    sides = zip(*(table[name] for name in _TOKEN_COLUMNS), strict=True)
-    sums = []
-    for both in sides:
-        logps = [side.values.to_numpy() for side in both]
-        least = min(map(len, logps))
-        sums.append([float(side[:least].sum(dtype=np.float64)) for side in logps])
-    shared = pa.array(sums, pa.list_(pa.float64(), 2))
+    shared = pa.FixedSizeListArray.from_arrays(shared_sums(table).ravel(), 2)
     return table.drop_columns(_TOKEN_COLUMNS).append_column(_SHARED, shared)
+
+
+def shared_sums(table: pa.Table) -> NDArray[np.float64]:
+    """Sums of chosen and rejected over as many tokens as the shorter has, float64 [rows, 2]."""
+    sums = []
+    for both in zip(*(views(table.column(name)) for name in _TOKEN_COLUMNS), strict=True):
+        least = min(map(len, both))
+        sums.append([side[:least].sum(dtype=np.float64) for side in both])
+    return np.array(sums, np.float64).reshape(-1, 2)

@@ -1,5 +1,7 @@
 """Writes the model card, which describes the training run."""
 
+from huggingface_hub import ModelCardData
+
 from reflogp.data_schemas.manifest import UNITS, Manifest
 from reflogp.data_schemas.run_record import RunRecord
 from reflogp.stages.train.config import TrainConfig
@@ -21,10 +23,10 @@ def model_card(config: TrainConfig, manifest: Manifest, record: RunRecord) -> st
     settings = {"beta": f"{config.beta:g}"} | config.loss_args
     if config.weighting != "none":
         settings["weighting"] = config.weighting
+    library = "peft" if config.lora_r and not config.merge else "transformers"
+    data = ModelCardData(base_model=record.policy, library_name=library, tags=["dpo", "reflogp"])
     return f"""---
-base_model: {record.policy}
-library_name: {"peft" if config.lora_r and not config.merge else "transformers"}
-tags: [dpo, reflogp]
+{data}
 ---
 
 # Trained with {losses}, {method}
