@@ -64,15 +64,15 @@ def _sums(values: list[str | None], which: NDArray[np.integer], measures: Measur
         measures.chosen_tokens > 0,
         paired & (difference != 0),
         paired & (difference > 0),
-        _preferred(measures.gap),
-        _preferred(each),
+        preferred(measures.gap),
+        preferred(each),
         np.nan_to_num(measures.gap),
     )
     totals = [np.bincount(which, np.asarray(one, float), len(values)) for one in counted]
     return dict(zip(values, np.stack(totals, axis=1), strict=True))
 
 
-def _preferred(gap: Floats) -> Floats:
+def preferred(gap: Floats) -> Floats:
     """1 where the reference prefers chosen, 1/2 where it is even, 0 of unpaired rows."""
     return np.where(gap > 0, 1.0, np.where(gap == 0, 0.5, 0.0))
 

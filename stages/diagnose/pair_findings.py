@@ -4,7 +4,7 @@ import numpy as np
 
 from reflogp.stages.correlation import pearson, spearman
 from reflogp.stages.diagnose.diagnosis import Finding, Severity
-from reflogp.stages.diagnose.measures import Floats
+from reflogp.stages.diagnose.groups import preferred
 from reflogp.stages.diagnose.statistics import beyond_chance, grade, signed
 from reflogp.stages.diagnose.survey import Facts
 
@@ -88,8 +88,8 @@ def too_similar(facts: Facts) -> Finding:
 def reference_order(facts: Facts) -> Finding:
     """How certain is the reference already of the order?"""
     measures = facts.measures
-    right = _preferred(measures.gap)
-    each = _preferred(measures.chosen_per_token - measures.rejected_per_token)
+    right = float(preferred(measures.gap).mean())
+    each = float(preferred(measures.chosen_per_token - measures.rejected_per_token).mean())
     count = len(measures.gap)
     severity: Severity = "fine"
     advice = "Sums prefer what is shorter, so the second figure says more of the content."
@@ -118,8 +118,3 @@ def reference_order(facts: Facts) -> Finding:
         advice=f"{advice} Its margin is {middle:+.1f} nats in the median, and from {low:+.0f} to "
         f"{high:+.0f} in 90% of the pairs.",
     )
-
-
-def _preferred(gap: Floats) -> float:
-    """Share of the pairs with a positive gap; an even one counts half."""
-    return float((gap > 0).mean() + (gap == 0).mean() / 2)
