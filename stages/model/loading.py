@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import torch
 from safetensors import safe_open
 
 from reflogp.data_schemas.errors import InputError
@@ -176,6 +175,8 @@ def lacks_room(checkpoint: Path, dtype: Dtype, device: Literal["cpu", "cuda"]) -
     Raises:
         InputError: the weights cannot be read.
     """
+    import torch  # slow, and most commands that look at a checkpoint do without
+
     if device == "cpu":
         room = psutil.virtual_memory().available
     elif torch.cuda.is_available():
