@@ -14,7 +14,7 @@ from datasets import load_dataset
 from peft import LoraConfig
 from trl import DPOConfig
 
-from reflogp.stages.interop.trl import CachedDPOTrainer
+from reflogp import CachedDPOTrainer
 
 
 def main() -> None:

@@ -186,6 +186,30 @@ class TerminalConsole:
         self._results.print(line, soft_wrap=True)
 
 
+class LogConsole:
+    """A Console for programs: remarks go to the logger `reflogp`, and there are no bars.
+
+    Python prints the warnings of a logger that nobody has configured.
+    """
+
+    def say(self, message: str) -> None:
+        """See reflogp.stages.progress.Console."""
+        self._log(logging.INFO, message)
+
+    def warn(self, message: str) -> None:
+        """See reflogp.stages.progress.Console."""
+        self._log(logging.WARNING, message)
+
+    @contextmanager
+    def track(self, what: str, total: float | None, unit: str) -> Iterator[Advance]:
+        """See reflogp.stages.progress.Console."""
+        yield lambda amount, note="": None
+
+    def _log(self, level: int, message: str) -> None:
+        if rank() == 0:
+            logging.getLogger("reflogp").log(level, "%s", visible(message))
+
+
 def _line(task: Task, note: str) -> str:
     """A line of progress: how far, how fast, how long it will take yet, and the latest figures."""
     unit, done, total, rate = task.fields["unit"], task.completed, task.total, task.speed

@@ -1,1 +1,51 @@
-"""Take the frozen reference model out of DPO training."""
+"""Take the frozen reference model out of DPO training: the Python API.
+
+A name is imported when it is first used, so `import reflogp` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reflogp import losses
+    from reflogp.data_schemas.errors import InputError, ReflogpError
+    from reflogp.pipeline.api import Run, open, precompute, train  # noqa: A004
+    from reflogp.stages.cache.opened import Cache
+    from reflogp.stages.interop.trl import CachedDPOTrainer
+
+__all__ = [
+    "Cache",
+    "CachedDPOTrainer",
+    "InputError",
+    "ReflogpError",
+    "Run",
+    "losses",
+    "open",
+    "precompute",
+    "train",
+]
+
+_HOMES = {
+    "Cache": "reflogp.stages.cache.opened",
+    "CachedDPOTrainer": "reflogp.stages.interop.trl",
+    "InputError": "reflogp.data_schemas.errors",
+    "ReflogpError": "reflogp.data_schemas.errors",
+    "Run": "reflogp.pipeline.api",
+    "open": "reflogp.pipeline.api",
+    "precompute": "reflogp.pipeline.api",
+    "train": "reflogp.pipeline.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the API, from the module that it lives in."""
+    if name == "losses":
+        return import_module("reflogp.losses")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'reflogp' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

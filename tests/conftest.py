@@ -69,6 +69,17 @@ def ray_alone() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def cache_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where `datasets` keeps its files: a folder of the test's own."""
+    from datasets import config
+
+    folder = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "HF_DATASETS_CACHE", folder)
+        yield folder
+
+
 class Silent:
     """A Console that keeps what it is told."""
 

@@ -6,7 +6,9 @@ ref_rejected_logps, which the loss takes. So that one method is what is replaced
 else is TRL's. A row is known by its token ids as TRL's own tokenization made them, so a value can
 only reach the very tokens that it is of.
 
-    trainer = CachedDPOTrainer(model, cache="cache/", args=DPOConfig(...), train_dataset=pairs)
+    trainer = CachedDPOTrainer(model, cache="cache/", args=DPOConfig(...))
+
+Without a `train_dataset` it trains on the cache's own rows, token id by token id.
 
 What is not seen from token ids is a policy that is not the checkpoint that was scored: so the
 first batch, before any update, must have the log-probs of the cache.
@@ -15,6 +17,7 @@ first batch, before any update, must have the log-probs of the cache.
 import copy
 import math
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +28,7 @@ from numpy.typing import NDArray
 from trl import DPOConfig, DPOTrainer
 
 from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.stages.cache.opened import Cache
 from reflogp.stages.interop.cached_reference import IDS, CachedReference, Keys, cut, row_keys
 from reflogp.stages.interop.mismatch import explain
 
@@ -50,8 +54,9 @@ class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self,
         model: Any,
         *,
-        cache: str | Path | list[str | Path],
+        cache: Cache | str | Path | Sequence[Cache | str | Path],
         args: DPOConfig,
+        train_dataset: Dataset | None = None,
         missing: Literal["refuse", "drop"] = "refuse",
         allow_mismatch: bool = False,
         **options: Any,
@@ -60,9 +65,11 @@ class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
         Args:
             model: the policy, as DPOTrainer takes it; it must be what was scored.
-            cache: folder or URL of a sealed cache, or several (of the training and the evaluation
-                data, say).
+            cache: folder or URL of a sealed cache, or what `reflogp.open` gave; or several (of the
+                training and the evaluation data, say).
             args: of DPOTrainer. `precompute_ref_log_probs` need not be set.
+            train_dataset: pairs that the cache has; None: all of its rows, as it has them, however
+                long `args.max_length` is.
             missing: what to do with rows that no cache has: refuse, or drop them and warn.
             allow_mismatch: train even if the policy does not start as the reference that was scored
                 (Rafailov et al. 2023, section 4, has it start there).
@@ -81,13 +88,20 @@ class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
                 "rejected; no cache has such rows. Leave it out, or precompute with "
                 "--truncate prompt and train on what `reflogp export CACHE --format trl` writes."
             )
-        caches = [cache] if isinstance(cache, str | Path) else cache
-        self._reference = CachedReference(caches, args.ld_alpha)
+        given: Sequence[Any] = cache if isinstance(cache, list | tuple) else [cache]
+        caches = [one if isinstance(one, Cache) else Cache(one) for one in given]
+        self._reference = CachedReference([one.folder for one in caches], args.ld_alpha)
         self._missing = missing
         self._start_is_checked = allow_mismatch
         args = copy.copy(args)
         args.precompute_ref_log_probs = True
-        super().__init__(model, args=args, **options)
+        if train_dataset is None:
+            own = _only(caches, options.get("eval_dataset"))
+            # its rows are cut to this already, so TRL cuts no more
+            args.max_length = own.manifest.rules.get("max_length")
+            with args.main_process_first():
+                train_dataset = own.to_dataset().select_columns(list(IDS))
+        super().__init__(model, args=args, train_dataset=train_dataset, **options)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
@@ -160,6 +174,22 @@ class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
             f"{allowed:.2f}. Start from {names}, precompute a cache for this policy, or pass "
             "allow_mismatch=True."
         )
+
+
+def _only(caches: Sequence[Cache], evaluation: Any) -> Cache:
+    """The cache whose rows are trained on where no data set is given."""
+    if len(caches) > 1:
+        raise InputError(
+            f"train_dataset: {len(caches)} caches are given. Say which rows to train on: "
+            "train_dataset=reflogp.open(CACHE).to_dataset()."
+        )
+    if evaluation is not None:
+        raise InputError(
+            "eval_dataset: without a train_dataset every row of the cache is trained on, these "
+            "too. Give a part of the cache as train_dataset: "
+            "reflogp.open(CACHE).to_dataset().train_test_split(...)."
+        )
+    return caches[0]
 
 
 def _require_hooks() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import create_autospec
 
 import datasets
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 import pytest
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer

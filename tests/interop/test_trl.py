@@ -18,18 +18,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from typer.testing import CliRunner
 
+import reflogp
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.pipeline.cli import app
 from reflogp.pipeline.export import run_export
 from reflogp.pipeline.run import run_precompute
 from reflogp.stages.export.card import data_card
 from reflogp.stages.interop.cached_reference import CachedReference, row_keys
-from reflogp.stages.interop.trl import CachedDPOTrainer
 from reflogp.stages.precompute.config import PrecomputeConfig
 from tests import caches
 from tests.conftest import Silent
 
 STEPS, ACCUMULATION = 4, 2
+pytestmark = pytest.mark.usefixtures("cache_of_datasets")
 
 
 def arguments(output: Path, **options) -> DPOConfig:
@@ -61,7 +62,7 @@ def against_cache(cache, checkpoint, pairs, tmp_path):
             "model": policy(checkpoint), "cache": cache, "train_dataset": pairs,
             "processing_class": AutoTokenizer.from_pretrained(checkpoint),
         }  # fmt: skip
-        return CachedDPOTrainer(args=arguments(tmp_path, **args or {}), **usual | options)
+        return reflogp.CachedDPOTrainer(args=arguments(tmp_path, **args or {}), **usual | options)
 
     return make
 
@@ -170,6 +171,43 @@ def test_another_chat_template_is_refused_with_where_it_differs(against_cache, c
     tokenizer.chat_template = tokenizer.chat_template.replace("['role'] }}", "['role'] }}!")
     with pytest.raises(InputError, match=r"its prompt differs at token \d+: '!.*chat template"):
         against_cache(processing_class=tokenizer)
+
+
+def test_without_a_data_set_it_trains_on_the_rows_of_the_cache(against_cache, cache, pairs):
+    rows = caches.rows(cache)
+    expected = losses(against_cache(train_dataset=pairs.select([r["source_row"] for r in rows])))
+    opened = reflogp.open(cache)
+    # shorter than many rows: where the cache has not cut them, neither does TRL
+    trainer = against_cache({"max_length": 64}, train_dataset=None, cache=opened)
+    for part in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        assert trainer.train_dataset[part][:] == [row[part] for row in rows]
+    assert losses(trainer) == expected
+
+    parts = opened.to_dataset().train_test_split(test_size=4, seed=0)
+    trainer = against_cache(train_dataset=parts["train"], eval_dataset=parts["test"])
+    assert len(trainer.train_dataset) == len(rows) - 4
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(np.log(2), abs=1e-4)
+
+
+def test_rows_that_trl_would_cut_otherwise_are_trained_on_as_they_are(
+    against_cache, checkpoint, few_preferences, pairs, tmp_path
+):
+    cut = reflogp.precompute(
+        reference=checkpoint, data=few_preferences, cache=tmp_path / "cut", max_length=96,
+        truncate="prompt", engine="transformers", verify_sample=0,
+    )  # fmt: skip
+    assert any(row["prompt_truncated"] for row in cut)
+    with pytest.raises(InputError, match="is not in the cache"):
+        against_cache({"max_length": 96}, cache=cut, train_dataset=pairs)
+    trainer = against_cache({"max_steps": 1}, cache=cut, train_dataset=None)
+    assert losses(trainer) == pytest.approx([np.log(2)], abs=1e-4)
+
+
+def test_which_rows_to_train_on_is_never_guessed(against_cache, cache, pairs):
+    with pytest.raises(InputError, match="train_dataset: 2 caches are given"):
+        against_cache(cache=[cache, cache], train_dataset=None)
+    with pytest.raises(InputError, match="eval_dataset: without a train_dataset"):
+        against_cache(train_dataset=None, eval_dataset=pairs)
 
 
 def test_rows_that_are_not_in_the_cache_are_refused_or_dropped_and_counted(against_cache, pairs):
@@ -283,10 +321,10 @@ def test_what_the_documentation_says_to_type_works(
     commands = [line for line in text.splitlines() if line.startswith("reflogp ")]
     for command in commands[:1]:
         typed([*command.split()[1:], "--engine", "transformers"])
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
-    exec(code.replace("max_length", "use_cpu=True, max_length"), names)  # noqa: S102
-    assert names["trainer"].state.global_step > 0
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code.replace('output_dir="model"', 'output_dir="model", use_cpu=True'), names)  # noqa: S102
+        assert names.pop("trainer").state.global_step > 0
     *exports, hub = commands[1:]
     for command in exports:
         typed(command.split()[1:])

@@ -186,7 +186,7 @@ def _csv_options(path: Path, separator: str) -> dict[str, Any]:
     pandas takes the first column for an index where the first row is longer than the header, and
     shifts all others; reading that row as if there were no header refuses it.
     """
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
     from datasets import Features, Value
 
     pd.read_csv(path, sep=separator, header=None, nrows=2)
