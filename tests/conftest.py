@@ -2,16 +2,19 @@
 
 import os
 import secrets
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
 
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.manifest import Manifest
+from reflogp.pipeline import cli
 from reflogp.pipeline.run import run_precompute
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.progress import Advance
@@ -102,6 +105,31 @@ class Silent:
 def console() -> Silent:
     """A fresh silent console."""
     return Silent()
+
+
+class Said(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Said]:
+    """Call `reflogp` with the words that follow it, in this process."""
+
+    def call(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["reflogp", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Said(int(ended.value.code or 0), said.out, said.err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -181,6 +181,7 @@ def cache(installed, hostile, checkpoint, few_preferences) -> Path:
     return precomputed(installed, hostile, "cache", "--engine=transformers")
 
 
+@pytest.mark.slow
 def test_both_stages_run_beside_modules_of_the_same_names(installed, hostile, cache):
     done([
         sys.executable, "-m", "reflogp", "train", f"--cache={cache}", "--output=model",
@@ -189,6 +190,7 @@ def test_both_stages_run_beside_modules_of_the_same_names(installed, hostile, ca
     assert (hostile / "model" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_vllm_starts_there_and_finds_the_plugin(installed, hostile, cache):
     scored = precomputed(

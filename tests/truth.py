@@ -1,29 +1,39 @@
-"""What the engines are measured by: the definition of a log-prob, in float32."""
+"""What log-probs are measured by: their definition, in the one place where tests compute it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from reflogp.stages.precompute.score.engines.protocol import Request
 
+Ids = Sequence[int] | np.ndarray
+
+
+def true_logps(model: nn.Module, prompt: Ids, response: Ids) -> Tensor:
+    """log pi(y_t | x, y_<t) of one sequence by itself: no padding, all logits, a full log-softmax.
+
+    Returns:
+        float64 [tokens of the response], differentiable, in nats.
+    """
+    ids = torch.from_numpy(np.concatenate([prompt, response])).long()
+    logps = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
+    return logps[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None]).squeeze(1)
+
 
 class Truth:
-    """The definition: one sequence at a time, float32, full log-softmax."""
+    """The definition for one model: that of a folder in float32, or a given one as it is."""
 
-    def __init__(self, folder: Path) -> None:
-        # sdpa leaves out Gemma 2's soft-capping of attention
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+    def __init__(self, model: Path | nn.Module) -> None:
+        self._model = (_load(model) if isinstance(model, Path) else model).eval()
 
     @torch.inference_mode()
-    def logps(self, request: Request) -> np.ndarray:
-        ids = torch.from_numpy(request.token_ids).long()
-        start = len(request.prompt_ids)
-        logps = torch.log_softmax(self._model(ids[None]).logits[0].double(), dim=-1)
-        found: np.ndarray = logps[start - 1 : -1].gather(1, ids[start:, None]).squeeze(1).numpy()
+    def logps(self, prompt: Ids, response: Ids) -> np.ndarray:
+        """float64 [tokens of the response], in nats."""
+        found: np.ndarray = true_logps(self._model, prompt, response).numpy()
         return found
 
     def check(self, requests: list[Request], found: list[np.ndarray]) -> float:
@@ -31,7 +41,15 @@ class Truth:
         worst = 0.0
         for request, logps in zip(requests, found, strict=True):
             assert logps.dtype == np.float32
-            truth = self.logps(request)
+            truth = self.logps(*request)
             np.testing.assert_allclose(logps, truth, atol=1e-4, rtol=0)
             worst = max(worst, float(np.abs(logps - truth).max()))
         return worst
+
+
+def _load(folder: Path) -> nn.Module:
+    # sdpa leaves out Gemma 2's soft-capping of attention
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model

@@ -1,8 +1,6 @@
 """What diagnose says of caches whose faults were planted, and how it says it."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -120,10 +118,9 @@ def test_a_cache_without_rows_or_with_a_missing_shard_is_refused(faulty, tmp_pat
         run_diagnose(tmp_path, None, console)
 
 
-def test_the_command_prints_plain_lines_of_80_columns_where_it_is_piped(faulty):
-    done = subprocess.run(
-        [REFLOGP, "diagnose", faulty], capture_output=True, text=True, check=True, timeout=60
-    )
+def test_the_command_prints_plain_lines_of_80_columns_where_it_is_piped(faulty, command):
+    done = command("diagnose", faulty)
+    assert done.code == 0
     assert "VERDICT  Mend this before you train: " in done.stdout
     assert "PROBLEM  length bias: chosen is longer in 89.5%" in done.stdout
     assert "\x1b" not in done.stdout
@@ -133,24 +130,16 @@ def test_the_command_prints_plain_lines_of_80_columns_where_it_is_piped(faulty):
     assert f"reflogp filter {faulty} --output filtered/ --drop-duplicates" in done.stdout
 
 
-def test_json_holds_every_finding(faulty, found):
-    done = subprocess.run(
-        [REFLOGP, "diagnose", faulty, "--json"], capture_output=True, text=True, check=True,
-        timeout=60,
-    )  # fmt: skip
+def test_json_holds_every_finding(faulty, found, command):
+    done = command("diagnose", faulty, "--json")
     assert Diagnosis.model_validate_json(done.stdout) == found
     assert json.loads(done.stdout)["findings"][0]["severity"] == "problem"
 
 
-def test_the_commands_that_are_printed_are_commands(found):
-    commands = [command.split()[1:] for one in found.findings for command in one.commands]
+def test_the_commands_that_are_printed_are_commands(found, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    commands = [line.split()[1:] for one in found.findings for line in one.commands]
     assert {name for name, *_ in commands} == {"filter", "train"}
-    shown = {
-        name: subprocess.run(
-            [REFLOGP, name, "--help"], capture_output=True, text=True, check=True, timeout=60,
-            env=os.environ | {"COLUMNS": "200"},
-        ).stdout
-        for name in ("filter", "train")
-    }  # fmt: skip
+    shown = {name: command(name, "--help").stdout for name in ("filter", "train")}
     for name, *arguments in commands:
         assert all(option in shown[name] for option in arguments if option.startswith("--"))

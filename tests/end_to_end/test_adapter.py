@@ -26,6 +26,7 @@ from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import VllmPro
 from reflogp.stages.train.config import TrainConfig
 from tests.checkpoints import make_adapter, make_checkpoint
 from tests.conftest import Silent
+from tests.truth import Truth
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +72,12 @@ def cached_rows(cache: Path) -> Iterator[tuple[Request, np.ndarray]]:
 def truth(checkpoint: Path, adapter: Path, sealed: Path) -> list[np.ndarray]:
     """The definition: PEFT's forward of each cached sequence by itself, float32."""
     base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, adapter).eval()
-    found, moved = [], []
+    model = PeftModel.from_pretrained(base, adapter)
+    definition, found, moved = Truth(model), [], []
     for request, _ in cached_rows(sealed):
-        ids, start = torch.from_numpy(request.token_ids).long(), len(request.prompt_ids)
-
-        def forward(ids: torch.Tensor = ids, start: int = start) -> np.ndarray:
-            with torch.no_grad():
-                logps = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
-            return logps[start - 1 : -1].gather(1, ids[start:, None]).squeeze(1).numpy()
-
-        found.append(forward())
+        found.append(definition.logps(*request))
         with model.disable_adapter():
-            moved.append(np.abs(forward() - found[-1]).mean())
+            moved.append(np.abs(definition.logps(*request) - found[-1]).mean())
     assert np.mean(moved) > 0.1  # the adapter matters, or the comparisons would be worth nothing
     return found
 

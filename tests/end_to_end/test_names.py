@@ -3,33 +3,32 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reflogp.pipeline.cli import main
 from reflogp.pipeline.console import visible
 
-NAMES = [
+ODD = [
     "c:d [e]?*#%", "new\nline 'q\" é&<b>", "-dash \x1b[2J\u202e", "a::b :smile: [red]", "n" * 240,
 ]  # fmt: skip
+NAMES = [
+    "-a::b [c]?*#%\n'q\" é&<b> \x1b[2J\u202e:smile: [red]" + "n" * 180,
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ODD),
+]
 
 
 @pytest.fixture
-def reflogp(monkeypatch, capsys):
-    """The command, in this process: it ends well, and shows nothing that a terminal acts on."""
+def reflogp(command):
+    """The command ends well, and shows nothing that a terminal acts on."""
 
     def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["reflogp", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        assert not end.value.code, err
-        assert all(letter.isprintable() or letter == "\n" for letter in out + err)
-        return str(out)
+        done = command(*arguments)
+        assert not done.code, done.stderr
+        assert all(letter.isprintable() or letter == "\n" for letter in done.stdout + done.stderr)
+        return str(done.stdout)
 
     return call
 

@@ -20,6 +20,7 @@ from reflogp.stages.precompute.seal.rescore import too_large
 from reflogp.stages.train.config import TrainConfig
 from tests.conftest import Silent
 from tests.quantized import quantize
+from tests.truth import Truth
 
 
 def cached_logps(cache: Path) -> Iterator[tuple[list[int], list[int], list[float]]]:
@@ -29,16 +30,13 @@ def cached_logps(cache: Path) -> Iterator[tuple[list[int], list[int], list[float
                 yield row["prompt_ids"], row[f"{side}_ids"], row[f"ref_{side}_logps"]
 
 
-def rms_from(checkpoint: Path, cache: Path, dtype: torch.dtype = torch.float32) -> float:
-    """How far the cache is from a plain forward of `checkpoint`, in nats a token."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
-    found = []
-    for prompt, response, logps in cached_logps(cache):
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + response])).logits[0].float()
-        rows = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
-        plain = rows.gather(1, torch.tensor(response)[:, None]).squeeze(1).numpy()
-        found.append(np.array(logps) - plain)
+def rms_from(checkpoint: Path, cache: Path) -> float:
+    """How far the cache is from a plain float32 forward of `checkpoint`, in nats a token."""
+    plain = Truth(checkpoint)
+    found = [
+        np.array(logps) - plain.logps(prompt, response)
+        for prompt, response, logps in cached_logps(cache)
+    ]
     return float(np.sqrt((np.concatenate(found) ** 2).mean()))
 
 

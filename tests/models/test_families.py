@@ -14,7 +14,7 @@ from reflogp.stages.model.causal_lm import load_causal_lm
 from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from tests.checkpoints import make_random_model
-from tests.truth import Truth
+from tests.truth import Truth, true_logps
 
 VOCABULARY, WINDOW = 96, 16
 COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
@@ -63,7 +63,7 @@ def requests() -> list[Request]:
 def test_scores_are_those_of_an_eager_float32_forward_of_each_sequence_alone(family):
     scorer = TransformersScorer(family, dtype="float32", batch_tokens=300)
     found, truth = scorer.score(requests()), Truth(family)
-    expected = [truth.logps(request) for request in requests()]
+    expected = [truth.logps(*request) for request in requests()]
     # the model must tell tokens apart, or the comparison would be worth nothing
     assert np.concatenate(expected).std() > 0.1
     for logps, wanted in zip(found, expected, strict=True):
@@ -72,7 +72,8 @@ def test_scores_are_those_of_an_eager_float32_forward_of_each_sequence_alone(fam
 
 def test_the_policy_has_the_gradients_of_the_whole_model(family):
     """As stage two computes them: in training mode, through the head that runs apart."""
-    ids = torch.from_numpy(requests()[2].token_ids).long()[None]
+    request = requests()[2]
+    ids = torch.from_numpy(request.token_ids).long()[None]
     rows, targets = torch.arange(19, 59), ids[0, 20:]
 
     def gradients(model, logps):
@@ -84,8 +85,7 @@ def test_the_policy_has_the_gradients_of_the_whole_model(family):
     plain = AutoModelForCausalLM.from_pretrained(
         family, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    logits = plain(input_ids=ids).logits[0, rows].log_softmax(-1)
-    wanted = gradients(plain, logits.gather(1, targets[:, None]))
+    wanted = gradients(plain, true_logps(plain, *request))
     assert found.keys() == wanted.keys()
     scale = max(float(gradient.abs().max()) for gradient in wanted.values())
     for name, gradient in wanted.items():
@@ -98,10 +98,7 @@ def test_soft_capping_matters_in_the_model_that_tests_it(tmp_path):
     fused = AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float32, attn_implementation="sdpa"
     )
-    ids = torch.from_numpy(request.token_ids).long()[None]
-    with torch.inference_mode():
-        logps = fused(input_ids=ids).logits[0].log_softmax(-1)[39:-1]
-    off = logps.gather(1, ids[0, 40:, None]).squeeze(1).numpy() - Truth(tmp_path).logps(request)
+    off = Truth(fused).logps(*request) - Truth(tmp_path).logps(*request)
     assert np.abs(off).max() > 0.05
 
 

@@ -138,7 +138,7 @@ def test_log_probs_of_kl_completions_are_those_of_a_plain_float32_forward(
     responses = [r["chosen_ids"] or r["rejected_ids"] for r in found]
     for r in found:
         ids = np.array(r["kl_ids"], np.int32)
-        logps = truth.logps(Request(np.array(r["prompt_ids"], np.int32), ids))
+        logps = truth.logps(r["prompt_ids"], ids)
         np.testing.assert_allclose(r["ref_kl_logps"], logps, atol=1e-4, rtol=0)
         assert r["ref_kl_logp_sum"] == pytest.approx(logps.sum(), rel=1e-5)
         assert any(response[: len(ids)] == r["kl_ids"] for response in responses)

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
 from reflogp.data_schemas.cache_shard import read_shard
 from reflogp.data_schemas.errors import ReflogpError
@@ -25,6 +23,7 @@ from reflogp.stages.precompute.score.engines.protocol import Logps, Request, Sco
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer
 from reflogp.stages.precompute.score.score_shard import check
+from tests.truth import Truth
 
 MAX_LENGTH = 192
 ROWS = 22
@@ -67,14 +66,6 @@ def settings(checkpoint, few_preferences, tmp_path) -> PrecomputeConfig:
     )  # fmt: skip
 
 
-def plain_forward(model: torch.nn.Module, prompt: list[int], response: list[int]) -> np.ndarray:
-    ids = torch.tensor([prompt + response])
-    with torch.no_grad():
-        logps = torch.log_softmax(model(ids).logits[0], -1)
-    picked = logps[len(prompt) - 1 : -1].gather(1, torch.tensor(response)[:, None])
-    return picked.squeeze(1).numpy()
-
-
 @pytest.mark.parametrize(
     "engine", [transformers_engine, pytest.param(vllm_pooler, marks=pytest.mark.vllm)]
 )
@@ -89,10 +80,10 @@ def test_responses_that_come_out_wrong_are_scored_again_and_kept(
     assert manifest.counts.rows == ROWS
     assert Reason.BAD_SCORE not in manifest.counts.quarantined_by_reason
     (shard,) = manifest.shards
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    definition = Truth(checkpoint)
     for row in read_shard(settings.cache / shard.file).to_pylist():
         for side in ("chosen", "rejected"):
-            truth = plain_forward(model, row["prompt_ids"], row[f"{side}_ids"])
+            truth = definition.logps(row["prompt_ids"], row[f"{side}_ids"])
             np.testing.assert_allclose(row[f"ref_{side}_logps"], truth, atol=1e-4, rtol=0)
             assert row[f"ref_{side}_logp_sum"] == pytest.approx(truth.sum(), rel=1e-5)
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.forward import chunked_head
@@ -43,17 +42,8 @@ def requests(checkpoint: Path) -> list[Request]:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path, requests: list[Request]) -> list[np.ndarray]:
-    """The definition: one sequence at a time, float32, full log-softmax."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    found = []
-    for request in requests:
-        ids = torch.from_numpy(request.token_ids).long()
-        with torch.no_grad():
-            logps = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
-        start = len(request.prompt_ids)
-        picked = logps[start - 1 : -1].gather(1, ids[start:, None])
-        found.append(picked.squeeze(1).numpy())
-    return found
+    definition = Truth(checkpoint)
+    return [definition.logps(*request) for request in requests]
 
 
 def transformers_engine(checkpoint: Path) -> TransformersScorer:

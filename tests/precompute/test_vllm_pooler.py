@@ -169,7 +169,7 @@ def test_a_row_that_the_cache_holds_comes_back_as_nan_and_the_others_are_right(s
     missing = np.isnan(logps)
     # whole blocks of the 140 tokens are held, but for the block of the last token
     assert missing.sum() == 4 * BLOCK - (40 - 1)
-    np.testing.assert_allclose(logps[~missing], truth.logps(request)[~missing], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logps[~missing], truth.logps(*request)[~missing], atol=1e-4, rtol=0)
 
 
 def test_the_probabilities_of_all_one_token_responses_add_up_to_one(scorer, checkpoint):

@@ -12,7 +12,6 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.run import run_precompute, run_train
 from reflogp.stages.precompute.config import PrecomputeConfig
-from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.data.cached_pairs import CachedPairs
 from reflogp.stages.train.data.held_out import held_out
@@ -46,7 +45,7 @@ def test_the_best_step_is_kept_and_evaluated_against_the_cached_reference(
     losses = []
     for pair in map(pairs.__getitem__, evaluated):
         chosen, rejected = (
-            float(policy.logps(Request(pair.prompt_ids, ids)).sum())
+            float(policy.logps(pair.prompt_ids, ids).sum())
             for ids in (pair.chosen_ids, pair.rejected_ids)
         )
         margin = chosen - pair.ref_chosen_logp - (rejected - pair.ref_rejected_logp)

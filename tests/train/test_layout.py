@@ -45,6 +45,7 @@ from reflogp.stages.train.data.cached_pairs import CachedPairs, Pair
 from reflogp.stages.train.data.cached_rows import longest
 from reflogp.stages.train.data.layout import choose_layout
 from reflogp.stages.train.loop.agreement import disagreement
+from tests.truth import true_logps
 
 VOCABULARY = 300
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
@@ -192,13 +193,8 @@ WINDOWED = {
 
 def plain(policy, one):
     """Each response by itself, through the whole model, without a mask or positions of ours."""
-    found = []
-    for response in one.responses:
-        ids = torch.from_numpy(np.concatenate([one.prompt_ids, response])).long()[None]
-        logps = policy(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
-        rows = torch.arange(len(one.prompt_ids) - 1, ids.shape[1] - 1)
-        found.append(logps[rows, ids[0, rows + 1]].sum())
-    return torch.stack(found)
+    found = [true_logps(policy, one.prompt_ids, response) for response in one.responses]
+    return torch.stack([logps.sum() for logps in found])
 
 
 @torch.no_grad()

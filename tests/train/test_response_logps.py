@@ -20,17 +20,9 @@ from reflogp.stages.forward.response_logps import (
     sum_by_row,
     token_logps,
 )
+from tests.truth import true_logps
 
 VOCABULARY = 300
-
-
-def plain_logps(model, prompt, response):
-    """The definition: full logits, log-softmax, gather. One sequence, no padding, no tricks."""
-    ids = torch.tensor([prompt + response])
-    with torch.no_grad():
-        logits = model(ids).logits[0].float()
-    logps = torch.log_softmax(logits, dim=-1)
-    return logps[len(prompt) - 1 : -1].gather(1, torch.tensor(response)[:, None]).squeeze(1)
 
 
 def padded(sequences):
@@ -85,7 +77,7 @@ def test_equal_a_plain_forward_whatever_the_model_does_around_its_head(build):
     with torch.no_grad():
         logps, rows = score(model, SEQUENCES)
     for row, (prompt, response) in enumerate(SEQUENCES):
-        expected = plain_logps(model, prompt, response)
+        expected = true_logps(model, prompt, response).float()
         assert torch.allclose(logps[rows == row], expected, atol=1e-5)
 
 
@@ -117,7 +109,7 @@ def test_a_head_that_takes_few_rows_at_a_time_gives_the_same(build, head_rows, m
     assert max(shape[-2] for shape in seen) <= head_rows
     assert len(layers) == 1
     for row, (prompt, response) in enumerate(SEQUENCES):
-        expected = plain_logps(model, prompt, response)
+        expected = true_logps(model, prompt, response).float()
         assert torch.allclose(logps[rows == row], expected, atol=1e-5)
     assert "forward" not in vars(model.base_model)
 
@@ -153,9 +145,7 @@ def test_the_gradient_equals_that_of_a_plain_forward():
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     for (prompt, response), weight in zip(SEQUENCES, [1.0, -2.0, 3.0, 0.5], strict=True):
-        ids = torch.tensor([prompt + response])
-        logp = torch.log_softmax(model(ids).logits[0], -1)[len(prompt) - 1 : -1]
-        (weight * logp.gather(1, torch.tensor(response)[:, None]).sum()).backward()
+        (weight * true_logps(model, prompt, response).sum()).backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(found[name], parameter.grad, atol=1e-4), name
 

@@ -5,8 +5,7 @@ import random
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from reflogp.data_schemas import scored_pairs
 from reflogp.data_schemas.errors import InputError
@@ -15,6 +14,7 @@ from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.result.scored_pairs import token_texts
 from tests.caches import rows_by_id
 from tests.checkpoints import make_tokenizer
+from tests.truth import Truth
 
 SIDES = ("chosen", "rejected")
 
@@ -36,7 +36,7 @@ def test_scored_pairs_are_those_of_the_cache_under_the_policy_that_was_saved(
     assert record.evaluation is not None
     margins = [pair["margin"] for pair in pairs]
     assert np.mean(margins) == pytest.approx(record.evaluation.margin, abs=1e-5)
-    policy = AutoModelForCausalLM.from_pretrained(tmp_path)
+    policy = Truth(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     moved = []
     for pair in pairs:
@@ -45,7 +45,7 @@ def test_scored_pairs_are_those_of_the_cache_under_the_policy_that_was_saved(
         for name in ("source_row", "ref_chosen_logp_sum", *(f"ref_{s}_logps" for s in SIDES)):
             assert pair[name] == source[name]
         for side in SIDES:
-            expected = plain_logps(policy, pair["prompt_ids"], pair[f"{side}_ids"])
+            expected = policy.logps(pair["prompt_ids"], pair[f"{side}_ids"]).tolist()
             assert pair[f"policy_{side}_logps"] == pytest.approx(expected, abs=1e-4)
             assert pair[f"policy_{side}_logp_sum"] == pytest.approx(sum(expected), rel=1e-5)
             moved.append(pair[f"policy_{side}_logp_sum"] - source[f"ref_{side}_logp_sum"])
@@ -53,14 +53,6 @@ def test_scored_pairs_are_those_of_the_cache_under_the_policy_that_was_saved(
             assert len(pair[f"{side}_pieces"]) == len(pair[f"{side}_ids"])
         assert pair["margin"] == pair["chosen_reward"] - pair["rejected_reward"]
     assert max(map(abs, moved)) > 0.1  # it moved, so the comparison says something
-
-
-def plain_logps(policy, prompt, response):
-    ids = torch.tensor([prompt + response])
-    with torch.no_grad():
-        logps = torch.log_softmax(policy(ids).logits[0].float(), -1)
-    found = logps[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])
-    return found.squeeze(1).tolist()
 
 
 def test_without_held_out_pairs_they_are_of_those_trained_on_and_the_same_each_time(
