@@ -49,7 +49,7 @@ def test_two_ranks_score_exactly_and_a_rank_that_dies_is_explained(checkpoint, o
         assert len(engine) >= 3  # the core and two ranks
         for process in engine:
             process.kill()
-        with pytest.raises(ReflogpError, match=r"engine ended while scoring: .*run the command"):
+        with pytest.raises(ReflogpError, match=r"engine died while scoring: .*run the command"):
             scorer.score(requests)
     finally:
         scorer.close()

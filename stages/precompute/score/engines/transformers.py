@@ -1,12 +1,12 @@
-"""The reference through transformers: runs wherever torch does, and vLLM is checked against it.
+"""Scores with transformers. It runs wherever torch does, and the vLLM engines are checked with it.
 
-Requests are sorted by length and batched under a token budget, so that padding is next to nothing,
-and the head runs on response tokens only, on some of them at a time, so that what the logits take
-does not grow with the budget.
+Requests are sorted by length and batched up to a token budget, which leaves almost no padding. The
+head runs only on response tokens, in chunks, so the memory for logits does not grow with the
+budget.
 
-A prompt is computed for each of its responses. To compute it once, as vLLM's prefix cache does,
-would spare a third of HH-RLHF's tokens, but take positions, masks and caches that are not alike in
-all architectures; and this is the plain forward that the other engines are measured by.
+A prompt is computed again for each of its responses. Computing it once, like vLLM's prefix cache,
+would save a third of HH-RLHF's tokens, but positions, masks and caches differ between
+architectures, and this engine is the plain forward pass that the others are compared with.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,13 +36,18 @@ class TransformersScorer:
         adapter: Path | None = None,
         eager: bool = False,
     ) -> None:
-        """Load `model` in `dtype` onto `device` (default: a GPU if there is one, else the CPU).
+        """Load the model.
 
-        `adapter` is the folder of a LoRA adapter on top, in float32. With `eager` attention is
-        computed by its definition, without a fused kernel: slower, and what others are measured by.
+        Args:
+            model: folder of the checkpoint.
+            dtype: dtype of the weights and the forward pass.
+            batch_tokens: most tokens in a batch, padding included.
+            device: default: a GPU if there is one, else the CPU.
+            adapter: folder of a LoRA adapter on top of the model, in float32.
+            eager: use attention without a fused kernel, which is slower but follows the definition.
 
         Raises:
-            InputError: it is no causal language model, or not complete.
+            InputError: the model is not a causal language model, or not complete.
         """
         self.method = "transformers forward, response tokens only"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,16 +60,16 @@ class TransformersScorer:
         self._embeddings = self._model.get_input_embeddings().weight.shape[0]
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
-        """See Scorer.score. A token that the model has no embedding of makes its sequence NaN.
+        """See Scorer.score. A sequence with a token that has no embedding gets NaN.
 
         Raises:
-            ReflogpError: the model asks for inputs other than text tokens.
+            ReflogpError: the model needs inputs other than text tokens.
         """
         found = [np.full(len(request.response_ids), np.nan, np.float32) for request in requests]
         for batch in self._batches(requests):
             try:
                 scores = self._score_batch([requests[i] for i in batch])
-            except RuntimeError:  # of a device that fails or is full
+            except RuntimeError:  # a device failed or is out of memory
                 raise
             except CANNOT_RUN as error:
                 raise ReflogpError(
@@ -76,13 +81,13 @@ class TransformersScorer:
         return found
 
     def rescore(self, requests: Sequence[Request]) -> list[Logps]:
-        """See Scorer.rescore. Attention is computed by its definition, without a fused kernel."""
+        """See Scorer.rescore. Attention runs without a fused kernel."""
         attention = self._model.config._attn_implementation
         try:
             self._model.set_attn_implementation("eager")
             return [self.score([request])[0] for request in requests]
-        except RuntimeError as error:  # what torch raises when a device fails or is full
-            raise ReflogpError(f"a transformers forward failed: {cause(error)}") from error
+        except RuntimeError as error:  # torch raises it if a device fails or is out of memory
+            raise ReflogpError(f"a forward pass in transformers failed: {cause(error)}") from error
         finally:
             self._model.set_attn_implementation(attention)
 
@@ -93,7 +98,7 @@ class TransformersScorer:
             torch.cuda.empty_cache()
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Indices of requests of like length, each batch within the token budget once padded."""
+        """Batches of indices of requests with similar length, within the token budget."""
         lengths = [request.length for request in requests]
         batch: list[int] = []
         known = [i for i, request in enumerate(requests) if self._knows(request)]
@@ -106,7 +111,7 @@ class TransformersScorer:
             yield batch
 
     def _knows(self, request: Request) -> bool:
-        """Whether every token has an embedding; to ask for one that is not there ends a GPU."""
+        """Whether every token has an embedding. Looking up a missing one breaks the GPU context."""
         return bool(max(request.prompt_ids.max(), request.response_ids.max()) < self._embeddings)
 
     @torch.inference_mode()

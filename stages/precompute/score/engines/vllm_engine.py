@@ -1,4 +1,4 @@
-"""What both vLLM scorers share: environment, start, end, and the plain way beside the engine."""
+"""Shared by both vLLM scorers: environment, start and stop of the engine, and rescoring."""
 
 import atexit
 import os
@@ -19,23 +19,23 @@ from reflogp.stages.precompute.score.engines.vllm_log import QUIET, EngineLog
 
 _SOCKETS = "VLLM_RPC_BASE_PATH"
 _CORES = "VLLM_CPU_OMP_THREADS_BIND"
-_PATIENCE_SECONDS = 1.0  # between two looks at whether the engine is still alive
+_PATIENCE_SECONDS = 1.0  # between two checks that the engine is alive
 
 
 def prepare_environment() -> None:
-    """Defaults that must stand before vLLM is imported; the user's own settings win."""
+    """Set environment variables before vLLM is imported. Values that the user set win."""
     cores = sorted(os.sched_getaffinity(0))
     defaults = {
-        # what goes wrong is raised; the rest is not for the user
+        # errors are raised, and other output is not for the user
         "VLLM_LOGGING_LEVEL": QUIET,
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "TORCH_LOGS": "-torch._library",  # a warning that a CPU has no Triton
+        "TORCH_LOGS": "-torch._library",  # hides the warning that a CPU has no Triton
         "PYTHONWARNINGS": "ignore",
-        # without these vLLM runs its CPU engine on one thread
+        # without these, vLLM runs its CPU engine on one thread
         "OMP_NUM_THREADS": str(len(cores)),
         _CORES: ",".join(map(str, cores)),
         "VLLM_CPU_KVCACHE_SPACE": "2",
-        # one token more than the model's own limit, which is never computed
+        # one token above the model's limit, which is never computed
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
@@ -48,24 +48,24 @@ def prepare_environment() -> None:
 
 
 def device_type() -> str:
-    """The kind of device that vLLM runs on here: "cpu", "cuda" and so on."""
+    """The type of device that vLLM runs on: "cpu", "cuda" and so on."""
     prepare_environment()
-    from vllm.platforms import current_platform  # vLLM reads its environment when imported
+    from vllm.platforms import current_platform  # vLLM reads the environment on import
 
     return str(current_platform.device_type)
 
 
 def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tuple[Any, EngineLog]:
-    """Start vllm.LLM with `arguments`, added to what every scorer wants, and load the adapter.
+    """Start vllm.LLM with `arguments` on top of the common ones, and load the adapter.
 
     Returns:
-        The LLM, and what its processes write from now on.
+        The LLM, and the log of its processes.
 
     Raises:
         ReflogpError: the engine does not start.
     """
     wanted_by_all = {
-        # Compiling the model takes minutes on a CPU and gains nothing in a prefill.
+        # compiling the model takes minutes on a CPU, and a prefill gains nothing from it
         "enforce_eager": device_type() == "cpu",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
@@ -80,7 +80,7 @@ def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tupl
             engine = LLM(**(wanted_by_all | vllm_lora.arguments(adapter) | arguments))
     except Exception as error:
         raise ReflogpError(
-            f"vLLM could not start: {log.root_cause(error)}. Give --engine transformers, or mend "
+            f"vLLM could not start: {log.root_cause(error)}. Give --engine transformers, or fix "
             "--engine-args."
         ) from error
     if adapter is not None:
@@ -89,7 +89,7 @@ def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tupl
 
 
 def _share_cores(ranks: int) -> None:
-    """Give each rank of an engine on the CPU its part of the cores; vLLM wants `0,2|1,3` of two."""
+    """Assign cores to each rank of an engine on the CPU. For two ranks, vLLM expects `0,2|1,3`."""
     bound = os.environ[_CORES].split("|")
     cores = ",".join(bound).split(",")
     if len(bound) != ranks and all(core.isdigit() for core in cores):
@@ -99,13 +99,12 @@ def _share_cores(ranks: int) -> None:
 
 @contextmanager
 def death_explained(engine: Any, log: EngineLog) -> Iterator[None]:
-    """Within, the end of the processes of `engine` is an error that says why.
+    """In the block, the death of an engine process is an error that gives the reason.
 
-    vLLM itself waits for ever for a process that was killed, as one is when memory runs out, if it
-    was asked for something before it noticed.
+    If a process is killed, for example when memory runs out, vLLM can wait for its answer forever.
 
     Raises:
-        ReflogpError: instead of vLLM's own, which points to a log.
+        ReflogpError: in place of vLLM's own error, which only points to a log.
     """
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -118,33 +117,33 @@ def death_explained(engine: Any, log: EngineLog) -> Iterator[None]:
                 client.outputs_queue.put_nowait(EngineDeadError())
                 return
 
-    # An engine in this very process has no such client, and cannot end alone.
+    # an engine in this process has no such client, and cannot die alone
     if hasattr(client, "resources") and hasattr(client, "outputs_queue"):
         threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except EngineDeadError as error:
         raise ReflogpError(
-            f"vLLM's engine ended while scoring: {log.root_cause(error)}. Finished shards are "
+            f"vLLM's engine died while scoring: {log.root_cause(error)}. Finished shards are "
             "kept: run the command again, with a smaller --max-num-batched-tokens or "
-            "--gpu-memory-utilization if memory ran out."
+            "--gpu-memory-utilization if it ran out of memory."
         ) from error
     finally:
         done.set()
 
 
 def stop_engine(engine: Any) -> None:
-    """End the engine's process, which gives its memory back."""
+    """End the engine's process, which releases its memory."""
     engine.llm_engine.engine_core.shutdown()
 
 
 def rescore(
     model: Path, dtype: Dtype, adapter: Path | None, requests: Sequence[Request]
 ) -> list[Logps]:
-    """See Scorer.rescore: transformers is loaded for this call alone, beside the engine.
+    """See Scorer.rescore. transformers is loaded for this call only, next to the engine.
 
-    vLLM keeps most of a GPU's memory for itself; where the weights do not fit into the rest, the
-    CPU takes them.
+    vLLM reserves most of a GPU's memory. If the weights do not fit in the rest, this runs on the
+    CPU.
     """
     from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 

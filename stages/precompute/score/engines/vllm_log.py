@@ -1,8 +1,8 @@
-"""What vLLM's processes write -> what says why they ended, in one line.
+"""The output of vLLM's processes -> the reason why they died, in one line.
 
-vLLM raises "See root cause above" in our process, and the cause stands in a traceback that another
-process printed. So what those processes print is kept in a file that has no name, from which the
-cause is quoted. Who sets VLLM_LOGGING_LEVEL to see more sees all, and nothing is kept.
+In our process vLLM only raises "See root cause above", and the traceback is printed by another
+process. The output of those processes is therefore captured in an anonymous file, from which the
+cause is quoted. If the user sets VLLM_LOGGING_LEVEL, nothing is captured.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from reflogp.stages.model.loading import cause
 QUIET = "ERROR"
 _KEPT_BYTES = 1 << 16
 _LONGEST, _MOST_LINES = 400, 4
-# "(EngineCore pid=7) (Worker pid=8) ERROR 11-21 16:04:12 [core.py:1234] " before a line
+# the start of a line: "(EngineCore pid=7) (Worker pid=8) ERROR 11-21 16:04:12 [core.py:1234] "
 _PREFIX = re.compile(r"^(\(\S+ pid=\d+\)\s*)*([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] ?)?")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b: *\S")
@@ -26,14 +26,14 @@ _POINTS_ELSEWHERE = re.compile(r"root cause|stack trace", re.IGNORECASE)
 
 
 class EngineLog:
-    """Takes what processes write that are started while it is `receiving`."""
+    """Captures the output of processes that are started in a `receiving` block."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the engine
 
     @contextmanager
     def receiving(self) -> Iterator[None]:
-        """Within, this process writes here; one that is started writes here to its end."""
+        """Capture this process's output in the block, and that of processes started in it."""
         if os.environ.get("VLLM_LOGGING_LEVEL") != QUIET:
             yield
             return
@@ -51,22 +51,22 @@ class EngineLog:
                 os.close(copy)
 
     def root_cause(self, error: Exception) -> str:
-        """Why `error` was raised here: what it says, unless it points to what was written."""
+        """The reason for `error`: its message, or the captured output that the message refers to."""
         if not _POINTS_ELSEWHERE.search(str(error)):
             return _message(error)
         size = os.fstat(self._file.fileno()).st_size
-        # Not read and seek: the position in the file is shared with those that write.
+        # pread, because the file position is shared with the writing processes
         kept = os.pread(self._file.fileno(), _KEPT_BYTES, max(0, size - _KEPT_BYTES))
         return last_cause(kept.decode("utf-8", "replace")) or (
-            "its process ended without a word, often for want of memory"
+            "its process died without a message, often because it ran out of memory"
         )
 
 
 def last_cause(text: str) -> str | None:
-    """What a log says of the last exception in it that does not point elsewhere for the cause.
+    """The message of the last exception in a log that does not refer to another one.
 
-    The lines after its first are part of it as long as they are written in the same way. Where
-    there is no exception: the last line that says anything.
+    Following lines with the same prefix belong to it. Without an exception, the last line that is
+    not empty is returned.
     """
     plain = (_COLOUR.sub("", line) for line in text.splitlines())
     lines = [
@@ -87,7 +87,7 @@ def last_cause(text: str) -> str | None:
 
 
 def _message(error: Exception) -> str:
-    """What an exception says; of pydantic's, the message of the first thing that is wrong."""
+    """The message of an exception; for a pydantic error, that of its first problem."""
     problems = error.errors() if hasattr(error, "errors") else None
     return str(problems[0]["msg"]).rstrip(".") if problems else cause(error)
 

@@ -1,14 +1,14 @@
-"""Inside vLLM: a causal language model that gives back log-probs of asked-for tokens, no text.
+"""A causal language model inside vLLM that returns log-probs of requested tokens.
 
-vLLM's own `prompt_logprobs` runs the head, a log-softmax, a top-k and a rank on every token and
-returns Python objects. Here the architecture's own class is subclassed as a pooling model, whose
-pooler runs the head (the parent's `compute_logits`, so scaling, soft-capping, tied and quantised
-weights are as ever) on asked-for rows only, those of all requests of a step together. A request
-asks in `PoolingParams.extra_kwargs` with packed numbers, and one float32 tensor goes back: no
-Python object for a token.
+vLLM's own `prompt_logprobs` runs the head, a log-softmax, a top-k and a rank on every token, and
+returns Python objects. Here a subclass of the architecture's class is a pooling model. Its pooler
+runs the head only on requested rows, for all requests of a step together. It calls the parent's
+`compute_logits`, so scaling, soft-capping, and tied or quantized weights work as usual. A request
+is packed into `PoolingParams.extra_kwargs`, and the answer is one float32 tensor, without a Python
+object per token.
 
-Under tensor parallelism `compute_logits` gathers the logits of a chunk of rows on every rank:
-right for every model, though not the least traffic; the chunk bounds the memory it takes.
+With tensor parallelism, `compute_logits` gathers the logits of a chunk of rows on every rank. This
+is correct for every model, but not the least traffic. The chunk size bounds the memory.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ _NOTHING: Final = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 class TargetLogpPooler(Pooler):  # type: ignore[misc]  # vLLM is untyped to us
-    """Hidden states of a scheduling step -> log-probs of the tokens that its requests ask for.
+    """Hidden states of a scheduling step -> log-probs of the requested tokens.
 
-    It never raises on batches that ask for nothing: vLLM profiles memory with such. It runs one
-    chunk of rows on them, so that room for the logits is left when the KV cache is sized.
+    vLLM profiles its memory with batches that request nothing. For these, the pooler runs one chunk
+    of rows, so the KV cache leaves room for logits.
     """
 
     def __init__(self, compute_logits: Callable[[Tensor], Tensor | None]) -> None:
@@ -40,20 +40,20 @@ class TargetLogpPooler(Pooler):  # type: ignore[misc]  # vLLM is untyped to us
         self._compute_logits = compute_logits
 
     def get_supported_tasks(self) -> set[str]:
-        """See Pooler: values for single tokens are `token_classify`."""
+        """See Pooler. `token_classify` is the task that returns values per token."""
         return {"token_classify"}
 
     @torch.inference_mode()
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor | None]:
-        """Score what is asked for and lies in this step.
+        """Score the requested rows that are part of this step.
 
         Args:
-            hidden_states: [tokens of the step, hidden], request after request.
-            pooling_metadata: vLLM's account of the step.
+            hidden_states: [tokens of the step, hidden], request by request.
+            pooling_metadata: vLLM's description of the step.
 
         Returns:
-            For each request that ends in this step float32 [n], NaN where its row was never
-            computed because the prefix cache had it; None for the others.
+            For each request that ends in this step, float32 [n], with NaN for rows that were not
+            computed because the prefix cache had them; None for the other requests.
         """
         asks = [unpack(params.extra_kwargs) for params in pooling_metadata.pooling_params]
         if not any(asks):
@@ -61,7 +61,7 @@ class TargetLogpPooler(Pooler):  # type: ignore[misc]  # vLLM is untyped to us
             self._score(few, torch.zeros(len(few), dtype=torch.int64, device=few.device))
         cursor = pooling_metadata.get_pooling_cursor()
         sizes = cursor.num_scheduled_tokens_cpu.tolist()
-        # Where a request's tokens of this step end, counted from its sequence's beginning.
+        # the position in its sequence at which each request's part of this step ends
         ends = cursor.seq_lens_cpu.tolist()
         spans: list[slice] = []
         rows: list[Ids] = []
@@ -97,17 +97,17 @@ class TargetLogpPooler(Pooler):  # type: ignore[misc]  # vLLM is untyped to us
 
     def _score_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self._compute_logits(hidden)
-        if logits is None:  # platforms that gather logits on the first rank only, which reports
+        if logits is None:  # on some platforms only the first rank gathers logits and reports
             return hidden.new_zeros(len(hidden), dtype=torch.float32)
-        # A token that the head does not know would end the engine; it has no log-prob.
+        # a token outside the head's vocabulary would crash the engine, so it gets NaN
         known = targets < logits.shape[-1]
         return token_logps(logits, targets * known).masked_fill_(~known, torch.nan)
 
 
 def _keep(state: Any, length: int, span: slice, part: Tensor) -> None:
-    """Put `part` at `span` of the request's results, which live in vLLM's PoolingStates.
+    """Write `part` to `span` of the request's results, which vLLM's PoolingStates hold.
 
-    Placed by position, never appended: a preempted request begins again, with or without its state.
+    The position matters: a preempted request starts again, with or without its state.
     """
     cache: list[Tensor] = state.hidden_states_cache
     if len(part) == length:
@@ -125,7 +125,7 @@ def _take(state: Any) -> Tensor:
 
 
 def _as_pooling_model(base: type[nn.Module], name: str) -> type[nn.Module]:
-    """A subclass of vLLM's `base` that pools with a TargetLogpPooler."""
+    """A subclass of vLLM's `base` with a TargetLogpPooler."""
 
     def __init__(self: Any, *, vllm_config: Any, prefix: str = "") -> None:  # noqa: N807
         base.__init__(self, vllm_config=vllm_config, prefix=prefix)

@@ -1,9 +1,9 @@
-"""What the scorer and the model inside vLLM agree on: names, and the form of a request.
+"""The interface between the scorer and the model inside vLLM: names, and the form of a request.
 
-`register` is the `vllm.general_plugins` entry point. vLLM calls it in each of its processes, also
-in programs that have nothing to do with reflogp, so it only adds names; a model is built when its
-name is asked for. Names keep the suffix of the architecture that they wrap, by which vLLM
-recognises what is a causal language model.
+`register` is the `vllm.general_plugins` entry point. vLLM calls it in each of its processes, even
+in programs that do not use reflogp, so it only adds names. A model is built when its name is
+requested. Names keep the suffix of their architecture, by which vLLM recognizes causal language
+models.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def pooling_name(architecture: str) -> str:
 
 
 def register() -> None:
-    """Register a pooling model beside every causal language model that vLLM knows."""
+    """Register a pooling model for every causal language model that vLLM has."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
@@ -32,23 +32,23 @@ def register() -> None:
             continue
         name = pooling_name(architecture)
         ModelRegistry.register_model(name, f"{_MODELS}:{name}")
-        # What vLLM adjusts for an architecture (block sizes, kernels) it looks up by name.
+        # vLLM looks up adjustments for an architecture (block sizes, kernels) by name
         if architecture in MODELS_CONFIG_MAP:
             MODELS_CONFIG_MAP[name] = MODELS_CONFIG_MAP[architecture]
 
 
 def pack(rows: Ids, targets: Ids) -> dict[str, bytes]:
-    """A request as `PoolingParams.extra_kwargs`, which crosses to vLLM's process as msgpack.
+    """A request as `PoolingParams.extra_kwargs`, which vLLM sends to its process as msgpack.
 
     Args:
-        rows: int32 [n], ascending: positions in the sequence. One may stand there more than once.
-        targets: int32 [n]: wanted is the log-prob of targets[i] as the token after rows[i].
+        rows: int32 [n], ascending positions in the sequence; one can occur more than once.
+        targets: int32 [n]; the answer is the log-prob of targets[i] after rows[i].
     """
     return {"rows": rows.tobytes(), "targets": targets.tobytes()}
 
 
 def unpack(packed: dict[str, Any] | None) -> tuple[Ids, Ids] | None:
-    """The rows and targets; None for a request that is not ours, such as a profiling dummy."""
+    """The rows and targets; None if the request is not ours, for example in vLLM's profiling."""
     if not packed or not packed.keys() >= {"rows", "targets"}:
         return None
     return np.frombuffer(packed["rows"], np.int32), np.frombuffer(packed["targets"], np.int32)

@@ -1,10 +1,10 @@
-"""The reference through vLLM's pooling models: response tokens only, each prompt computed once.
+"""Scores with vLLM's pooling models: response tokens only, and each prompt computed once.
 
-The head, a quarter of SmolLM2's time, runs only on rows that predict a response token; the prefix
-cache serves all responses of a prompt from its first. What a cache hit still leaves unscored (a
-row of another prompt's sequence, or one scored before) is asked again without the cache.
-Architectures that vLLM runs but this cannot are named by `unsupported`; VllmPromptLogprobsScorer
-takes those.
+The head, a quarter of SmolLM2's time, runs only on rows that predict a response token. With the
+prefix cache, all responses to a prompt share its computation. If a cache hit leaves a row unscored
+(a row of another prompt's sequence, or one scored before), the question is repeated without the
+cache. `unsupported` names architectures that vLLM runs but this engine cannot; they use
+VllmPromptLogprobsScorer.
 """
 
 from collections.abc import Sequence
@@ -43,9 +43,9 @@ class VllmPoolerScorer:
             model: folder of the checkpoint; `unsupported(model)` must be None.
             dtype: dtype of the weights and the forward pass.
             max_length: longest prompt + response, in tokens.
-            settings: more arguments of vllm.LLM, which win over those set here.
-            head_dtype: dtype of the head's product. "model" rounds as a training forward does;
-                "float32" does not round the logits, and on a CPU costs 4 times the head's work.
+            settings: further arguments of vllm.LLM, which override those set here.
+            head_dtype: dtype of the head's product. "model" rounds like a training forward.
+                "float32" does not round the logits; on a CPU the head then takes 4 times as long.
             adapter: folder of a LoRA adapter on top of the model.
 
         Raises:
@@ -62,15 +62,15 @@ class VllmPoolerScorer:
             "dtype": dtype,
             "max_model_len": max_length,
             "runner": "pooling",
-            # Only token ids go in and numbers come out.
+            # token ids go in and numbers come out
             "skip_tokenizer_init": True,
             "enable_prefix_caching": True,
         }
         if self.device == "cpu":
-            # The default there is 128, of which a prompt leaves 64 tokens uncached on average.
+            # the default is 128, which leaves 64 tokens of a prompt uncached on average
             arguments["block_size"] = 32
         overrides = {
-            # The first is what runs; vLLM looks for the second where it treats one by its name.
+            # the first one runs; vLLM needs the second for special cases by name
             "architectures": [pooling_name(base), base],
             "head_dtype": head_dtype,
         }
@@ -80,7 +80,7 @@ class VllmPoolerScorer:
         self._lora = vllm_lora.request(adapter)
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
-        """See Scorer.score. A log-prob that could not be had is NaN."""
+        """See Scorer.score. A log-prob that could not be computed is NaN."""
         asked = ask_once(requests)
         questions = asked.questions
         answers = self._ask(questions, use_cache=True)
@@ -125,7 +125,7 @@ class VllmPoolerScorer:
 
 
 def unsupported(model: Path) -> str | None:
-    """Why the checkpoint at `model` cannot be scored this way, or None if it can."""
+    """Why the checkpoint at `model` cannot be scored with a pooling model; None if it can."""
     vllm_engine.prepare_environment()
     from vllm import ModelRegistry
     from vllm.plugins import load_general_plugins
@@ -148,15 +148,16 @@ def unsupported(model: Path) -> str | None:
 def _check_head_dtype() -> None:
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
-    # Older releases take the setting and do not heed it.
+    # older releases accept the setting and ignore it
     if not hasattr(LogitsProcessor, "_apply_head"):
         raise ReflogpError(
-            "this vLLM runs the head in the model's dtype only. Use a newer one, or leave it so."
+            "--head-dtype: this vLLM runs the head in the model's dtype only. Use a newer vLLM, or "
+            "leave out the option."
         )
 
 
 def _fitting(answer: Logps, length: int) -> Logps:
-    """`answer`, or as many NaN if it is not of `length`: a short one cannot be placed."""
+    """`answer` if it has the right length, else NaN: the tokens of a short one are unknown."""
     if answer.shape == (length,):
         return answer
     return np.full(length, np.nan, np.float32)

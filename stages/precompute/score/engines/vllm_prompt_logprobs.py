@@ -1,7 +1,7 @@
-"""The reference through vLLM's stock `prompt_logprobs`: the portable path, on any platform.
+"""Scores with vLLM's own `prompt_logprobs`, which works for every model that vLLM runs.
 
-vLLM computes the head and a rank over the vocabulary for every prompt token as well, and cannot
-reuse a shared prompt here; what it gives is exact and works for every model that vLLM runs.
+The results are exact, but vLLM also computes the head and a rank over the vocabulary for every
+prompt token, and cannot reuse a shared prompt.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ class VllmPromptLogprobsScorer:
             model: folder of the checkpoint.
             dtype: dtype of the weights and the forward pass.
             max_length: longest prompt + response, in tokens.
-            settings: more arguments of vllm.LLM, which win over those set here.
-            why: why this and not the pooling model.
+            settings: further arguments of vllm.LLM, which override those set here.
+            why: the reason not to use the pooling model.
             adapter: folder of a LoRA adapter on top of the model.
 
         Raises:
@@ -47,16 +47,16 @@ class VllmPromptLogprobsScorer:
         arguments: dict[str, Any] = {
             "model": str(model),
             "dtype": dtype,
-            # vLLM wants room for one sampled token, although it is thrown away
+            # vLLM needs room for one sampled token, which is discarded
             "max_model_len": max_length + 1,
-            # A cached prompt has no hidden states, so it gives no log-probs.
+            # a cached prompt has no hidden states, so it gives no log-probs
             "enable_prefix_caching": False,
         }
         self._engine, self._log = vllm_engine.start_engine(arguments | settings, adapter)
         self._lora = vllm_lora.request(adapter)
         from vllm import SamplingParams
 
-        # In the constructor: set later, prompt_logprobs would leave the prefix cache switched on.
+        # set in the constructor: set later, prompt_logprobs would leave the prefix cache on
         self._sampling = SamplingParams(
             prompt_logprobs=0, max_tokens=1, temperature=1.0, detokenize=False, flat_logprobs=True
         )
@@ -84,10 +84,10 @@ class VllmPromptLogprobsScorer:
 
 
 def _response_part(flat: Any, request: Request) -> Logps:
-    """The response's log-probs out of vLLM's flat lists: of position t, those from `start[t]` on.
+    """The response's log-probs from vLLM's flat lists, in which position t starts at `start[t]`.
 
-    The first of a position is the token that stands there; a top-k, were there one, comes after it.
-    Where other tokens stand there than were given, nothing is right.
+    The first entry of a position is its own token; entries of a top-k would follow. If the tokens
+    are not those of the request, the result is empty, which fails the check of its length.
     """
     first = len(request.prompt_ids)
     places = flat.start_indices[first:]
