@@ -1,1 +1,1 @@
-"""The command and the machinery that is not a stage."""
+"""The command line, and everything around the stages. Imports stages and data_schemas."""

@@ -1,4 +1,4 @@
-"""A model's name -> its folders and dtype. The hub is asked only for what is no folder."""
+"""A model's name -> its folders and dtype. Only a name that is not a folder goes to the Hub."""
 
 import math
 from collections import Counter
@@ -28,11 +28,11 @@ def model_folders(
     """The folders of a checkpoint and of the LoRA adapter on top of it, if there is one.
 
     Args:
-        name: a folder or hub id; of a checkpoint, or of an adapter that names its checkpoint.
-        adapter: a folder or hub id; None: no adapter, but for one that `name` itself is.
-        option: under which `name` was given, for messages.
-        revision: branch, tag or commit of `name` on the hub; None: main.
-        adapter_revision: the same of `adapter`.
+        name: folder or Hub id of a checkpoint, or of an adapter whose configuration names one.
+        adapter: folder or Hub id of the adapter; None if there is none, or if `name` is one.
+        option: the option that gave `name`, for messages.
+        revision: branch, tag or commit of `name` on the Hub; default: main.
+        adapter_revision: the same for `adapter`.
 
     Raises:
         InputError: there is no such checkpoint or adapter, or the adapter is not LoRA.
@@ -51,7 +51,7 @@ def model_folders(
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
             f"{folder} is an adapter itself. Give the checkpoint that both were trained on, and "
-            "one adapter; PEFT can merge the other into the checkpoint (merge_and_unload)."
+            "one adapter. PEFT can merge the other into the checkpoint (merge_and_unload)."
         )
     return folder, top
 
@@ -59,10 +59,10 @@ def model_folders(
 def start_folders(
     model: str | None, adapter: str | None, manifest: Manifest, option: str
 ) -> tuple[Path, Path | None]:
-    """Folders of the model and adapter that were given, or else of the cache's reference.
+    """The folders of the given model and adapter; by default those of the cache's reference.
 
-    A reference is looked for where it was read from, or, on another machine, by its name and at
-    the commit that was scored.
+    The reference is looked up where it was read from; on another machine, by its name and at the
+    commit that was scored.
     """
     if model is not None:
         return model_folders(model, adapter, option)
@@ -82,7 +82,7 @@ def start_folders(
 
 
 def described(manifest: Manifest) -> str:
-    """The reference, as it is given on the command line."""
+    """The reference as on the command line."""
     reference = manifest.reference
     return reference.name + (f" --adapter {reference.adapter}" if reference.adapter else "")
 
@@ -96,21 +96,23 @@ def _lora_config(adapter: Path) -> dict[str, Any]:
 
 
 def _folder(name: str, option: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint or adapter, given as a folder or as a hub id (owner/name)."""
+    """The folder of a checkpoint or adapter, given as a folder or as a Hub id (owner/name)."""
     if not name.strip():
-        raise InputError(f"--{option}: the path is empty. Give a folder or a hub id (owner/name).")
+        raise InputError(f"--{option}: the path is empty. Give a folder or a Hub id (owner/name).")
     folder = Path(name)
     if folder.exists() and revision is not None:
         raise InputError(
-            f"--revision {revision}: --{option} {name} is a folder here, and has no revisions. "
+            f"--revision {revision}: --{option} {name} is a local folder, which has no revisions. "
             "Leave one of them out."
         )
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return folder.resolve()
     if folder.exists():
-        raise InputError(f"--{option} {name}: no config.json there; it is not a checkpoint folder.")
+        raise InputError(
+            f"--{option} {name}: not a checkpoint folder: it has no config.json. Check the path."
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"--{option} {name}: no such folder, and not a hub id (owner/name).")
+        raise InputError(f"--{option} {name}: no such folder, and not a Hub id (owner/name).")
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -119,18 +121,18 @@ def _folder(name: str, option: str, revision: str | None = None) -> Path:
     except Exception as error:
         at = "" if revision is None else f" at the revision {revision}"
         raise InputError(
-            f"--{option} {name}: no such folder, and the hub gave no model of that name{at} "
+            f"--{option} {name}: no such folder, and the Hub gave no model with that name{at} "
             f"({type(error).__name__}). Check the name, the network and your login."
         ) from error
 
 
 def checkpoint_dtype(folder: Path) -> Dtype:
-    """The dtype that a checkpoint was saved in: as its config says, else as most of its weights.
+    """The dtype of a checkpoint, according to its config, or else that of most of its weights.
 
-    Of a quantised one, that is the dtype of what was left as it was, mostly the embeddings.
+    For a quantized checkpoint, only weights that are not quantized count, mostly the embeddings.
 
     Raises:
-        InputError: its config or its weights cannot be read.
+        InputError: the config or the weights cannot be read.
     """
     config = read_json(folder / "config.json")
     declared = config.get("dtype") or config.get("torch_dtype")

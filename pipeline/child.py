@@ -1,4 +1,4 @@
-"""A call in a process of its own: its memory is free when it ends, and a signal reaches it too."""
+"""Calls a function in its own process, which frees its memory at the end and receives signals."""
 
 import traceback
 from collections.abc import Callable
@@ -9,36 +9,36 @@ from typing import Any, TypeVar
 from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.signals import Stopped, grace, held_back, keeping, listen, stopping
 
-_LOOK_SECONDS = 0.5  # between two looks at whether a signal has come
-_END_SECONDS = 15.0  # that the process has beyond its grace
+_LOOK_SECONDS = 0.5  # between two checks for a signal
+_END_SECONDS = 15.0  # for the process to end after its grace
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
 class ChildKilledError(ReflogpError):
-    """The process ended without an answer, as one does when memory runs out."""
+    """The process died without an answer, for example because it ran out of memory."""
 
 
 class ChildFailedError(ReflogpError):
-    """The call raised what no user should meet; the message is its traceback."""
+    """The call raised an unexpected error; the message is its traceback."""
 
 
 def call_in_child(
     function: Callable[[Argument], Result], argument: Argument, grace_seconds: float
 ) -> Result:
-    """`function(argument)`, both of which pickle can send.
+    """Call `function(argument)` in a child process.
 
     Args:
-        function: of a module's top level.
-        argument: what it is called with.
-        grace_seconds: how long `function` may go on after a signal.
+        function: a top-level function of a module, since it is pickled.
+        argument: its argument, which is pickled.
+        grace_seconds: how long `function` may continue after a signal.
 
     Raises:
-        ReflogpError, OSError: what the function raised.
-        ChildFailedError: it raised something else.
-        ChildKilledError: it did not end.
-        Stopped: a signal came, and the process has ended.
+        ReflogpError, OSError: raised by the function.
+        ChildFailedError: the function raised another exception.
+        ChildKilledError: the process was killed.
+        Stopped: a signal arrived, and the process has ended.
     """
     context = get_context("spawn")
     receive, send = context.Pipe(duplex=False)
@@ -50,13 +50,13 @@ def call_in_child(
     ):
         with held_back():
             process.start()
-        send.close()  # the child has it; its end is the end of what can be received
+        send.close()  # so `receive` ends when the child closes its copy
         told = False
         while not receive.poll(_LOOK_SECONDS):
             if stopping() and not told:
                 process.terminate()
                 told = True
-        with suppress(EOFError):  # it was killed
+        with suppress(EOFError):  # the child was killed
             answer = receive.recv()
         process.join()
     match answer:
@@ -75,6 +75,6 @@ def _answer(send: Any, function: Callable[[Argument], Any], argument: Argument) 
         answer = ("stopped", stop.kept)
     except (ReflogpError, OSError) as error:
         answer = ("failed", error)
-    except Exception:  # noqa: BLE001 - it is told of in the parent
+    except Exception:  # noqa: BLE001 - the parent reports it
         answer = ("failed", ChildFailedError(traceback.format_exc()))
     send.send(answer)

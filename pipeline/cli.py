@@ -35,7 +35,7 @@ from reflogp.stages.signals import ending
 from reflogp.stages.train.config import TrainConfig
 
 ListLosses = Annotated[
-    bool | None, typer.Option("--list-losses", help="Print a table of the losses, and end.")
+    bool | None, typer.Option("--list-losses", help="Print a table of the losses and exit.")
 ]
 
 Shard = Annotated[str | None, typer.Option("--shard", hidden=True)]  # what --share was called
@@ -43,13 +43,13 @@ Shard = Annotated[str | None, typer.Option("--shard", hidden=True)]  # what --sh
 Varied = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE,...", help="A setting of stage two with the values to try; "
-        "more than one --set: every combination. A value with commas stands in a list: "
-        "--set 'loss=[dpo, \"dpo=1,sft=0.2\"]'. In YAML: a section 'sweep', each key with a list.",
+        "--set", metavar="NAME=VALUE,...", help="An option of stage two and the values to try. "
+        "Several --set try every combination. If a value has commas, give a list: "
+        "--set 'loss=[dpo, \"dpo=1,sft=0.2\"]'. In YAML: a section 'sweep' with a list per key.",
     ),
 ]  # fmt: skip
 
-# Of what Typer raises for a command line that it cannot read.
+# the base class of Typer's errors for an invalid command line
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
@@ -58,10 +58,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Take the frozen reference model out of DPO training. Stage one (precompute) scores every "
-    "chosen and rejected response under the reference once and caches the log-probs; stage two "
+    "chosen and rejected response under the reference once and caches the log-probs. Stage two "
     "(train) trains the policy against the cache, without the reference in memory.",
-    epilog="Every option can also stand in a YAML file with the sections 'precompute', 'train' and "
-    "'sweep': reflogp run --config run.yaml. Exit codes: 0 done, 1 failed, 2 bad input.",
+    epilog="Options can also come from a YAML file with the sections 'precompute', 'train' and "
+    "'sweep': reflogp run --config run.yaml. Exit codes: 0 success, 1 failure, 2 bad input.",
 )
 
 
@@ -70,7 +70,7 @@ app = typer.Typer(
 def precompute(config: Path | None = None, shard: str | None = None, **given: Any) -> None:
     """Stage one: score the preferences under the frozen reference and seal a cache."""
     if shard is not None:
-        raise InputError(f"--shard {shard}: a job's share of the shards is --share {shard} now.")
+        raise InputError(f"--shard {shard}: this option is now called --share {shard}.")
     settings = build(PrecomputeConfig, load_file(config)["precompute"], given)
     console = TerminalConsole()
     manifest = run_share(settings, console)
@@ -81,7 +81,7 @@ def precompute(config: Path | None = None, shard: str | None = None, **given: An
 @app.command()
 @options_of(PlanConfig, json=AsJson)
 def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> None:
-    """What would both stages take? Hours, cost, disk and memory, before any weight is loaded."""
+    """Estimate the time, cost, disk and memory of both stages, without loading any weights."""
     settings = build(PlanConfig, known_to(PlanConfig, load_file(config)), given)
     console = TerminalConsole()
     counts, found = run_plan(settings, console)
@@ -94,7 +94,7 @@ def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> 
 
 @app.command()
 def merge(cache: Cache) -> None:
-    """Seal a cache that several jobs made, each with its --share; refuses what does not fit."""
+    """Seal a cache that several jobs made with --share. Refuses files that do not fit."""
     console = TerminalConsole()
     folder = location(cache)
     console.table("", cache_rows(folder, run_merge(folder, console)))
@@ -116,10 +116,10 @@ def train(config: Path | None = None, list_losses: bool | None = None, **given: 
 @app.command()
 @options_of(TrainConfig, varied=Varied)
 def sweep(config: Path | None = None, varied: list[str] | None = None, **given: Any) -> None:
-    """Stage two for every combination of some settings, each in a folder of its own under --output.
+    """Run stage two for every combination of some options, each in its own folder under --output.
 
-    Finished runs are not run again; a run that fails is told of, and the others go on. Exit code 1
-    if one failed.
+    Finished runs are not repeated. If a run fails, it is reported and the others continue; the exit
+    code is then 1.
     """
     sections = load_file(config)
     console = TerminalConsole()
@@ -134,13 +134,13 @@ def sweep(config: Path | None = None, varied: list[str] | None = None, **given: 
 def run(
     config: Annotated[Path, typer.Option(help="YAML file with 'precompute' and 'train'.")],
 ) -> None:
-    """Both stages, each only if its inputs changed."""
+    """Run both stages, each only if its inputs have changed."""
     sections = load_file(config)
     first = build(PrecomputeConfig, sections["precompute"], {})
-    # Stage two takes up where stage one leaves off, unless the file says otherwise.
+    # stage two starts from stage one's reference, unless the file says otherwise
     start = {"policy": first.reference, "adapter": first.adapter}
     if "policy" in sections["train"] or first.revision is not None:
-        start = {}  # the cache says at which commit its reference was read
+        start = {}  # the cache knows the commit of its reference
     second = build(TrainConfig, {"cache": first.cache} | start | sections["train"], {})
     console = TerminalConsole()
     require_output_of_both(first, second)
@@ -153,8 +153,8 @@ app.add_typer(reading)
 
 
 def main() -> None:
-    """Run the command; turn signals and what a user can meet into a message and an exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal need not know every letter of a name
+    """Run the command. Signals and expected errors become a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not support every character
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     console = TerminalConsole()
@@ -162,22 +162,22 @@ def main() -> None:
         with ending(console.say):
             sys.exit(app(standalone_mode=False))
     except _UsageError as error:
-        if text := error.format_message():  # none where the help was shown instead
+        if text := error.format_message():  # empty if the help was printed instead
             command = error.ctx.command_path if error.ctx else "reflogp"
             console.error(f"{text} See `{command} --help`.")
         sys.exit(error.exit_code)
     except ReflogpError as error:
         console.error(str(error))
         sys.exit(error.exit_code)
-    except OSError as error:  # a disk that is full, a file where a folder should be, no permission
+    except OSError as error:  # a full disk, a file where a folder should be, no permission
         console.error(
             f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its "
-            "permissions and the space left, then run the same command again; finished shards "
-            "are kept."
+            "permissions and the free space, then run the same command again. Finished shards are "
+            "kept."
         )
         sys.exit(1)
     except RuntimeError as error:
-        if not str(error).startswith("Symlink loop"):  # all that pathlib says of it
+        if not str(error).startswith("Symlink loop"):  # pathlib raises no more specific error
             raise
-        console.error(f"{error}: this link leads back to itself. Check the path.")
+        console.error(f"{error}: this link points back to itself. Check the path.")
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The commands that read what the stages made: a cache or a finished run."""
+"""The commands that read a cache or a finished run."""
 
 from json import dumps
 from pathlib import Path
@@ -30,7 +30,7 @@ from reflogp.stages.filter.config import FilterRules
 
 
 def _path(text: str) -> Path:
-    """A file or folder on disk, for Typer, which adds the option's name to what is wrong."""
+    """Parse a path on disk for Typer, which adds the option's name to the error."""
     try:
         return on_disk(text)
     except InputError as error:
@@ -51,14 +51,14 @@ Output = Annotated[
     str | None, typer.Option("--output", help="Folder or URL of the cache to write.")
 ]
 DryRun = Annotated[
-    bool | None, typer.Option("--dry-run", help="Print what would go and how the rest would weigh.")
+    bool | None, typer.Option("--dry-run", help="Only print what would be dropped and the weights.")
 ]
 Overwrite = Annotated[
     bool | None,
     typer.Option(
         "--overwrite",
-        help="Replace a filtered cache that cannot be read, or a result of another kind, which "
-        "reflogp wrote there. Never a cache that was scored.",
+        help="Replace a filtered cache that cannot be read, or a result of another kind, if "
+        "reflogp wrote it. A scored cache is never replaced.",
     ),
 ]
 
@@ -70,7 +70,7 @@ def inspect(
     cache: Cache,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Where a cache comes from and what is in it: rows, tokens, fingerprints, jobs, machines."""
+    """Show the origin and content of a cache: rows, tokens, fingerprints, jobs, machines."""
     folder = location(cache)
     reach(folder)
     manifest = manifests.read(folder)
@@ -85,23 +85,23 @@ def inspect(
 def verify(
     cache: Cache,
     sample: Annotated[
-        int, typer.Option(min=0, help="How many random rows to rescore; 0 needs no model.")
+        int, typer.Option(min=0, help="Number of random rows to rescore; 0 needs no model.")
     ] = 0,
-    reference: Annotated[
-        str | None, typer.Option(help="The checkpoint, if it is no longer where it was.")
+    reference: Annotated[str | None, typer.Option(help="The checkpoint, if it has moved.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The LoRA adapter on top, if it has moved.")
     ] = None,
-    adapter: Annotated[str | None, typer.Option(help="The LoRA adapter on top, likewise.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Is a cache whole, every bit of it? With --sample also: are its numbers the reference's?
+    """Check that a cache is complete and undamaged. With --sample, also check its log-probs.
 
-    Checks checksums, schema, counts, ids, lengths and values of every file. --sample N rescores N
-    rows in float32 and as training does. Exit code 2 if the cache is damaged, 1 if its numbers are
-    not the reference's.
+    Checks the checksums, schema, counts, ids, lengths and values of every file. --sample N rescores
+    N rows under the reference, in float32 and as training does. The exit code is 2 if the cache is
+    damaged, and 1 if its log-probs are not the reference's.
     """
     if not sample and (reference is not None or adapter is not None or seed):
-        raise InputError("--reference, --adapter and --seed are of no use without --sample.")
+        raise InputError("--reference, --adapter and --seed have no effect without --sample.")
     console, folder = TerminalConsole(), location(cache)
     damage = run_integrity(folder, console)
     for problem in damage:
@@ -128,17 +128,18 @@ def diagnose(
         typer.Option(
             metavar="PATH",
             parser=_path,
-            help="Write a page to this file, with charts and rows to look at.",
+            help="Write an HTML page with charts and example rows to this file.",
         ),
     ] = None,
     png: Png = None,
     svg: Svg = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Can these preferences teach anything? Ask before you spend the compute.
+    """Report problems of the preferences, before you spend compute on them.
 
-    Length bias, near-identical pairs, duplicates, contradictions, outliers, what the reference
-    knows already; each with what to do. Reads the cache once and needs no model.
+    Finds length bias, near-identical pairs, duplicates, contradictions, outliers, and pairs that
+    the reference already orders correctly, each with advice. Reads the cache once and needs no
+    model.
     """
     console = TerminalConsole()
     found = run_diagnose(location(cache), html, console, png, svg)
@@ -155,11 +156,11 @@ def diagnose(
 def filter_(
     cache: str, output: str | None, dry_run: bool | None, overwrite: bool | None, **given: Any
 ) -> None:
-    """Drop or weight rows of a sealed cache; what is left is one, too. Nothing is scored.
+    """Drop or weight rows of a sealed cache, and seal the rest as a new cache, without scoring.
 
-    A row goes by the first rule that it breaks, in the order of the options. The rows that went
-    stand in the quarantine of the new cache, each with its reason. With --weight-by, training
-    multiplies the loss of each row that stays by its weight; their mean is 1.
+    A row is dropped by the first rule that it breaks, in the order of the options. The quarantine
+    of the new cache lists dropped rows with their reasons. With --weight-by, training multiplies
+    the loss of each remaining row by its weight; the mean of the weights is 1.
     """
     rules, console, folder = build(FilterRules, {}, given), TerminalConsole(), location(cache)
     if dry_run:
@@ -168,7 +169,7 @@ def filter_(
         console.table("", dropped_rows(total, found.dropped, weights))
         return
     if output is None:
-        raise InputError("--output is required, but for --dry-run: the folder of the new cache.")
+        raise InputError("--output is required without --dry-run: the folder of the new cache.")
     target = location(output)
     manifest = run_filter(folder, target, rules, console, overwrite=bool(overwrite))
     made = filter_rows(manifest.filtered) if manifest.filtered else []
@@ -179,30 +180,34 @@ def filter_(
 def export(
     cache: Cache,
     output: Annotated[
-        str, typer.Option(help="Folder to write; with --format hub the data set, owner/name.")
+        str, typer.Option(help="Folder to write; with --format hub, the data set (owner/name).")
     ],
     format: Annotated[  # noqa: A002
         Literal["parquet", "trl", "hub"],
         typer.Option(
-            help="parquet: all that the cache has, and text. trl: the columns of TRL's own "
-            "precompute. hub: parquet, pushed to the Hugging Face hub."
+            help="parquet: all columns of the cache, and the text. trl: the columns of TRL's own "
+            "precompute. hub: parquet, pushed to the Hugging Face Hub."
         ),
     ] = "parquet",
     reference: Annotated[
-        str | None, typer.Option(help="The checkpoint, for its tokenizer, if it is elsewhere now.")
+        str | None, typer.Option(help="The checkpoint, for its tokenizer, if it has moved.")
     ] = None,
-    adapter: Annotated[str | None, typer.Option(help="The LoRA adapter on top, likewise.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The LoRA adapter on top, if it has moved.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier export in the folder.")
     ] = False,
     public: Annotated[
-        bool, typer.Option("--public", help="With --format hub: make a data set that all can see.")
+        bool, typer.Option("--public", help="With --format hub: make the data set public.")
     ] = False,
 ) -> None:
-    """Write a sealed cache as a plain data set, for TRL, pandas, datasets; docs/trl.md."""
+    """Write a sealed cache as a plain data set for TRL, pandas or datasets; see docs/trl.md."""
     console, folder = TerminalConsole(), location(cache)
     if public and format != "hub":
-        raise InputError(f"--public is for --format hub; --format {format} writes a folder.")
+        raise InputError(
+            f"--public is only for --format hub; --format {format} writes a folder. Leave it out."
+        )
     if format == "hub":
         address = run_push(folder, output, reference, console, adapter, public=public)
         console.table("", [("data set", address)])
@@ -223,21 +228,22 @@ def report(
         typer.Option(
             metavar="PATH",
             parser=_path,
-            help="The page. Default: report.html in the run's folder; of several runs, here.",
+            help="The page to write. Default: report.html in the run's folder, or in the working "
+            "directory for several runs.",
         ),
     ] = None,
     png: Png = None,
     svg: Svg = None,
     explorer_only: Annotated[
-        bool, typer.Option("--explorer-only", help="Only the explorer of the loss.")
+        bool, typer.Option("--explorer-only", help="Write only the explorer of the loss.")
     ] = False,
 ) -> None:
-    """What training did, as one HTML page: curves, pairs token by token, the loss to play with.
+    """Show what training did, as an HTML page: curves, pairs token by token, a loss explorer.
 
-    Several runs stand side by side. Without a run the page holds the explorer of the loss alone.
+    Several runs are shown side by side. Without a run, the page has only the loss explorer.
     """
     if explorer_only and runs:
-        raise InputError(f"--explorer-only: the page is of no run. Leave out {runs[0]}.")
+        raise InputError(f"--explorer-only: the page shows no run. Leave out {runs[0]}.")
     folders = runs or []
     console = TerminalConsole()
     for path in run_report(folders, output, png, svg, console):

@@ -1,7 +1,7 @@
-"""One YAML file and the command line -> one validated model for each stage.
+"""A YAML file and the command line -> one validated model for each stage.
 
-The models (stages/*/config.py) are the only place where an option is declared; its YAML key, its
-command-line option, its help and its default all come from there.
+The models (stages/*/config.py) are the only place where an option is declared. Its YAML key, flag,
+help and default come from there.
 """
 
 import difflib
@@ -21,30 +21,30 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
 
-_REPR = reprlib.Repr()  # an alias can make a small YAML file a huge value
+_REPR = reprlib.Repr()  # with aliases, a small YAML file can expand to a huge value
 _REPR.maxstring = _REPR.maxother = 200
 
 Config = TypeVar("Config", bound=BaseModel)
 SECTIONS: dict[str, type[BaseModel]] = {
     "precompute": PrecomputeConfig,
     "train": TrainConfig,
-    "sweep": TrainConfig,  # its keys; each value is a list of what the key is set to
+    "sweep": TrainConfig,  # the keys of train, each with a list of values
 }
 _LONGEST = 1_000_000  # characters of a file
 _OWNERS = ("precompute", "train")
 
 
 def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The sections of a YAML file, as they stand there; empty ones where there is no file.
+    """Read the sections of a YAML file. Without a file, all sections are empty.
 
     Raises:
-        InputError: the file cannot be read, or names a section or a key that does not exist.
+        InputError: the file cannot be read, or has an unknown section or key.
     """
     if path is None:
         return {name: {} for name in SECTIONS}
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(_LONGEST + 1)  # a device need not end
+            text = file.read(_LONGEST + 1)  # bounded, since a device may never end
         if len(text) > _LONGEST:
             raise InputError(f"--config {path}: longer than {_LONGEST:,} characters.")
         content = yaml.safe_load(text) or {}
@@ -52,7 +52,7 @@ def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
         raise
     except OSError as error:
         raise InputError(f"--config {path}: cannot be read: {error.strerror}.") from error
-    except Exception as error:  # YAML's own, and whatever int() and datetime make of a value
+    except Exception as error:  # YAML's errors, and those of int() and datetime for a value
         reason = " ".join(str(error).split())
         raise InputError(f"--config {path}: not valid YAML: {reason}") from error
     _require_mapping(content, str(path))
@@ -65,15 +65,15 @@ def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
-    """One stage's configuration: defaults, then the file's section, then what was given.
+    """Build a stage's configuration from the command line, the file's section and the defaults.
 
     Args:
         model: the stage's model.
         section: from the YAML file.
-        given: from the command line; None means not given.
+        given: from the command line, which overrides the file; None means not given.
 
     Raises:
-        InputError: a value is missing or of the wrong kind; names the option.
+        InputError: a value is missing or invalid. The message names the option.
     """
     values = dict(section) | {name: value for name, value in given.items() if value is not None}
     try:
@@ -82,7 +82,7 @@ def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, A
         problems = [
             _explain(problem)
             for problem in error.errors()
-            if problem["type"] != "default_factory_not_called"  # follows from another one
+            if problem["type"] != "default_factory_not_called"  # a consequence of another problem
         ]
         raise InputError("; ".join(problems) + ". See --help.") from error
     for name, value in config:
@@ -91,20 +91,20 @@ def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, A
 
 
 def known_to(model: type[BaseModel], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What both stages' sections say of the settings that `model` shares with them."""
+    """The values in both stages' sections for the options that `model` has too."""
     both = {**sections["train"], **sections["precompute"]}
     return {name: value for name, value in both.items() if name in model.model_fields}
 
 
 def _require_text(name: str, value: Any) -> None:
-    """Refuse now what no record could hold later, when hours of work are to be sealed."""
+    """Refuse text that no record can store, instead of failing when hours of work are sealed."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{_option(name)}: {text!r} is not UTF-8. Rename it.") from error
     if "\0" in str(value):
-        raise InputError(f"{_option(name)}: {value!r} holds a null character. Take it out.")
+        raise InputError(f"{_option(name)}: {value!r} has a null character. Remove it.")
 
 
 def _option(name: str) -> str:
@@ -113,7 +113,7 @@ def _option(name: str) -> str:
 
 def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    if not problem["loc"]:  # of several options together; it names them
+    if not problem["loc"]:  # a problem of several options, which its message names
         return str(message)
     option = _option(str(problem["loc"][0]))
     if problem["type"] == "missing":
@@ -129,10 +129,10 @@ def _require_mapping(content: Any, where: str) -> None:
 def require_known(
     content: Mapping[Any, Any], known: Mapping[str, Any], where: str, kind: str
 ) -> None:
-    """Refuse a name that is not known, and say which was perhaps meant.
+    """Refuse unknown names, and suggest similar ones.
 
     Raises:
-        InputError: there is one.
+        InputError: there is an unknown name.
     """
     for name in content:
         if name not in known:
@@ -146,7 +146,7 @@ def require_known(
 
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file; options given here win over it.")
+    Path | None, typer.Option("--config", help="YAML file. The command line overrides it.")
 ]
 
 
@@ -155,13 +155,13 @@ def options_of(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command `f(config, **given)` one option for each field of `model`.
 
+    An option that was not given is passed as None, so the value from YAML or the default applies.
+
     Args:
         model: the stage's configuration.
-        config_file: whether the options may also stand in a YAML file, named by --config.
-        more: Typer annotations of what is not part of a configuration; one that admits no None is
-            required.
-
-    An option that was not given arrives as None, so that a YAML file's value or the default holds.
+        config_file: whether the options can also come from a YAML file, named by --config.
+        more: Typer annotations of parameters outside the configuration. One that does not allow
+            None is required.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -185,7 +185,7 @@ def _parameter(name: str, field: FieldInfo, config_file: bool) -> inspect.Parame
         text += " (required, here or in --config)"
     elif field.default not in (None, -1) and field.default_factory is None:
         text += f" (default {field.default})"
-    # --no-x is for whom the YAML file says x
+    # --no-x overrides x in the YAML file
     negated = config_file and field.annotation is bool
     declarations = [f"{flag}/--no-{flag[2:]}" if negated else flag]
     option = typer.Option(*declarations, help=text, show_default=False, metavar=_metavar(field))
@@ -200,7 +200,7 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 
 
 def _cli_type(annotation: Any) -> Any:
-    """What Typer parses; the model validates the rest, with one kind of message."""
+    """The type that Typer parses. The model validates the rest, with uniform messages."""
     plain = next((kind for kind in (bool, int, float) if annotation is kind), None)
     if plain is not None:
         return plain

@@ -165,7 +165,7 @@ def test_pairs_have_no_use_for_kl_completions(config, console):
     [
         (["verify", "CACHE", "--reference", "r"], "without --sample"),
         (["verify", "CACHE", "--seed", "3"], "without --sample"),
-        (["export", "CACHE", "--output", "OUT", "--public"], "--public is for --format hub"),
+        (["export", "CACHE", "--output", "OUT", "--public"], "--public is only for --format hub"),
         (["report", "RUN", "--explorer-only"], "Leave out RUN"),
     ],
 )

@@ -51,7 +51,7 @@ class EngineLog:
                 os.close(copy)
 
     def root_cause(self, error: Exception) -> str:
-        """The reason for `error`: its message, or the captured output that the message refers to."""
+        """The reason for `error`: its message, or the captured output that it refers to."""
         if not _POINTS_ELSEWHERE.search(str(error)):
             return _message(error)
         size = os.fstat(self._file.fileno()).st_size
