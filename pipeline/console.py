@@ -1,4 +1,7 @@
-"""What a person sees: lines, progress with rate and ETA, tables. Plain text where it is piped."""
+"""Prints lines, progress with rate and ETA, and tables; plain text if the output is not a terminal.
+
+A file or pipe gets progress as lines, and each row of a table as one line.
+"""
 
 import io
 import json
@@ -19,17 +22,17 @@ from rich.text import Text
 from reflogp.stages.processes import rank
 from reflogp.stages.progress import Advance
 
-_PARTS = 10  # of the way, after each of which a file gets a line
-_PAUSE_SECONDS = 60.0  # between two such lines, at the least
-_RATE_SECONDS = 600.0  # over which a rate is taken; what comes in large pieces needs so long
+_PARTS = 10  # progress lines in a file, one after each tenth
+_PAUSE_SECONDS = 60.0  # minimum time between two progress lines
+_RATE_SECONDS = 600.0  # averaging time of a rate; work that comes in large pieces needs so much
 _NO_WIDTH = 10_000  # columns of a file
-_NAME_WIDTH = 8  # of "PROBLEM" and its like
+_NAME_WIDTH = 8  # of a name such as "PROBLEM"
 
 Cell = str | tuple[str, ...]
-"""Of a table: a line, or several."""
+"""A table cell: one line, or several."""
 
-# What moves the cursor, clears the screen, begins a line or turns the direction of writing: control
-# characters, separators, marks of direction, what has no width, and bytes that are not UTF-8.
+# Characters that move the cursor, clear the screen, start a line or change the writing direction:
+# control characters, separators, direction marks, zero-width characters, bytes that are not UTF-8.
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -37,7 +40,7 @@ _UNSEEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """`text` in one line, with an escape for each character that a terminal would act on."""
+    """`text` in one line, with escapes for characters that a terminal would act on."""
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -47,17 +50,17 @@ def _shown(cell: Cell) -> Text:
 
 
 def visible_json(text: str) -> str:
-    """JSON of the same meaning without characters that a terminal would act on."""
+    """Equivalent JSON without characters that a terminal would act on."""
     return _UNSEEN.sub(lambda found: found[0] if found[0] == "\n" else _escaped(found[0]), text)
 
 
 def _escaped(character: str) -> str:
     escape = json.dumps(character)[1:-1]
-    return escape if escape != character else f"\\u{ord(character):04x}"  # DEL it leaves
+    return escape if escape != character else f"\\u{ord(character):04x}"  # json leaves DEL as it is
 
 
 class _Rate(ProgressColumn):
-    """Done so far, and how fast."""
+    """Shows the amount done and the rate."""
 
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
@@ -68,26 +71,26 @@ class _Rate(ProgressColumn):
 
 
 class _Bars(Progress):
-    """Progress bars, and under them the latest figures: beside a bar 80 columns would cut them."""
+    """Progress bars with the latest figures below, since 80 columns have no room next to a bar."""
 
     note = ""
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """What is shown."""
+        """The bars, and the figures if there are any."""
         yield self.make_tasks_table(self.tasks)
         if self.note:
             yield Text(self.note, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class TerminalConsole:
-    """The Console that stages speak to, over rich. Everything is shown as `visible` makes it."""
+    """The Console of the stages, based on rich. All text goes through `visible`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives seconds."""
-        # Under torchrun the first process speaks for all; what ends any of them is always said.
+        """`clock` returns seconds."""
+        # Under torchrun, only the first process prints; but every process prints its errors.
         quiet = rank() != 0
-        # Progress and remarks go to stderr; stdout is for results, so that it can be piped.
-        # A name such as a:dog:b is no emoji.
+        # Progress and remarks go to stderr, and results to stdout, which can be piped.
+        # emoji=False, since a name such as a:dog:b is not an emoji.
         self._remarks = RichConsole(stderr=True, highlight=False, emoji=False, quiet=quiet)
         self._results = RichConsole(highlight=False, emoji=False, quiet=quiet)
         self._errors = RichConsole(stderr=True, highlight=False, emoji=False)
@@ -102,15 +105,15 @@ class TerminalConsole:
         self._remarks.print(Text(visible(f"warning: {message}"), "yellow"), soft_wrap=True)
 
     def error(self, message: str) -> None:
-        """Print why the command ends."""
+        """Print the error that ends the command."""
         self._errors.print(Text(visible(f"error: {message}"), "red"), soft_wrap=True)
 
     @contextmanager
     def track(self, what: str, total: float | None, unit: str) -> Iterator[Advance]:
         """See reflogp.stages.progress.Console. A file gets lines, the first after a minute.
 
-        From then on there is one for each tenth of the way, but never two within a minute; where
-        the total is not known, one for each minute.
+        Further lines follow after each tenth, but at most one per minute. If the total is unknown,
+        there is one line per minute.
         """
         columns = (TextColumn("{task.description}"), BarColumn(24), _Rate(), TimeRemainingColumn())
         interactive = self._remarks.is_terminal
@@ -141,9 +144,9 @@ class TerminalConsole:
     def table(
         self, title: Cell, rows: Sequence[tuple[Cell, ...]], header: tuple[str, ...] = ()
     ) -> None:
-        """Print rows on stdout, the first column being names. A file gets each in one line.
+        """Print rows on stdout; the first column has names. In a file, each row is one line.
 
-        A title or a cell of several lines is a tuple of them.
+        A title or cell with several lines is a tuple.
         """
         table = Table(
             title=_shown(title) if title else None, show_header=bool(header), title_justify="left",
@@ -172,7 +175,7 @@ class TerminalConsole:
         self._results.print(Text(visible_json(text)), soft_wrap=True)
 
     def paragraph(self, text: str, *, style: str = "", name: str = "") -> None:
-        """Print text on stdout, wrapped, beside a name in a narrow column of its own."""
+        """Print wrapped text on stdout, next to a narrow column with a name."""
         indent = " " * (_NAME_WIDTH + 1)
         lines = textwrap.wrap(visible(text), self._results.width, initial_indent=indent,
                               subsequent_indent=indent)  # fmt: skip
@@ -181,7 +184,7 @@ class TerminalConsole:
         self._results.print(whole, soft_wrap=True)
 
     def command(self, text: str) -> None:
-        """Print a command on stdout in one line, however long, so that it can be copied."""
+        """Print a command on stdout in one line of any length, for copying."""
         line = Text(f"{' ' * (_NAME_WIDTH + 1)}{visible(text)}", style="cyan")
         self._results.print(line, soft_wrap=True)
 
@@ -211,7 +214,7 @@ class LogConsole:
 
 
 def _line(task: Task, note: str) -> str:
-    """A line of progress: how far, how fast, how long it will take yet, and the latest figures."""
+    """A progress line: amount done, rate, remaining time, and the latest figures."""
     unit, done, total, rate = task.fields["unit"], task.completed, task.total, task.speed
     parts = [f"{task.description}: {done:,.0f}{f'/{total:,.0f}' if total else ''} {unit}"]
     if total:
@@ -224,9 +227,9 @@ def _line(task: Task, note: str) -> str:
 
 
 def quiet_transformers() -> None:
-    """No bars and remarks between ours: what goes wrong is raised."""
+    """Turn off the progress bars and remarks of transformers. Errors are raised anyway."""
     from transformers.utils import logging as theirs
 
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it can do without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about optional kernels

@@ -1,4 +1,4 @@
-"""Diagnose and filter: what a sealed cache can teach, and a cache without what cannot."""
+"""Runs diagnose and filter on a sealed cache."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,11 +38,11 @@ def run_diagnose(
     png: Path | None = None,
     svg: Path | None = None,
 ) -> Diagnosis:
-    """Say what a sealed cache can teach, and write a page and charts where they are wanted.
+    """Diagnose a sealed cache, and write a page and charts if asked to.
 
     Raises:
-        InputError: the cache is not sealed or damaged, what pages need is not installed, or an
-            output is an input or holds something that reflogp did not write.
+        InputError: the cache is not sealed, or damaged; a library for pages is not installed; or an
+            output is also an input, or holds something that reflogp did not write.
     """
     if html or png or svg:
         require_libraries()
@@ -68,13 +68,13 @@ def run_diagnose(
 def run_filter(
     cache: Path, output: Path, rules: FilterRules, console: Console, *, overwrite: bool = False
 ) -> Manifest:
-    """Write a cache without the rows that break a rule, and with weights if they are asked for.
+    """Write a cache without the rows that break a rule, and with weights if asked to.
 
-    Nothing is written where `output` holds that very cache.
+    Nothing is written if `output` already holds the same filtered cache.
 
     Raises:
-        InputError: a cache cannot be used, or `output` is not to be written to: it holds what is
-            not reflogp's, scored rows, or what `cache` was made from.
+        InputError: a cache cannot be used; or `output` holds something that reflogp did not write,
+            scored rows, or a cache that `cache` was made from.
     """
     reach(cache)
     reach(output)
@@ -89,13 +89,13 @@ def run_filter(
             console.say(f"filter: up to date: {output} was made from this cache by these rules")
             clear_up(output, console)
             return earlier
-        console.say(f"filter: {output} is made anew: the cache or the rules changed")
+        console.say(f"filter: {output} is made again: the cache or the rules changed")
     require_writable(trial_file(output))
     return filter_cache(cache, output, manifest, rules, console, overwrite=overwrite)
 
 
 def run_filter_trial(cache: Path, rules: FilterRules, console: Console) -> tuple[int, Trial]:
-    """How many rows a cache has, and what a filter would make of them.
+    """The number of rows in a cache, and the result of a filter without writing it.
 
     Raises:
         InputError: the cache cannot be used.
@@ -106,22 +106,22 @@ def run_filter_trial(cache: Path, rules: FilterRules, console: Console) -> tuple
 
 
 def _require_no_loss(output: Path, there: Standing, manifest: Manifest, digest: str) -> None:
-    """Refuse to write where rows stand that would have to be scored again.
+    """Refuse an output with rows that would have to be scored again.
 
     Args:
         output: the folder.
-        there: what stands in it.
-        manifest: of the cache that is filtered.
-        digest: short, of the filtered cache.
+        there: the content of the folder.
+        manifest: of the cache to filter.
+        digest: short digest of the filtered cache.
 
     Raises:
-        InputError: so it is, or a cache is there that the filtered one was made from.
+        InputError: the output has a scored cache, or a cache that the filtered one was made from.
     """
     cache_there = there.sealed is not None or there.unreadable is not None
     if (cache_there and not there.filtered) or unsealed(output, {*there.known, digest}):
         raise InputError(
-            f"--output {output}: holds a cache that was scored, which would be lost. Give "
-            "another folder."
+            f"--output {output}: the folder holds a cache that was scored, which would be lost. "
+            "Give another folder."
         )
     for before in _sources(manifest):
         require_apart(
@@ -134,7 +134,7 @@ def _require_no_loss(output: Path, there: Standing, manifest: Manifest, digest: 
 
 
 def _sources(manifest: Manifest) -> Iterator[Filtered]:
-    """What a cache was filtered from, and what that was, as far as it is still there."""
+    """The caches that a cache was filtered from, as far back as they still exist."""
     source, seen = manifest.filtered, set[str]()
     while source is not None and source.cache_seal not in seen:
         yield source

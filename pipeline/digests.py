@@ -1,7 +1,7 @@
-"""SHA-256 of files, remembered: weights of many GB are read once, and again only if they changed.
+"""SHA-256 of files, with a cache on disk: weights of many GB are read again only if they changed.
 
-A file counts as unchanged while its path, size, inode, modification and change times are the same.
-One that was written a moment ago is not remembered: a second write could bear the same times.
+A file counts as unchanged if its path, size, inode, modification and change times are the same. A
+file that was just written is not cached, since a second write could have the same times.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from reflogp.data_schemas.files.atomic import write_text
 
-_WORTH_REMEMBERING = 16 << 20  # bytes; smaller files are read in a few milliseconds
+_WORTH_REMEMBERING = 16 << 20  # bytes; reading a smaller file takes a few milliseconds
 _SETTLED_NS = 2_000_000_000
 _KEPT = 4096
-_THREADS = 8  # hashing leaves Python's lock, and a disk or a network drive likes company
+_THREADS = 8  # hashing releases the GIL, and disks and network drives are faster in parallel
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -26,7 +26,7 @@ Digests = dict[str, str]
 
 
 def file_digests(paths: Sequence[Path]) -> list[bytes]:
-    """SHA-256 of each file's content, of many files at a time."""
+    """SHA-256 of the content of each file. Files are read in parallel."""
     memory = _load()
     known = [memory.get(_key(path)) for path in paths]
     unknown = [path for path, digest in zip(paths, known, strict=True) if digest is None]
@@ -65,7 +65,7 @@ def _file() -> Path:
 def _load() -> Digests:
     try:
         content = json.loads(_file().read_bytes())
-    except (OSError, ValueError, RuntimeError):  # no home folder is no reason to fail
+    except (OSError, ValueError, RuntimeError):  # the cache is optional, and so is a home folder
         return {}
     if not isinstance(content, dict):
         return {}
@@ -75,5 +75,5 @@ def _load() -> Digests:
 def _save(memory: Digests) -> None:
     try:
         write_text(_file(), json.dumps(dict(list(memory.items())[-_KEPT:])))
-    except (OSError, RuntimeError):  # a home that cannot be written to costs time, nothing else
+    except (OSError, RuntimeError):  # without a writable home folder, files are read again
         return

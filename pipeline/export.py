@@ -1,4 +1,4 @@
-"""A sealed cache for other programs: written as a plain data set, or pushed to the hub as one."""
+"""Runs export, push and report: a cache as a plain data set or on the Hub, a run as a page."""
 
 import tempfile
 from collections.abc import Sequence
@@ -29,12 +29,11 @@ def run_export(
     *,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write a sealed cache as a plain data set; its files.
+    """Write a sealed cache as a plain data set. Returns its files.
 
     Raises:
-        InputError: the cache is damaged or not sealed, `output` holds something that may not be
-            replaced or is an input, or `reference` has not the tokenizer that the cache was made
-            with.
+        InputError: the cache is damaged or not sealed; `output` is an input, or holds something
+            that must not be replaced; or `reference` has another tokenizer than the cache.
     """
     _require_free(output, overwrite=overwrite)
     reach(cache)
@@ -44,8 +43,8 @@ def run_export(
     require_apart("--output", output, {"reference": checkpoint, "adapter": top})
     if tokenizer_input(checkpoint, top) != manifest.inputs.tokenizer:
         raise InputError(
-            f"--reference {checkpoint}: its tokenizer is not the one that the cache was made with "
-            f"({described(manifest)}), so the text would be wrong."
+            f"--reference {checkpoint}: its tokenizer is not the one that the cache was made with, "
+            f"so the text would be wrong. Give {described(manifest)}."
         )
     from reflogp.stages.export.stage import export
 
@@ -55,18 +54,18 @@ def run_export(
 
 
 def _require_free(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output that is neither new, nor empty, nor an export that may be replaced."""
+    """Refuse an output that is not new, empty, or an export that can be replaced."""
     if not is_local(output):
         raise InputError(f"--output {output}: an export is written to disk. Give a folder.")
     if output.is_mount():
         raise InputError(
-            f"--output {output}: another disk begins in this folder, so it cannot be replaced as a "
+            f"--output {output}: this folder is a mount point, so it cannot be replaced as a "
             "whole. Give a folder inside it."
         )
     mark = require_output(output, "export", option="--output", overwrite=None)
     if mark is not None and not overwrite:
         raise InputError(
-            f"--output {output}: the folder holds an export already. Give another folder, or "
+            f"--output {output}: the folder already holds an export. Give another folder, or "
             "--overwrite to replace it."
         )
     if mark is not None:
@@ -82,11 +81,11 @@ def run_push(
     *,
     public: bool = False,
 ) -> str:
-    """Push a sealed cache to the hub as the data set `name`; its address.
+    """Push a sealed cache to the Hub as the data set `name`. Returns its address.
 
     Raises:
-        InputError: see `run_export`; or nobody is logged in, or may not write there.
-        ReflogpError: the hub cannot be reached.
+        InputError: see `run_export`; or the user is not logged in, or has no write access.
+        ReflogpError: the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -104,10 +103,10 @@ def run_push(
 def run_report(
     runs: Sequence[Path], output: Path | None, png: Path | None, svg: Path | None, console: Console
 ) -> list[Path]:
-    """Write the page of these runs, and their charts to folders if any are named.
+    """Write the page of these runs, and their charts to the folders `png` and `svg` if given.
 
     Returns:
-        What was written, the page first.
+        The files that were written, the page first.
 
     Raises:
         InputError: a folder holds no finished run, or a library is missing.

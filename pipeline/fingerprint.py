@@ -1,7 +1,7 @@
-"""Content hashes of what the log-probs depend on, so that nothing is scored twice or used wrongly.
+"""Hashes of everything that log-probs depend on. They prevent repeated scoring and stale caches.
 
-Weights are hashed whole (digests.py remembers what has not changed since): a path or a date alone
-says nothing about a checkpoint that was trained further in place.
+Weights are hashed completely, because the path or date of a checkpoint says nothing if it was
+trained further in place. digests.py caches the hashes of unchanged files.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from reflogp.stages.precompute.score.engines.choose import Choice
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
               "merges.txt", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
-# Written by whichever library saved the file last; they change no number.
+# Written by the library that saved the file last; they change no number.
 _VOLATILE = {"transformers_version", "_name_or_path", "use_cache", "architectures"}
 _VOLATILE_TOKENIZER = {"chat_template", "is_local", "local_files_only", "name_or_path"}
-# Where and by what it was saved, and what holds in training only.
+# Where and how the adapter was saved, and settings of its training.
 _VOLATILE_ADAPTER = {"auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout",
                      "peft_version", "revision", "task_type"}  # fmt: skip
 
@@ -36,11 +36,14 @@ def model_inputs(folder: Path, adapter: Path | None = None) -> dict[str, str]:
     """Digests of a model: weights, adapter, architecture, tokenizer and chat template.
 
     Raises:
-        InputError: a folder holds no weights.
+        InputError: a folder has no weights.
     """
     weights = next((sorted(folder.glob(p)) for p in _WEIGHTS if any(folder.glob(p))), None)
     if not weights:
-        raise InputError(f"{folder}: the folder holds no *.safetensors or *.bin weights.")
+        raise InputError(
+            f"{folder}: the folder has no weights (*.safetensors or *.bin). Check that the "
+            "checkpoint is complete."
+        )
     spoken = tokenizer_folder(folder, adapter)
     settings = read_json(spoken / "tokenizer_config.json")
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _VOLATILE}
@@ -56,7 +59,7 @@ def model_inputs(folder: Path, adapter: Path | None = None) -> dict[str, str]:
 
 
 def tokenizer_input(folder: Path, adapter: Path | None = None) -> str:
-    """Digest of the tokenizer of a model, with the tokens that end its responses."""
+    """Digest of a model's tokenizer, including the tokens that end its responses."""
     spoken = tokenizer_folder(folder, adapter)
     settings = read_json(spoken / "tokenizer_config.json")
     special = {k: v for k, v in settings.items() if k not in _VOLATILE_TOKENIZER}
@@ -67,10 +70,10 @@ def tokenizer_input(folder: Path, adapter: Path | None = None) -> str:
 def precompute_inputs(
     folder: Path, adapter: Path | None, config: PrecomputeConfig, engine: Choice, dtype: str
 ) -> Inputs:
-    """Digests of everything that stage one's result depends on.
+    """Digests of everything that the result of stage one depends on.
 
     Raises:
-        InputError: the data or the model is not there.
+        InputError: the data or the model does not exist.
     """
     return Inputs(
         **model_inputs(folder, adapter),
@@ -81,22 +84,23 @@ def precompute_inputs(
 
 
 def engine_input(config: PrecomputeConfig, engine: Choice, dtype: str) -> str:
-    """Digest of the engine with all that it is started with."""
+    """Digest of the engine and its settings."""
     return _value([engine.name, engine.version, SCORING_VERSION, dtype, config.engine_settings()])
 
 
 def at_commit(config: PrecomputeConfig) -> PrecomputeConfig:
-    """The configuration with the commit that --data-revision names on the hub at this moment.
+    """The configuration with --data-revision resolved to a commit on the Hub.
 
     Raises:
-        InputError: the hub has no such data set or revision; or they are no data on the hub.
+        InputError: the Hub has no such data set or revision, or the data is not on the Hub.
     """
     name, revision = config.data, config.data_revision
     if not is_hub_id(name):
         for option, value in (("data-revision", revision), ("data-config", config.data_config)):
             if value is not None:
                 raise InputError(
-                    f"--{option} {value}: --data {name} is no hub data set. Leave one of them out."
+                    f"--{option} {value}: --data {name} is not a Hub data set. Leave one of them "
+                    "out."
                 )
         return config
     from huggingface_hub import HfApi
@@ -106,14 +110,14 @@ def at_commit(config: PrecomputeConfig) -> PrecomputeConfig:
     except Exception as error:
         at = "" if revision is None else f" at the revision {revision}"
         raise InputError(
-            f"--data {name}: not a file or folder here, and the hub gave no data set of that "
+            f"--data {name}: no such file or folder, and the Hub gave no data set with that "
             f"name{at} ({type(error).__name__}). Check the name, the network and your login."
         ) from error
     return config.model_copy(update={"data_revision": commit})
 
 
 def _data(config: PrecomputeConfig) -> str:
-    """Digest of the files; of a hub data set the commit, which `at_commit` has put there."""
+    """Digest of the files; for a Hub data set the commit, which `at_commit` has resolved."""
     if is_hub_id(config.data):
         return str(config.data_revision)
     return _files(source_files(config.data, config.split))
@@ -123,11 +127,11 @@ def _adapter(folder: Path) -> str:
     weights = _present(folder, (ADAPTER_WEIGHTS,))
     if not weights:
         raise InputError(
-            f"{folder}: the adapter's folder holds no {ADAPTER_WEIGHTS}. Save the adapter again "
-            "with a current PEFT."
+            f"{folder}: the adapter's folder has no {ADAPTER_WEIGHTS}. Save the adapter again with "
+            "a current version of PEFT."
         )
     config = read_json(folder / ADAPTER_CONFIG)
-    # PEFT writes sets as lists, in an order that changes from one save to the next.
+    # PEFT saves sets as lists, in an order that varies
     settings = {
         name: sorted(value, key=str) if isinstance(value, list) else value
         for name, value in config.items()
@@ -137,7 +141,7 @@ def _adapter(folder: Path) -> str:
 
 
 def _files(paths: Iterable[Path]) -> str:
-    """One digest over the names and contents of `paths`, in their order."""
+    """One digest of the names and contents of `paths`, in this order."""
     files = list(paths)
     whole = hashlib.sha256()
     for path, digest in zip(files, file_digests(files), strict=True):

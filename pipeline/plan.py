@@ -1,4 +1,4 @@
-"""`reflogp plan`: what both stages would take, and that as a table for people."""
+"""Runs `reflogp plan`: estimates both stages, and formats the estimate as a table."""
 
 import math
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ _ROOM = 0.9  # of a GPU's memory, for weights in stage one
 
 
 def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estimate]":
-    """What both stages would take; no weights are loaded.
+    """Estimate both stages, without loading weights.
 
     Raises:
         InputError: the data, the model or the options cannot be used.
@@ -37,24 +37,24 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estima
 
 
 def plan_rows(config: PlanConfig, counts: "TokenCounts", found: "Estimate") -> Lines:
-    """What both stages take, and what that is based on."""
+    """The estimate of both stages and its basis, as the rows of a table."""
     hours = found.seconds / 3600
     rows = [
         ("rows", _rows(counts)),
         ("tokens", f"{counts.prompt:,.0f} prompt, {counts.response:,.0f} response"),
         ("", f"{counts.sequence:,.0f} in prompt + response sequences, {counts.distinct:,.0f} "
-         f"({counts.distinct / counts.sequence:.0%}) to compute once prompts are shared"),
+         f"({counts.distinct / counts.sequence:.0%}) to compute if prompts are shared"),
         ("cache", human_size(found.cache_bytes)),
-        ("stage one", f"{_time(found.seconds)} on {config.gpus} x {config.gpu}, and the start of "
+        ("stage one", f"{_time(found.seconds)} on {config.gpus} x {config.gpu}, plus the start of "
          f"the engine; {_hours(hours * config.gpus)} {_unit(config)}-hours"),
         ("", _speed(config, found)),
     ]  # fmt: skip
     if found.cost is not None:
-        rows.append(("cost", f"{found.cost:,.2f}, at {config.price:g} a {_unit(config)}-hour"))
+        rows.append(("cost", f"{found.cost:,.2f}, at {config.price:g} per {_unit(config)}-hour"))
     rows.append(("reference", _reference(config, found)))
     what = f"LoRA r={config.lora_r}" if config.lora_r else "all weights"
     rows += [
-        ("stage two", f"{_memory(found.without_reference)}, on each device"),
+        ("stage two", f"{_memory(found.without_reference)}, per device"),
         ("usual trainer", f"{_memory(found.with_reference)}, with the reference"),
         ("", f"{what}, batches of {config.batch_size} of the longest pairs "
          f"({counts.longest_pair:,} tokens)"),

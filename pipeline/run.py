@@ -1,4 +1,4 @@
-"""Which stage is stale, and running it. A stage whose inputs did not change does not run again."""
+"""Runs the stages. A stage runs again only if its inputs have changed."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ from reflogp.stages.train.result.unfinished import discard, require_free_names, 
 
 
 def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
-    """Run all of stage one, unless the cache was made from the very same inputs.
+    """Run all of stage one, unless the cache was made from the same inputs.
 
     Raises:
         InputError: the data, the model or the options cannot be used.
@@ -37,15 +37,15 @@ def run_precompute(config: PrecomputeConfig, console: Console) -> Manifest:
     """
     manifest = run_share(config, console)
     if manifest is None:
-        raise InputError("--share makes a part of a cache; run the other parts, then this.")
+        raise InputError("--share makes one part of a cache. Run the other parts first.")
     return manifest
 
 
 def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
-    """Run stage one, or the share of it that `config.share` names.
+    """Run stage one, or the part of it that `config.share` names.
 
     Returns:
-        The manifest; None where other jobs still have their shares to do.
+        The manifest; None if other jobs have not finished their shares.
     """
     reach(config.cache)
     reference, adapter = model_folders(
@@ -68,7 +68,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     config, inputs = settled_method(config, reference, engine, dtype, inputs, earlier)
     if there.unreadable is not None:
         console.warn(
-            f"{config.cache}: the cache there cannot be read, and stays until this one is sealed"
+            f"{config.cache}: the old cache cannot be read. It stays until the new one is sealed"
         )
     if earlier is not None:
         changed = earlier.inputs.differences(inputs)
@@ -83,7 +83,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
             clear_up(config.cache, console)
             return earlier
         console.say(f"stage one: runs again: changed since {config.cache}: {', '.join(changed)}")
-    # torch and transformers are imported only where a stage really runs
+    # import torch and transformers only if the stage runs
     from reflogp.stages.precompute.job import Job
     from reflogp.stages.precompute.stage import precompute
 
@@ -94,7 +94,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
 
 
 def _local_data(config: PrecomputeConfig) -> Path | None:
-    """The file or folder of the preferences, unless they are on the hub."""
+    """The file or folder of the preferences; None if they are on the Hub."""
     return None if is_hub_id(config.data) else Path(config.data)
 
 
@@ -107,19 +107,20 @@ def _linked_data(config: PrecomputeConfig) -> dict[str, Path]:
 
 
 def run_train(config: TrainConfig, console: Console) -> RunRecord:
-    """Run stage two, unless the output was trained from the very same inputs.
+    """Run stage two, unless the output was trained from the same inputs.
 
     Raises:
-        InputError: the cache is not sealed or not of this policy, or an option cannot be used.
+        InputError: the cache is not sealed, or its reference is not the policy; or an option cannot
+            be used.
     """
     reach(config.cache)
     manifest = manifests.read(config.cache)
     policy, adapter = start_folders(config.policy, config.adapter, manifest, "policy")
     if (kind := quantization(policy)) is not None:
         raise InputError(
-            f"the policy {policy} is quantised ({kind}) and cannot be trained. Give the checkpoint "
-            "that it was made from as --policy, with --allow-mismatch; better, precompute a cache "
-            "for that one, since the reference must be what training starts from."
+            f"the policy {policy} is quantized ({kind}) and cannot be trained. Precompute a cache "
+            "for the checkpoint that it was made from, since training must start from the "
+            "reference; or give that checkpoint as --policy with --allow-mismatch."
         )
     mark = require_own_output(config, policy, adapter)
     digests = model_inputs(policy, adapter)
@@ -132,12 +133,12 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     earlier = standing_run(config, fingerprint, mark, console)
     if earlier is not None:
         console.say(f"stage two: up to date: {config.output} has this cache, policy and settings")
-        if folder.is_dir() and not rank():  # what a kill left after the switch
+        if folder.is_dir() and not rank():  # left by a kill after the switch
             discard(folder)
         return earlier
     own = mark.files if mark is not None else []
     require_free_names(config.output, folder, own, kept=config.keep_checkpoints > 0)
-    quiet_transformers()  # before what speaks when it is imported
+    quiet_transformers()  # before imports that print messages
     from reflogp.stages.train.job import TrainJob
     from reflogp.stages.train.stage import train
 
@@ -146,10 +147,10 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
 
 
 def require_output_of_both(first: PrecomputeConfig, second: TrainConfig) -> None:
-    """Refuse an output of stage two before stage one has spent its hours.
+    """Refuse an invalid output of stage two before stage one takes hours.
 
     Raises:
-        InputError: it is an input of either stage, or holds what reflogp did not write.
+        InputError: the output is an input of a stage, or holds files that reflogp did not write.
     """
     reference, adapter = model_folders(first.reference, first.adapter, "reference", first.revision)
     require_own_output(second, reference, adapter)
@@ -159,9 +160,12 @@ def require_output_of_both(first: PrecomputeConfig, second: TrainConfig) -> None
 
 
 def _finished(output: Path, console: Console) -> bool:
-    """Whether the result of a run that was killed in its last moment was put in its place.
+    """Move the result of a run into place if the run was killed just before that.
 
-    The first process does it, and the others wait.
+    The first process moves it, and the others wait.
+
+    Returns:
+        Whether there was such a result.
     """
     if not ready(output):
         return False
@@ -170,7 +174,7 @@ def _finished(output: Path, console: Console) -> bool:
             time.sleep(0.1)
     else:
         finish(output)
-        console.say(f"stage two: {output}: a finished run was stopped at its end; it is in place")
+        console.say(f"stage two: {output}: moved the result of a finished run into place")
     return True
 
 
@@ -178,9 +182,9 @@ def run_merge(cache: Path, console: Console) -> Manifest:
     """Seal a cache whose shards were made by several jobs.
 
     Raises:
-        InputError: there is not exactly one plan in the folder, or what is there is not
-            reflogp's, or cannot be read.
-        ReflogpError: shards are missing, foreign, twice there or damaged.
+        InputError: the folder does not have exactly one plan, cannot be read, or has files that
+            reflogp did not write.
+        ReflogpError: shards are missing, foreign, duplicate or damaged.
     """
     from reflogp.stages.precompute.stage import merge
 
@@ -191,7 +195,7 @@ def run_merge(cache: Path, console: Console) -> Manifest:
 
 
 def run_integrity(cache: Path, console: Console) -> list[str]:
-    """What is wrong with the files of a sealed cache, each by name; empty if it is whole.
+    """Problems of the files of a sealed cache, with their names; empty if there are none.
 
     Raises:
         InputError: the cache is not sealed, or its manifest is damaged.
@@ -242,8 +246,8 @@ def _require_same_start(
 ) -> None:
     """Refuse a policy that is not the checkpoint that was scored.
 
-    The reference must be what the policy starts from (Rafailov et al. 2023, section 4): the
-    log-ratio of two different models is no implicit reward.
+    The policy must start from the reference (Rafailov et al. 2023, section 4): the log-ratio of two
+    different models is not an implicit reward.
     """
     differing = _model_differences(digests, manifest)
     if not differing:
@@ -261,10 +265,10 @@ def _require_same_start(
 
 
 def _eval_manifest(config: TrainConfig, manifest: Manifest) -> Manifest | None:
-    """The manifest of the cache to evaluate on, where it is another one.
+    """The manifest of the separate cache for evaluation; None if there is none.
 
     Raises:
-        InputError: its log-probs are not of the same reference, or its tokens are not alike.
+        InputError: its reference, tokenizer or kind differs from the training cache's.
     """
     if config.eval_cache is None:
         return None
@@ -275,13 +279,13 @@ def _eval_manifest(config: TrainConfig, manifest: Manifest) -> Manifest | None:
     if differing or evaluation.kind != manifest.kind:
         what = ", ".join(differing) or f"kind ({evaluation.kind}, and {manifest.kind})"
         raise InputError(
-            f"--eval-cache {config.eval_cache}: not of the same reference as {config.cache}: "
-            f"{what} differ. Precompute both with the same --reference."
+            f"--eval-cache {config.eval_cache}: does not match {config.cache}: {what} differ. "
+            "Precompute both with the same --reference."
         )
     return evaluation
 
 
 def _model_differences(digests: dict[str, str], manifest: Manifest) -> list[str]:
-    """Which digests of a checkpoint are not those of the cache's reference."""
+    """Names of the digests that differ between a checkpoint and the cache's reference."""
     scored = manifest.inputs.model_dump()
     return [name for name, digest in digests.items() if digest != scored[name]]

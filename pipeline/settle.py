@@ -1,7 +1,7 @@
-"""What the user left open or asked for in vain, settled before the fingerprint is made.
+"""Resolves `method: auto` before the fingerprint is made, and checks options for effect.
 
-`method: auto` must not stand in the fingerprint: a cache would mix two ways of scoring where one
-job's machine can run the pooler, and another's cannot.
+The fingerprint must not contain `auto`: if some jobs' machines can run the pooler and others
+cannot, a cache would mix two ways of scoring.
 """
 
 from pathlib import Path
@@ -32,18 +32,18 @@ def settled_method(
     inputs: Inputs,
     sealed: Manifest | None,
 ) -> tuple[PrecomputeConfig, Inputs]:
-    """The configuration and the inputs with the way in which vLLM scores.
+    """The configuration and inputs with `method` resolved.
 
-    A cache that is sealed, or planned by another job, says how it is scored; vLLM, which takes
-    long to import, is asked only where there is none.
+    The method comes from a sealed cache or from the plan of another job. Only if there is neither
+    is vLLM asked, which takes long to import.
 
     Args:
         config: as the user gave it.
         reference: folder of the checkpoint.
-        engine: that runs.
-        dtype: of weights and forward.
+        engine: the engine that runs.
+        dtype: of weights and forward pass.
         inputs: of this configuration.
-        sealed: the cache in the folder, if there is one.
+        sealed: manifest of the cache in the folder, if there is one.
     """
     if engine.name != "vllm" or config.method != "auto":
         return config, inputs
@@ -66,13 +66,13 @@ def settled_method(
 
 
 def require_effect(config: PrecomputeConfig, engine: Choice, console: Console) -> None:
-    """Refuse or tell of options that change nothing in this run.
+    """Refuse options without effect in this run, or warn about them.
 
-    Where the engine was asked for by name, such an option is a mistake; where `auto` took it, the
-    same command may well run elsewhere with the other one.
+    If the user named the engine, such an option is a mistake. If `auto` chose it, the same command
+    may run with the other engine on another machine.
 
     Raises:
-        InputError: there is one that belongs to another engine than the one that was asked for.
+        InputError: an option belongs to an engine other than the one that the user named.
     """
     other = "vllm" if engine.name == "transformers" else "transformers"
     if idle := _given(config, _ONLY[other]):
@@ -89,7 +89,7 @@ def require_effect(config: PrecomputeConfig, engine: Choice, console: Console) -
 
 
 def _given(config: PrecomputeConfig, names: tuple[str, ...]) -> list[str]:
-    """Those of the options that are not what they are by default, as they are given."""
+    """The options that differ from their defaults, as on the command line."""
     fields = PrecomputeConfig.model_fields
 
     def default(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What stands in the output of a training run: this very run, another one, or what must stay."""
+"""Checks the output of a training run: for the same run, another run, or files that must stay."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.result.unfinished import files_without_mark, require_result_output
 
 _PLACES = {"cache", "eval_cache", "output", "policy", "adapter"}
-# they do not change the policy that comes out
+# options that do not change the trained policy
 _HABITS = {"resume", "keep_checkpoints", "report_to", "report_pairs", "overwrite", "grace_seconds"}
 
 
 class Fingerprint:
-    """SHA-256 of all that the result of a run depends on."""
+    """SHA-256 of everything that the result of a run depends on."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Fingerprint:
     ) -> None:
         left_out = _PLACES | _HABITS
         self._settings = config.model_dump(mode="json", exclude=left_out)
-        # what a setting that is null resolved to: another release may have another default
+        # the value of a setting that is null, since another release may have another default
         self._resolved = {"learning_rate": config.peak_rate}
         self._chosen = config.model_dump(exclude=left_out, exclude_defaults=True).keys()
         self._inputs = [
@@ -45,13 +45,13 @@ class Fingerprint:
         ]
 
     def of(self, known: Collection[str] | None = None) -> str:
-        """The fingerprint, as a release with these options would have made it.
+        """The fingerprint that a release with these options would compute.
 
-        A later option at its default does what was done before there was one: so a run of an
-        earlier release stays up to date.
+        A newer option at its default does not change a run, so a run of an earlier release stays up
+        to date.
 
         Args:
-            known: names of the release's options; None: this one's.
+            known: names of the release's options; default: those of this release.
         """
         settings = {
             name: value
@@ -62,7 +62,7 @@ class Fingerprint:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def changed(self, settings: Mapping[str, Any]) -> list[str]:
-        """Names of the settings that are not those of another run."""
+        """Names of the settings that differ from those of another run."""
         return [
             name
             for name, value in self._settings.items()
@@ -71,7 +71,7 @@ class Fingerprint:
 
 
 def require_own_output(config: TrainConfig, policy: Path, adapter: Path | None) -> Mark | None:
-    """Refuse an output that is an input, or holds what reflogp did not write.
+    """Refuse an output that is an input, or holds files that reflogp did not write.
 
     Args:
         config: of the run.
@@ -79,11 +79,11 @@ def require_own_output(config: TrainConfig, policy: Path, adapter: Path | None) 
         adapter: folder of the adapter on top of it, or None.
 
     Returns:
-        The mark of what is there. A run that an earlier reflogp left unmarked gets one, not yet
-        on disk, of the names that it used.
+        The mark of the output. For a run of an earlier reflogp without a mark, it is made from the
+        names that reflogp used, and not yet on disk.
 
     Raises:
-        InputError: so it is.
+        InputError: the output cannot be used.
     """
     inputs = {
         "policy": policy,
@@ -103,16 +103,16 @@ def standing_run(
     mark: Mark | None,
     console: Console,
 ) -> RunRecord | None:
-    """The finished run in the output, if it is the one that is asked for.
+    """The finished run in the output, if it is the requested one.
 
     Args:
-        config: of the run that is asked for.
-        fingerprint: of the run that is asked for.
-        mark: of the output, as `require_own_output` gave it.
-        console: where to say that another run stands there.
+        config: of the requested run.
+        fingerprint: of the requested run.
+        mark: of the output, from `require_own_output`.
+        console: for a message if the output holds another run.
 
     Raises:
-        InputError: a run stands there that may not be replaced without --overwrite.
+        InputError: the output holds a run that needs --overwrite to be replaced.
     """
     output, advice = config.output, "Give another --output, or --overwrite to replace that run."
     try:
@@ -131,18 +131,18 @@ def standing_run(
         pass
     elif read_mark(output) is None:
         raise InputError(
-            f"--output {output}: an earlier reflogp ({record.reflogp_version}) wrote the run in "
-            f"there and kept no list of its files. {advice}"
+            f"--output {output}: an earlier reflogp ({record.reflogp_version}) wrote this run "
+            f"without a list of its files. {advice}"
         )
     elif unknown or record.schema_version > run_record.SCHEMA_VERSION:
         raise InputError(
-            f"--output {output}: reflogp {record.reflogp_version} wrote the run in there, and this "
-            f"one cannot read all of its record. {advice}"
+            f"--output {output}: reflogp {record.reflogp_version} wrote this run, and this version "
+            f"cannot read all of its record. {advice}"
         )
     changed = ", ".join(fingerprint.changed(record.settings)) or "cache or policy"
     why = "files of the model are missing in" if same else f"{changed} changed since"
     console.say(
-        f"stage two: runs again: {why} {output}. What is there stays until the new result is whole"
+        f"stage two: runs again: {why} {output}. The old result stays until the new one is complete"
     )
     return None
 
@@ -155,7 +155,7 @@ def _readable(output: Path) -> bool:
 
 
 def _whole(output: Path, mark: Mark | None) -> bool:
-    """Whether all that is needed to load the model is there."""
+    """Whether all files that loading the model needs exist."""
     files = mark.files if mark is not None else []
     weights = [name for name in files if name.endswith(".safetensors")]
     configs = [name for name in files if name.endswith("config.json")]

@@ -1,4 +1,4 @@
-"""What a stage made, as the rows of a table for people."""
+"""Formats the results of the stages as rows of tables."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ def cache_rows(cache: Path, manifest: Manifest) -> Lines:
         ("speed", f"{timing.tokens_per_second:,.0f} tokens/s, {timing.seconds:.0f} s in all"),
     ]
     if counts.quarantined:
-        rows.append(("set aside", _reasons(manifest)))
+        rows.append(("quarantined", _reasons(manifest)))
     reading = manifest.source.reading
     if reading is not None:
         rows.append(("columns", str(reading.columns)))
@@ -42,7 +42,7 @@ def cache_rows(cache: Path, manifest: Manifest) -> Lines:
 
 
 def inspect_rows(cache: Path, manifest: Manifest) -> Lines:
-    """All that is worth knowing of a cache."""
+    """All figures of a cache."""
     counts, source = manifest.counts, manifest.source
     reference = manifest.reference
     models = (
@@ -50,7 +50,7 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Lines:
     )  # fmt: skip
     rows = cache_rows(cache, manifest)
     if not counts.quarantined:
-        rows.append(("set aside", "none"))
+        rows.append(("quarantined", "none"))
     rows += [
         ("method", manifest.engine.method),
         ("shards", str(len(manifest.shards))),
@@ -73,12 +73,12 @@ def inspect_rows(cache: Path, manifest: Manifest) -> Lines:
 
 
 def _at(name: str | None, commit: str | None) -> str:
-    """A model or data set, and on the hub the commit that was read."""
+    """A model or data set, with the commit if it was read from the Hub."""
     return f"{name or ''} at {commit}" if commit else name or ""
 
 
 def filter_rows(filtered: Filtered) -> Lines:
-    """Which cache a filtered one was made from, by which rules, and what went."""
+    """The origin of a filtered cache, its rules, and the rows that were dropped."""
     rules = _settings(filtered.filter_rules)
     return [
         ("filtered", f"{filtered.cache} ({filtered.cache_rows:,} rows) by {rules}"),
@@ -87,7 +87,7 @@ def filter_rows(filtered: Filtered) -> Lines:
 
 
 def dropped_rows(total: int, reasons: Mapping[str, int], weights: RowWeights | None) -> Lines:
-    """What a filter drops, what is left, and how much that counts."""
+    """The rows that a filter drops and leaves, and the weights."""
     gone = sum(reasons.values())
     text = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"
     return [
@@ -103,14 +103,14 @@ def _weights(weights: RowWeights | None) -> Lines:
     rows = [("row weights", str(weights))]
     if weights.without:
         measure = weights.by[-1].replace("-", " ")
-        rows.append(("", f"{weights.without:,} rows have no {measure}: they count as the mean row"))
+        rows.append(("", f"{weights.without:,} rows have no {measure}: they get the mean weight"))
     if weights.zero:
-        rows.append(("", f"{weights.zero:,} rows weigh nothing: --min-confidence drops such"))
+        rows.append(("", f"{weights.zero:,} rows have weight 0: --min-confidence drops them"))
     return rows
 
 
 def _jobs(jobs: list[JobRecord]) -> Lines:
-    """The runs that made a cache: the last ones in full, for they are like the others."""
+    """The runs that made a cache. Only the last ones are shown, since the others are similar."""
     rows = [] if len(jobs) <= _JOBS_SHOWN else [("jobs", f"{len(jobs)}; the last {_JOBS_SHOWN}:")]
     for job in jobs[-_JOBS_SHOWN:]:
         speed = job.scored_tokens / job.scoring_seconds if job.scoring_seconds else 0
@@ -159,7 +159,7 @@ def _evaluation_rows(record: RunRecord) -> Lines:
 
 
 def losses_table() -> tuple[Cell, list[tuple[Cell, ...]]]:
-    """What the letters of the formulas mean, and a row for each loss."""
+    """The legend of the formulas, and a row for each loss."""
     from reflogp.stages.train.losses.arguments import parameters
     from reflogp.stages.train.losses.registry import EVERY_LOSS, LETTERS, LOSSES
 
@@ -174,17 +174,17 @@ def losses_table() -> tuple[Cell, list[tuple[Cell, ...]]]:
 
 def _noise(record: RunRecord) -> str:
     noise = record.first_margin_noise
-    return "" if noise is None else f" (0 but for rounding, about {noise:.4f})"
+    return "" if noise is None else f" (0 except for rounding, about {noise:.4f})"
 
 
 def verify_rows(damage: list[str], verification: Verification | None) -> Lines:
-    """Whether the files are whole; and the comparisons of a verification, with the verdict."""
+    """The state of the files, and the verdict and comparisons of a verification."""
     whole = "no: " + "; ".join(damage) if damage else "yes: checksums, schema, counts, ids, values"
     rows = [("whole", whole)]
     if verification is None:
         return rows
     verdict = "passed" if verification.passed else "FAILED: " + "; ".join(verification.reasons)
-    rows += [("verdict", verdict), ("sample", f"{verification.sampled_rows} rows; nats a token")]
+    rows += [("verdict", verdict), ("sample", f"{verification.sampled_rows} rows; nats per token")]
     rows += [
         (
             found.against,
@@ -208,7 +208,7 @@ def verify_rows(damage: list[str], verification: Verification | None) -> Lines:
 
 
 def _settings(given: Mapping[str, Any]) -> str:
-    """Settings and their values; of a switch that is on only the name."""
+    """Settings and their values; only the name for a switch that is on."""
     return ", ".join(
         name if value is True else f"{name}={_plain(value)}"
         for name, value in given.items()
@@ -217,7 +217,7 @@ def _settings(given: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A setting for people: `a,b` or `a=1,b=2`, as on the command line."""
+    """A value as on the command line: `a,b` or `a=1,b=2`."""
     if isinstance(value, dict):
         return ",".join(f"{key}={content}" for key, content in value.items())
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -230,7 +230,7 @@ def _reasons(manifest: Manifest) -> str:
 
 
 def human_size(size: float) -> str:
-    """Bytes for people."""
+    """A number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -242,7 +242,7 @@ _STYLES = {"problem": "bold red", "warning": "bold yellow", "fine": "green", "no
 
 
 def print_diagnosis(found: Diagnosis, console: TerminalConsole) -> None:
-    """The verdict, each finding with what to do, and what to begin with."""
+    """Print the verdict, each finding with its advice, and the suggested start."""
     console.paragraph(found.verdict, name="VERDICT", style="bold")
     for finding in found.findings:
         console.text("")
@@ -263,7 +263,7 @@ def print_diagnosis(found: Diagnosis, console: TerminalConsole) -> None:
 
 
 def _print_groups(found: Diagnosis, console: TerminalConsole) -> None:
-    """A table for each kept column with few values, and what its columns are."""
+    """Print a table for each kept column with few values, and a legend."""
     tables = [group_table(one, found.kind) for one in found.grouped if one.groups is not None]
     for header, *rows in tables:
         console.text("")

@@ -1,7 +1,7 @@
-"""One cache, many runs of stage two: every combination of some settings, one run after the other.
+"""Runs stage two on one cache for every combination of some settings, one run at a time.
 
-Each run has a process of its own, so that its memory is free when it ends and a run that is killed
-takes no other with it. A run is up to date, or goes on from its checkpoint, as any other.
+Each run has its own process, which frees its memory at the end and does not affect other runs if it
+is killed. Like any run, it is skipped if it is up to date, and resumes from its checkpoint.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.result.unfinished import require_result_output
 
 Axes = dict[str, list[Any]]
-"""The settings that vary, each with its values."""
+"""The values of each setting that varies."""
 
 _FIXED = ("cache", "output")
 _COMMON = (*_FIXED, "overwrite")
@@ -55,7 +55,7 @@ def axes(section: Mapping[str, Any], given: Iterable[str]) -> Axes:
     """The settings to vary: those of the YAML section, then those given as `name=value,value`.
 
     Raises:
-        InputError: there are none, one is no setting of stage two, or one cannot vary.
+        InputError: there are none, or one is not a setting of stage two or cannot vary.
     """
     found: Axes = {name: _listed(values) for name, values in section.items()}
     for text in given:
@@ -68,14 +68,17 @@ def axes(section: Mapping[str, Any], given: Iterable[str]) -> Axes:
     require_known(found, TrainConfig.model_fields, "--set", "setting")
     for name, values_of_it in found.items():
         if name in _FIXED:
-            raise InputError(f"--set {name}: a sweep has one cache, and a folder for each run.")
+            raise InputError(
+                f"--set {name}: it cannot vary: a sweep has one cache, and names a folder for each "
+                "run. Leave it out."
+            )
         if not values_of_it:
             raise InputError(f"--set {name}: there are no values.")
     return found
 
 
 def _split(text: str, values: str) -> list[Any]:
-    """Split at commas; a value with commas stands in a YAML list: [dpo, "dpo=1,sft=0.2"]."""
+    """Split at commas, or parse a YAML list, in which values can have commas."""
     if not values.startswith("["):
         return [value.strip() for value in values.split(",") if value.strip()]
     try:
@@ -92,19 +95,19 @@ def _listed(values: Any) -> list[Any]:
 def run_sweep(
     section: Mapping[str, Any], given: Mapping[str, Any], varied: Axes, console: Console
 ) -> SweepRecord:
-    """Train once for each combination of `varied`; a run that fails is told of, and the rest go on.
+    """Train once for each combination of `varied`. If a run fails, the others continue.
 
     Args:
-        section: of the YAML file, for stage two.
-        given: of the command line, for stage two. `output` is the folder of the sweep.
+        section: options of stage two from the YAML file.
+        given: options of stage two from the command line. `output` is the folder of the sweep.
         varied: see `axes`.
-        console: where to speak.
+        console: for progress and failures.
 
     Raises:
         InputError: no combination can be trained, or the sweep cannot be written to its folder.
     """
     if processes() > 1:
-        raise InputError("sweep makes its own processes: call it without torchrun or accelerate.")
+        raise InputError("sweep starts its own processes. Run it without torchrun or accelerate.")
     common = build(TrainConfig, _only(_COMMON, section), _only(_COMMON, given))
     reach(common.cache)
     manifest = manifests.read(common.cache)
@@ -124,7 +127,7 @@ def run_sweep(
     for name in filter(_HALF.fullmatch, os.listdir(common.output)):
         (common.output / name).unlink()
     for number, (run, config) in enumerate(zip(list(runs), configs, strict=True)):
-        if config is None:  # told of before the first run starts
+        if config is None:  # report it before the first run starts
             runs[number] = _failed(run, console)
     for number, (run, config) in enumerate(zip(list(runs), configs, strict=True)):
         if config is not None:
@@ -133,7 +136,7 @@ def run_sweep(
         record = SweepRecord(reflogp_version=version("reflogp"), cache=str(common.cache), runs=runs)
         sweep_record.write(common.output, record)
         write_text(common.output / _TABLE, markdown(record))
-    if all(run.status == "done" for run in runs):  # what was there before may go now
+    if all(run.status == "done" for run in runs):  # the previous content is no longer needed
         remove_owned(common.output, set(old).difference(_FILES))
         write_mark(common.output, Mark(kind="sweep", files=list(_FILES)))
     return record
@@ -149,10 +152,10 @@ def _combinations(varied: Axes) -> Iterator[dict[str, Any]]:
 
 
 def _own_files(common: TrainConfig) -> list[str]:
-    """What reflogp wrote in the folder of the sweep before.
+    """Files that reflogp wrote in the folder of the sweep before.
 
     Raises:
-        InputError: somebody else's files are in there, or scored rows, or it is an input.
+        InputError: the folder is an input, or has scored rows or files of other people.
     """
     output = common.output
     require_apart("--output", output, {"cache": common.cache})
@@ -177,7 +180,7 @@ def _own_files(common: TrainConfig) -> list[str]:
 def _checked(
     section: Mapping[str, Any], own: dict[str, Any], manifest: Manifest
 ) -> tuple[TrainConfig | None, str | None]:
-    """The configuration of one run, common settings and its own; or why there can be none."""
+    """The configuration of one run, or the reason why it is invalid."""
     try:
         config = build(TrainConfig, section, own)
         policy, adapter = start_folders(config.policy, config.adapter, manifest, "policy")
@@ -199,7 +202,7 @@ def _trained(run: SweepRun, config: TrainConfig, console: Console) -> SweepRun:
         problem = lines[-1]
     except ChildKilledError as error:
         problem = (
-            f"{error}; most often, memory ran out. Lower --batch-size, or set "
+            f"{error}, most often because it ran out of memory. Lower --batch-size, or set "
             "--gradient-checkpointing."
         )
     except (ReflogpError, OSError) as error:
@@ -217,7 +220,7 @@ def _train(config: TrainConfig) -> RunRecord:
 
 
 def folder_name(settings: Mapping[str, Any]) -> str:
-    """A plain name, another one for other settings: `loss=dpo,beta=0.1`."""
+    """A unique folder name for these settings, such as `loss=dpo,beta=0.1`."""
     text = ",".join(f"{name}={value}" for name, value in settings.items())
     plain = re.sub(r"[^\w.,=+-]", "-", text, flags=re.ASCII)
     if plain == text and len(text) <= _LONGEST_NAME:
@@ -228,8 +231,8 @@ def folder_name(settings: Mapping[str, Any]) -> str:
 
 TITLE = "# A sweep over "
 MEANING = (
-    "Loss, margin and accuracy over held-out pairs, of the weights that were kept; of runs without "
-    "held-out pairs (*), the mean of the last quarter of training."
+    "Loss, margin and accuracy of the final weights on held-out pairs; for runs without held-out "
+    "pairs (*), the mean of the last quarter of training."
 )
 
 
@@ -237,7 +240,7 @@ _FIGURES = ("loss", "margin", "acc", "margin/token", "acc/token", "pairs/s", "wa
 
 
 def header(record: SweepRecord) -> tuple[str, ...]:
-    """Names of the columns."""
+    """The names of the columns."""
     return (*_varied(record), *_FIGURES)
 
 

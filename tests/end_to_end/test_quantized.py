@@ -90,7 +90,7 @@ def test_a_quantised_policy_is_refused(checkpoint, few_preferences, console, tmp
     quantized, _ = quantize(checkpoint, tmp_path, "int4", torch.float32)
     cache = precompute(quantized, few_preferences, tmp_path / "c", "transformers", console)
     train = TrainConfig(cache=cache, output=tmp_path / "model", max_steps=1)
-    with pytest.raises(InputError, match=r"is quantised \(compressed-tensors\).*--allow-mismatch"):
+    with pytest.raises(InputError, match=r"is quantized \(compressed-tensors\).*--allow-mismatch"):
         run_train(train, console)
     knowingly = {"policy": str(checkpoint), "allow_mismatch": True}
     run_train(train.model_copy(update=knowingly), console)

@@ -142,7 +142,7 @@ def test_an_export_is_replaced_only_when_asked_and_only_if_nothing_else_is_in_it
     output = tmp_path / "export"
     run_export(cache, "parquet", output, None, console)
     before = snapshot(tmp_path)
-    with pytest.raises(InputError, match=r"holds an export already.*--overwrite"):
+    with pytest.raises(InputError, match=r"already holds an export.*--overwrite"):
         run_export(cache, "trl", output, None, console)
     (output / mine).write_text("mine")
     with pytest.raises(InputError, match=rf"did not write {mine}"):

@@ -137,7 +137,7 @@ def test_json_stays_json_and_holds_nothing_that_a_terminal_would_act_on(capsys):
     )
 
 
-ROWS = [("cache", "x" * 50), ("set aside", "word " * 30 + "[end]")]
+ROWS = [("cache", "x" * 50), ("quarantined", "word " * 30 + "[end]")]
 
 
 def test_a_table_fits_a_terminal_of_80_columns():
@@ -152,4 +152,4 @@ def test_a_table_fits_a_terminal_of_80_columns():
 def test_in_a_file_a_row_of_a_table_is_a_line(capsys):
     TerminalConsole().table("", ROWS)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"cache      {ROWS[0][1]}", f"set aside  {ROWS[1][1]}"]
+    assert lines == [f"cache        {ROWS[0][1]}", f"quarantined  {ROWS[1][1]}"]

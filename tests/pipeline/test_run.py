@@ -202,7 +202,7 @@ def test_a_model_folder_that_is_not_there_is_refused(settings, console, tmp_path
 
 def test_a_checkpoint_without_weights_is_refused(settings, console):
     next(Path(settings.reference).glob("*.safetensors")).unlink()
-    with pytest.raises(InputError, match=r"no \*\.safetensors"):
+    with pytest.raises(InputError, match=r"no weights \(\*\.safetensors"):
         run_precompute(settings, console)
 
 

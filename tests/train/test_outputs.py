@@ -148,7 +148,7 @@ def test_nothing_is_trained_again_when_only_the_last_step_was_killed(
         patch.setattr("reflogp.stages.train.stage.train", _interrupted)
         record = run_train(config, console)
     assert record.settings["beta"] == 0.3
-    assert any("it is in place" in line for line in console.said)
+    assert any("moved the result of a finished run into place" in line for line in console.said)
     assert not list(output.glob("unfinished-*/reflogp.json"))
 
 
@@ -257,7 +257,7 @@ def test_a_run_that_an_earlier_release_left_unmarked(cache, output, console):
     before = files(output)
     run_train(settings(cache, output), console)
     assert "stage two: up to date" in console.said[-1]
-    with pytest.raises(InputError, match=r"kept no list of its files.*--overwrite"):
+    with pytest.raises(InputError, match=r"without a list of its files.*--overwrite"):
         run_train(settings(cache, output, beta=0.3), console)
     assert files(output) == before
     (output / "README.md").write_text("mine")
