@@ -76,16 +76,16 @@ def require_effect(config: PrecomputeConfig, engine: Choice, console: Console) -
     """
     other = "vllm" if engine.name == "transformers" else "transformers"
     if idle := _given(config, _ONLY[other]):
-        said = f"{', '.join(idle)}: of no effect, for the engine is {engine.name}"
+        said = f"{', '.join(idle)}: no effect, because the engine is {engine.name}"
         if config.engine != "auto":
             raise InputError(f"{said}. Leave it out, or give --engine {other}.")
         console.warn(f"{said} ({engine.why})")
     if engine.name == "vllm" and config.method == "prompt_logprobs":
         for option in _given(config, ("head_dtype",)):
-            console.warn(f"{option}: of no effect with --method prompt_logprobs")
+            console.warn(f"{option}: no effect with --method prompt_logprobs")
     if not is_hub_id(config.data) and Path(config.data).is_file():
         for option in _given(config, ("split",)):
-            console.warn(f"{option}: of no effect, for --data is one file; all of it is read")
+            console.warn(f"{option}: no effect, because --data is one file and is read whole")
 
 
 def _given(config: PrecomputeConfig, names: tuple[str, ...]) -> list[str]:
