@@ -245,7 +245,7 @@ def test_a_record_that_cannot_be_read_is_not_taken_for_none(
     monkeypatch.setattr("reflogp.stages.train.stage.train", _interrupted)
     (output / run_record.FILE_NAME).write_text(content)
     before = files(output)
-    with pytest.raises(InputError, match=r"reflogp_run\.json: damaged.*--overwrite"):
+    with pytest.raises(InputError, match=r"reflogp_run\.json: this run record is damaged.*--overwrite"):
         run_train(settings(cache, output), console)
     assert files(output) == before
     with pytest.raises(KeyboardInterrupt):
