@@ -1,4 +1,4 @@
-"""Arrow list columns <-> numpy views: a shard's tokens and log-probs, without an object a token."""
+"""Arrow list columns <-> NumPy views, so a shard's values need no Python object per token."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ View = NDArray[Any]
 
 
 def views(column: pa.ChunkedArray) -> list[View | None]:
-    """Each list of a column as a view of its values, nothing copied; None where it is null."""
+    """Return each list of a column as a view of its values, without copies; None for a null."""
     found: list[View | None] = []
     for chunk in column.chunks:
         values = chunk.values.to_numpy(zero_copy_only=True)
@@ -25,21 +25,21 @@ def views(column: pa.ChunkedArray) -> list[View | None]:
 
 
 def list_column(parts: Sequence[Any], type_: pa.DataType) -> pa.Array:
-    """The inverse: one list a part, null where the part is None.
+    """Build a list column with one list per part, the inverse of `views`.
 
     Args:
-        parts: arrays of NumPy or of Python, of the very values of the lists.
-        type_: of the column.
+        parts: NumPy or `array` arrays of the column's value type; None becomes a null.
+        type_: type of the column.
 
     Raises:
-        TypeError: the values are of another size.
+        TypeError: the values differ in size from the column's value type.
     """
     lengths = np.array([0 if part is None else len(part) for part in parts])
     ends = np.concatenate([[0], np.cumsum(lengths)])
     present = [part for part in parts if part is not None]
     values = np.frombuffer(b"".join(present), type_.value_type.to_pandas_dtype())
     if len(values) != ends[-1]:
-        raise TypeError(f"{ends[-1]} values that are no {type_.value_type}")
+        raise TypeError(f"{ends[-1]} values that are not {type_.value_type}")
     return pa.ListArray.from_arrays(
         pa.array(ends, pa.int32()),
         pa.array(values, type_.value_type),

@@ -1,8 +1,8 @@
-"""The folder that a cache is written to: whose it is, and what stands in it already.
+"""The output folder of a cache: whose it is, and what it contains before the cache is written.
 
-Hours of scoring can stand there. So a cache that cannot be read (damaged, or of another version of
-reflogp) is never taken for none, scored rows that were never sealed are left alone, and what may go
-once a new cache is sealed stands in the folder's mark beforehand, by the digest of its inputs.
+The folder can hold hours of scoring. An unreadable cache (damaged, or of another version of
+reflogp) therefore never counts as absent, and unsealed scored rows stay. The folder's mark lists
+in advance, by the digest of their inputs, what can be removed once the new cache is sealed.
 """
 
 import re
@@ -23,19 +23,19 @@ from reflogp.data_schemas.shard_origin import read_origin
 SHARD = re.compile(r"shard-([0-9a-f]{8})-\d{5,}\.parquet")
 PLAN = re.compile(r"plan-([0-9a-f]{8})")
 _LISTED = re.compile(rb'"shard-([0-9a-f]{8})-\d{5,}\.parquet"')
-_FIELDS = (b'"reflogp_version"', b'"scoring_seconds"')  # one of them outlives a flipped byte
+_FIELDS = (b'"reflogp_version"', b'"scoring_seconds"')  # a flipped byte damages at most one
 _FILTERED = re.compile(rb'"filtered":\s*\{')
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What stands in a folder.
+    """What a folder contains before a cache is written to it.
 
     Attributes:
-        sealed: the manifest of the cache there, if it can be read.
-        unreadable: why it cannot; None where it can, or where there is none.
-        filtered: whether that cache is a filtered one.
-        known: short digests of what is sealed there, and of what may go once a cache is.
+        sealed: the manifest, if it can be read.
+        unreadable: why the manifest cannot be read; None if it can, or if there is none.
+        filtered: whether the sealed cache is a filtered one.
+        known: short digests of the sealed cache and of what can be removed after the next seal.
     """
 
     sealed: Manifest | None
@@ -46,28 +46,28 @@ class Standing:
 
 @dataclass(frozen=True)
 class Work:
-    """What a command that has not sealed its cache yet, has finished."""
+    """Finished work of a cache that is not sealed yet."""
 
     shards: int = 0
     rows: int = 0
 
 
 def short(inputs: Inputs) -> str:
-    """The part of the inputs' digest that the names of a cache's files carry."""
+    """Return the part of the inputs' digest that appears in a cache's file names."""
     return inputs.digest()[:8]
 
 
 def stand(cache: Path, option: str, *, overwrite: bool) -> Standing:
-    """See what stands in a folder before a cache is written to it.
+    """Examine a folder before a cache is written to it.
 
     Args:
         cache: the folder.
-        option: under which it was given, for messages.
-        overwrite: whether a cache that cannot be read, or a result of another kind, may be
-            replaced once the new cache is sealed.
+        option: the option that named the folder, for messages.
+        overwrite: whether an unreadable cache, or a result of another kind, can be replaced once
+            the new cache is sealed.
 
     Raises:
-        InputError: what is there is not reflogp's, or it may not be replaced.
+        InputError: the content is not reflogp's, or must not be replaced.
     """
     sealed, unreadable, content = _manifest(cache)
     ours = any(field in content for field in _FIELDS)
@@ -79,7 +79,7 @@ def stand(cache: Path, option: str, *, overwrite: bool) -> Standing:
         )
     if unreadable is not None and not overwrite:
         raise InputError(
-            f"{option} {cache}: the cache there cannot be read, and is not replaced. {unreadable}"
+            f"{option} {cache}: the cache there cannot be read, so it is not replaced. {unreadable}"
         )
     filtered = bool(_FILTERED.search(content)) if sealed is None else sealed.filtered is not None
     known = _digests(content) | set(mark.replaced if mark else ())
@@ -87,16 +87,16 @@ def stand(cache: Path, option: str, *, overwrite: bool) -> Standing:
 
 
 def claim(cache: Path, digest: str, *, overwrite: bool = False, lasting: bool = True) -> None:
-    """Mark the folder as a cache's; called before the first file of it, and before it is sealed.
+    """Mark the folder as a cache's, before the first file is written and again before the seal.
 
-    What is sealed there now may go once a cache of other inputs is sealed in its place.
+    The cache that is sealed there now can be removed once one with other inputs is sealed.
 
     Args:
         cache: the folder.
-        digest: short, of the inputs of the cache that is being made.
-        overwrite: whether rows of other inputs that were never sealed may then go, too.
-        lasting: False where its files are made again without scoring, so that they may go in any
-            case once another cache is sealed.
+        digest: short digest of the new cache's inputs.
+        overwrite: whether unsealed rows of other inputs can also be removed then.
+        lasting: False if the new cache's files can be rebuilt without scoring, so they too can be
+            removed once another cache is sealed.
     """
     mark = read_mark(cache)
     content = _manifest(cache)[2]
@@ -111,16 +111,16 @@ def claim(cache: Path, digest: str, *, overwrite: bool = False, lasting: bool = 
 
 
 def replaceable(cache: Path, digest: str) -> None:
-    """Say in the folder's mark that the files of a digest may go once the cache is sealed."""
+    """Record in the folder's mark that the files of a digest can be removed after the seal."""
     mark = read_mark(cache)
     if mark is not None and digest not in mark.replaced:
         write_mark(cache, mark.model_copy(update={"replaced": sorted([*mark.replaced, digest])}))
 
 
 def unsealed(cache: Path, without: Collection[str] = ()) -> dict[str, Work]:
-    """Plans and scored rows in a folder, by the short digest of their inputs.
+    """Return the unsealed plans and scored rows in a folder, by the short digest of their inputs.
 
-    A name alone proves nothing: a shard counts by the origin in it, a plan by its record.
+    File names alone prove nothing: shards are identified by their origin, plans by their record.
     """
     names = [name for name in sorted(entries(cache)) if not _of(name, without)]
     shards = [(found[1], cache / name) for name in names if (found := SHARD.fullmatch(name))]
@@ -144,13 +144,13 @@ def _of(name: str, digests: Collection[str]) -> bool:
 
 
 def _manifest(cache: Path) -> tuple[Manifest | None, InputError | None, bytes]:
-    """The manifest there, or else why it cannot be read; and its bytes, none if there is none."""
+    """Return the manifest or the reason why it is unreadable, and its bytes if it exists."""
     path = cache / manifests.FILE_NAME
     if path.name not in entries(cache):
         return None, None, b""
     try:
         content = read_bytes(path)
-    except FileNotFoundError:  # gone by now
+    except FileNotFoundError:  # removed since the listing
         return None, None, b""
     except IsADirectoryError:
         return None, InputError(f"{path} is a folder."), b"{}"
@@ -161,7 +161,7 @@ def _manifest(cache: Path) -> tuple[Manifest | None, InputError | None, bytes]:
 
 
 def _digests(manifest: bytes) -> set[str]:
-    """Short digests in the names of the shards that a manifest lists, whether it reads or not."""
+    """Return the short digests in a manifest's shard names, even if the manifest is damaged."""
     return {found.decode() for found in _LISTED.findall(manifest)}
 
 

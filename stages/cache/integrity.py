@@ -1,4 +1,4 @@
-"""Is a cache whole? Everything that is wrong with it, by file, without a model."""
+"""A full check of a cache's files: every problem with its file's name. It needs no model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from reflogp.stages.cache.shard_content import ANY, Limits, limits_of
 
 
 def integrity(cache: Path, manifest: Manifest, advance: Callable[[float], None]) -> list[str]:
-    """What is wrong with a sealed cache, each with the file's name; empty if it is whole."""
+    """Return every problem of a sealed cache, each with the file's name; empty if it has none."""
     _, found = examine(cache, manifest.shards, advance, limits_of(manifest))
     record = manifest.quarantine
     try:
@@ -35,16 +35,16 @@ def examine(
     advance: Callable[[float], None] = lambda _: None,
     limits: Limits = ANY,
 ) -> tuple[list[Shard], list[str]]:
-    """Read every shard, once: what it is, and what is wrong with it or with the ids of all.
+    """Read every shard once and check its rows, and that row ids are unique over all shards.
 
     Args:
         cache: the folder.
-        shards: what they should be; a `sha256` that is empty is not known yet.
-        advance: told of each shard.
-        limits: what the rows must keep to.
+        shards: the expected shards; an empty `sha256` is not known yet.
+        advance: called with 1 after each shard, for progress.
+        limits: limits that the rows must satisfy.
 
     Returns:
-        The shards with the `bytes` and `sha256` that they have; and the problems.
+        The shards with their actual `bytes` and `sha256`, and the problems.
     """
     read: list[Shard] = []
     found: list[str] = []
@@ -62,7 +62,7 @@ def examine(
 def _examined(
     cache: Path, shard: Shard, limits: Limits
 ) -> tuple[Shard, list[str], NDArray[np.uint64]]:
-    """A shard as it is, what is wrong with it by itself, and a key of each of its ids."""
+    """Return a shard's actual entry, its problems, and a key of each of its ids."""
     none = np.zeros(0, np.uint64)
     try:
         table, read = whole_shard(cache, shard)
@@ -71,5 +71,5 @@ def _examined(
     wrong = [f"{cache / shard.file}, {text}" for text in problems(table, shard, limits)]
     try:
         return read, wrong, unique_keys(table.column("row_id").combine_chunks())
-    except (ValueError, pa.ArrowException):  # which `wrong` says, too
+    except (ValueError, pa.ArrowException):  # malformed ids, which `wrong` already reports
         return read, wrong, none

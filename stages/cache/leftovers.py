@@ -1,8 +1,8 @@
-"""What goes from a cache's folder once the cache in it is sealed.
+"""Removal of leftovers from a cache's folder once the cache is sealed.
 
-Only what carries, in exactly the form that reflogp gives its names, the digest of the sealed cache
-or of one that the folder's mark says it replaces. A job that is killed just before or while it
-clears up leaves things behind; so every later command that finds the cache sealed clears up, too.
+A file is removed only if its name has exactly the form that reflogp uses, with the digest of the
+sealed cache or of one that the folder's mark lists as replaced. Because a killed job can leave
+files behind, every later command that finds the cache sealed clears up again.
 """
 
 import re
@@ -30,14 +30,14 @@ _OF_A_PLAN = re.compile(rf"{_PLANNED}|\.(?:{_PLANNED})\.[0-9a-f]{{12}}\.tmp")
 
 
 def clear_up(cache: Path, console: Console, *done: Manifest) -> None:
-    """Remove what the sealed cache in `cache` replaced, and what it was made with.
+    """Remove the files that the sealed cache replaced, and its own temporary files.
 
     Args:
         cache: the folder.
-        console: told of scored rows that stay, because they were never sealed.
-        done: what was sealed in it; no job is at work on it.
+        console: told about scored rows that stay because they were never sealed.
+        done: manifests sealed in this folder that no job works on any more.
     """
-    # What a disk or a store fails to remove now, a later command will.
+    # a later command removes what the disk or the store fails to remove now
     with suppress(StorageError, OSError, InputError):
         _clear_up(cache, console, {short(manifest.inputs) for manifest in done})
 
@@ -61,10 +61,10 @@ def _clear_up(cache: Path, console: Console, done: set[str]) -> None:
     work = unsealed(cache, without={own}).values()
     if shards := sum(one.shards for one in work):
         console.say(
-            f"{cache}: {shards} shard{'s' * (shards > 1)} ({sum(one.rows for one in work):,} rows) "
-            "of other inputs, whose cache was never sealed, stay in the folder. Run the command "
-            "that made them to finish that cache, or this precompute with --overwrite to remove "
-            "them."
+            f"{cache}: the folder also has {shards} shard{'s' * (shards > 1)} "
+            f"({sum(one.rows for one in work):,} rows) of an unsealed cache with other inputs. "
+            "Run the command that made them to finish that cache, or this precompute with "
+            "--overwrite to remove them."
         )
 
 
@@ -78,7 +78,7 @@ def _goes(name: str, replaced: set[str], finished: set[str]) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, or of a plan what is the plan's: notes that a user put there stay."""
+    """Remove a file, or the plan's own files from a plan folder: a user's files in it stay."""
     if not PLAN.fullmatch(path.name):
         remove(path)
     elif not (is_local(path) and path.is_symlink()):

@@ -1,4 +1,4 @@
-"""Faulty rows -> the quarantine file, as they come, with a count of each reason."""
+"""Faulty rows -> the quarantine file, written as they arrive, with a count of each reason."""
 
 import json
 from collections import Counter
@@ -17,11 +17,11 @@ from reflogp.data_schemas.reading import place
 
 
 class RowFault(Exception):  # noqa: N818 - a fault of the data, not an error of the program
-    """This row cannot be used.
+    """Raised for a row that cannot be used.
 
     Attributes:
-        reason: stands on disk and is counted.
-        field: the column at fault, where one is.
+        reason: the reason, which is stored and counted.
+        field: the column at fault, if one is.
         detail: what is wrong, for people.
     """
 
@@ -36,14 +36,14 @@ _BATCH_ROWS = 1_000
 
 
 class Quarantine:
-    """Collects rows that were set aside and writes them to one Parquet file when closed.
+    """Collect quarantined rows and write them to one Parquet file.
 
-    Use as a context manager; the file appears when the block ends without an exception. Nothing is
-    written before there is something to write: what cannot be used at all leaves nothing behind.
+    Use it as a context manager: the file appears when the block ends without an exception. Nothing
+    is written before the first row or the end, so an unusable source leaves nothing behind.
     """
 
     def __init__(self, path: Path, prepare: Callable[[], None] | None = None) -> None:
-        """Collect rows for `path`; `prepare` is called before anything is written there."""
+        """Collect rows for `path`. `prepare` is called before anything is written there."""
         self.reasons: Counter[str] = Counter()
         self.first: str | None = None
         self._batch: list[dict[str, Any]] = []
@@ -75,12 +75,12 @@ class Quarantine:
                     pq.ParquetWriter(temporary, SCHEMA, compression="zstd")
                 )
                 stack.callback(self._flush)
-                # whatever fails at the end, on a full disk all of it: each is still closed
+                # if one of them fails at the end, e.g. on a full disk, the others still close
                 self._stack = stack.pop_all()
         return self._writer
 
     def add(self, fault: RowFault, *, source_row: int, file: str, line: int, row: Any) -> None:
-        """Set one row aside. `row` is kept as JSON, or as it is if it is text."""
+        """Quarantine one row. `row` is stored as JSON, or unchanged if it is text."""
         self.reasons[str(fault.reason)] += 1
         self.first = self.first or f"{place(file, line)}: {fault.detail}"
         text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
@@ -99,16 +99,16 @@ class Quarantine:
             self._flush()
 
     def take_over(self, earlier: Iterable[pa.RecordBatch], reasons: Mapping[str, int]) -> None:
-        """Add the rows of a quarantine file that is closed, which are known by reason."""
+        """Add the rows of a finished quarantine file; `reasons` has their counts."""
         self.reasons.update(reasons)
         for batch in earlier:
             self._opened().write_batch(batch)
 
     def summary(self) -> str:
-        """`3 rows set aside (empty_response 2, broken_json 1)`."""
+        """One line such as `3 rows quarantined (empty_response 2, broken_json 1); first: ...`."""
         total = self.reasons.total()
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
-        return f"{total} row{'s' * (total != 1)} set aside ({reasons}); first: {self.first}"
+        return f"{total} row{'s' * (total != 1)} quarantined ({reasons}); first: {self.first}"
 
     def _flush(self) -> None:
         if self._batch:
@@ -117,5 +117,5 @@ class Quarantine:
 
 
 def _clean(text: str) -> str:
-    """Text that Parquet can hold: half a surrogate pair becomes its escape."""
+    """Make text valid UTF-8, as Parquet needs: half a surrogate pair becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,11 +1,11 @@
-"""Token ids -> a stable, unique row id, in 11 bytes of memory a row.
+"""Token ids -> a stable, unique row id, in 11 bytes of memory per row.
 
-Content decides the id: the same row has the same id in every run, whatever stands before it.
-Rows with the same content are told apart by a suffix; to know them, a 64-bit key of each row is
-kept, in one of 65,536 sorted arrays by its first bits: among 100 million rows a look-up is among
-1,500 keys and an insertion moves half of them, which takes two microseconds where it began with
-one. Two different rows that share a key (one chance in 3,000 over 100 million rows) get a needless
-suffix: their ids differ anyway.
+The id depends on the content only, so a row has the same id in every run, whatever rows precede it.
+A suffix tells rows with the same content apart. To detect them, a 64-bit key of each row is kept in
+one of 65,536 sorted arrays, chosen by the key's first bits. At 100 million rows, a look-up searches
+1,500 keys and an insertion moves half of them; it takes 2 microseconds, up from 1 for the first
+rows. If two different rows share a key (a chance of 1 in 3,000 at 100 million rows), one gets a
+needless suffix, and their ids still differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from reflogp.data_schemas.row_id import content_hash
 
 TokenIds: TypeAlias = "array[int]"
-"""int32 [tokens]: 4 bytes a token, not 36 as in a list, and compared, cut and joined like one."""
+"""int32 [tokens]. It compares, slices and joins like a list, at 4 bytes per token instead of 36."""
 
 _BUCKET_BITS = 16
 
@@ -34,7 +34,7 @@ class KeySet:
         self._buckets = [array("Q") for _ in range(1 << _BUCKET_BITS)]
 
     def add(self, key: int) -> bool:
-        """Add `key`; whether it was not there."""
+        """Add `key` and return whether it is new."""
         bucket = self._buckets[key >> (64 - _BUCKET_BITS)]
         place = bisect_left(bucket, key)
         if place < len(bucket) and bucket[place] == key:
@@ -44,14 +44,14 @@ class KeySet:
 
 
 class RowIds:
-    """Gives ids, and remembers what it gave."""
+    """Assign row ids, and remember them to tell copies apart."""
 
     def __init__(self) -> None:
         self._keys = KeySet()
         self._copies: dict[int, int] = {}
 
     def assign(self, *parts: TokenIds | None) -> str:
-        """The id of a row with these token ids: BLAKE2b-128 in hex, then `-1` on the 2nd copy."""
+        """Return the id of a row: BLAKE2b-128 of its ids in hex, with `-1` for the second copy."""
         name = content_hash(*parts)
         key = int.from_bytes(name[:8], "little")
         if self._keys.add(key):
@@ -61,7 +61,7 @@ class RowIds:
 
 
 def packed(ids: Sequence[int] | NDArray[np.integer]) -> TokenIds:
-    """Token ids as int32 [tokens]: from a list twice as fast as through NumPy or Arrow."""
+    """Pack token ids as int32 [tokens]; for a list, twice as fast as through NumPy or Arrow."""
     if isinstance(ids, np.ndarray):
         return array("i", ids.astype(np.int32).tobytes())
     return array("i", struct.pack(f"{len(ids)}i", *ids))

@@ -1,8 +1,8 @@
-"""The one place where the shards of a sealed cache are read: whole, as sealed, and sound.
+"""Reading the shards of a sealed cache. Every stage reads them here, completely and checked.
 
-A checksum that fits says that a file is what its manifest lists, and nothing about what is in it.
-So whatever a command uses of a shard, the whole shard is read once into memory, hashed, and every
-row is checked before the command sees it; and at the end that no row id stands there twice.
+A matching checksum shows that a file is the one in the manifest, not that its content is valid.
+Each shard is therefore read into memory once and hashed, and all its rows are checked before any
+column is used. After the last shard, duplicate row ids are an error too.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from reflogp.data_schemas.sealed_file import Shard, require_sha256, unreadable
 from reflogp.stages.cache.shard_content import Limits, faults, limits_of
 
 Result = TypeVar("Result")
-_REMEDY = "Get the cache anew from where it is from, or run `reflogp precompute` again."
+_REMEDY = "Copy the cache from its origin again, or run `reflogp precompute` again."
 
 
 def each_shard(
@@ -33,18 +33,18 @@ def each_shard(
     columns: list[str] | None = None,
     limits: Limits | None = None,
 ) -> Iterator[Result]:
-    """Look at every shard of a sealed cache, in order, several at a time.
+    """Apply `look` to every shard of a sealed cache, several at a time; yield results in order.
 
     Args:
-        cache: its folder.
-        manifest: its manifest.
-        look: what to take of a shard; called in threads.
-        columns: that it needs; all are checked in any case.
-        limits: what the rows must keep to; None: what the manifest says.
+        cache: the cache's folder.
+        manifest: the cache's manifest.
+        look: called with each shard's entry and table, in threads.
+        columns: columns that `look` needs; all columns are checked in any case.
+        limits: limits that the rows must satisfy; by default those of the manifest.
 
     Raises:
-        InputError: a file is missing or not what was sealed, a row is not sound, or two rows have
-            one id. That is known only once all shards were seen.
+        InputError: a file is missing or has changed since the seal, a row is invalid, or two rows
+            have the same id. Duplicate ids are detected only after the last shard.
     """
     expected = limits or limits_of(manifest)
 
@@ -64,10 +64,10 @@ def each_shard(
 def sealed_shard(
     cache: Path, shard: Shard, limits: Limits, columns: list[str] | None = None
 ) -> pa.Table:
-    """Read one shard of a sealed cache, or some of its columns; all of them are checked.
+    """Read one shard of a sealed cache, or some of its columns. All columns are checked.
 
     Raises:
-        InputError: it is missing or not what was sealed, or a row is not sound.
+        InputError: the file is missing or has changed since the seal, or a row is invalid.
     """
     table, _ = whole_shard(cache, shard)
     if problem := next(problems(table, shard, limits), None):
@@ -76,14 +76,14 @@ def sealed_shard(
 
 
 def whole_shard(cache: Path, shard: Shard) -> tuple[pa.Table, Shard]:
-    """Read a shard; and what its manifest should list. Its rows are not checked yet.
+    """Read a shard without checking its rows; also return the entry for its manifest.
 
     Args:
         cache: the folder.
-        shard: what it should be; a `sha256` that is empty is not known yet.
+        shard: the expected shard; an empty `sha256` is not known yet.
 
     Raises:
-        InputError: it is missing, damaged, or not what was sealed.
+        InputError: the file is missing, damaged, or has changed since the seal.
     """
     path = cache / shard.file
     try:
@@ -99,7 +99,7 @@ def whole_shard(cache: Path, shard: Shard) -> tuple[pa.Table, Shard]:
 
 
 def problems(table: pa.Table, shard: Shard, limits: Limits) -> Iterator[str]:
-    """What is wrong with the rows of a shard, each with the row and the field."""
+    """Yield the problems in a shard's rows, each with the row and the field."""
     if table.num_rows != shard.rows:
         yield f"all rows: it holds {table.num_rows} rows, not {shard.rows}"
     tokens = sum(count_tokens(table, f"{name}_ids") for name in ("prompt", *RESPONSES))
@@ -111,15 +111,15 @@ def problems(table: pa.Table, shard: Shard, limits: Limits) -> Iterator[str]:
 def repeated_ids(
     cache: Path, shards: Sequence[Shard], keys: list[NDArray[np.uint64]]
 ) -> str | None:
-    """Which row has the id of a row before it, if one has.
+    """Describe the first row with the id of an earlier row; None if ids are unique.
 
     Args:
         cache: the folder.
-        shards: that were read.
-        keys: of each shard's ids (row_id.unique_keys), uint64 [rows] each.
+        shards: the shards that were read.
+        keys: `row_id.unique_keys` of each shard's ids, uint64 [rows] each.
     """
     ordered = np.concatenate([np.zeros(0, np.uint64), *keys])
-    ordered.sort()  # in place: with a key for each of 100 million rows a copy tells
+    ordered.sort()  # in place: a copy of the keys of 100 million rows would take 800 MB
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if not len(twice):
         return None
@@ -130,6 +130,6 @@ def repeated_ids(
     ]
     (first, its_row), (second, row) = places[:2]
     return (
-        f"{cache / second}, row {row}: row_id stands there more than once, as in {first}, row "
-        f"{its_row}; {len(twice)} rows have the id of another"
+        f"{cache / second}, row {row}: row_id is the same as in {first}, row {its_row}; "
+        f"{len(twice)} rows have the id of another row"
     )

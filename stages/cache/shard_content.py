@@ -1,8 +1,8 @@
-"""What the rows of a shard must hold, whoever wrote them.
+"""Checks of the rows of a shard, whoever wrote them.
 
-A checksum only says that nobody changed a file since it was sealed. But a cache can come from
-somebody else, or from a broken program. So every row is checked when its shard is read, in whole
-columns at a time; more than half of that time goes into the hash that a row's id must be.
+A checksum only shows that a file has not changed since it was sealed, but a cache can come from
+somebody else or from a faulty program. Every row is therefore checked when its shard is read, whole
+columns at a time. More than half of the time goes into the hash that verifies a row's id.
 """
 
 from collections.abc import Iterator
@@ -29,16 +29,16 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the rows of one cache must keep to; each default allows what any cache may hold.
+    """Limits for the rows of one cache. The defaults allow any cache.
 
     Attributes:
-        kind: of the rows.
-        vocabulary: every token id is below it.
-        max_length: most tokens of a prompt and one response.
-        source_rows: every source row is below it.
-        keep: names of the kept columns, in order; None: unknown.
-        kl: whether rows have a KL completion; None: unknown.
-        most_weight: the largest weight; None: no row has one.
+        kind: kind of the rows; None if unknown.
+        vocabulary: bound on token ids, exclusive.
+        max_length: largest number of tokens of a prompt and one response together.
+        source_rows: bound on source rows, exclusive.
+        keep: names of the kept columns, in order; None if unknown.
+        kl: whether rows have a KL completion; None if unknown.
+        most_weight: the largest weight; None if rows have no weights.
     """
 
     kind: Literal["paired", "unpaired"] | None = None
@@ -51,16 +51,16 @@ class Limits:
 
 
 ANY = Limits()
-"""What every cache keeps to."""
+"""Limits that every cache satisfies."""
 
 
 class Fault(NamedTuple):
-    """Rows whose value in one field cannot be right.
+    """Rows with an invalid value in one field.
 
     Attributes:
         field: the column.
-        rows: which rows, bool [rows].
-        what: is wrong with them.
+        rows: mask of the rows at fault, bool [rows].
+        what: what is wrong with them.
     """
 
     field: str
@@ -68,14 +68,14 @@ class Fault(NamedTuple):
     what: str
 
     def __str__(self) -> str:
-        """For people: the first row, 0-based in its file, and how many more there are."""
+        """One line for people: the first row, 0-based in its file, and the number of others."""
         more = int(self.rows.sum()) - 1
         others = f" (and {more:,} more row{'s' * (more > 1)})" if more else ""
         return f"row {int(self.rows.argmax())}: {self.field} {self.what}{others}"
 
 
 def limits_of(manifest: Manifest) -> Limits:
-    """What a manifest says of the rows of its cache."""
+    """Return the limits that a manifest sets for the rows of its cache."""
     weights = manifest.row_weights
     return Limits(
         kind=manifest.kind,
@@ -89,11 +89,11 @@ def limits_of(manifest: Manifest) -> Limits:
 
 
 def faults(table: pa.Table, limits: Limits) -> Iterator[Fault]:
-    """What is wrong with rows of a shard, field by field; nothing if all of them are sound.
+    """Yield the faults in a shard's rows, field by field.
 
     Args:
-        table: all columns of SHARD_SCHEMA, whose texts are valid UTF-8.
-        limits: of the cache.
+        table: all columns of SHARD_SCHEMA, with texts that are valid UTF-8.
+        limits: limits of the cache.
     """
     for fault in _checked(table, limits):
         if fault.rows.any():
@@ -116,7 +116,7 @@ def _checked(table: pa.Table, limits: Limits) -> Iterator[Fault]:
 def _response(
     side: str, column: dict[str, pa.Array], prompts: Ints, limits: Limits
 ) -> Iterator[Fault]:
-    """Checks of one response of each row, and of its log-probs."""
+    """Check one response of each row, and its log-probs."""
     name, logps_name, sum_name = f"{side}_ids", f"ref_{side}_logps", f"ref_{side}_logp_sum"
     lengths, scored = _lengths(column[name]), _lengths(column[logps_name])
     there = lengths >= 0
@@ -130,13 +130,13 @@ def _response(
     if side != "kl":
         flags = column[f"{side}_truncated"].to_numpy(zero_copy_only=False)
         yield Fault(f"{side}_truncated", flags & ~there, "is set, but there is no such response")
-    yield Fault(logps_name, lengths != scored, f"has not one log-prob for each token of {name}")
+    yield Fault(logps_name, lengths != scored, f"does not have one log-prob per token of {name}")
     values = column[logps_name].flatten().to_numpy()
     yield Fault(logps_name, _owners(scored, ~np.isfinite(values)), "is not finite")
-    yield Fault(logps_name, _owners(scored, values > ROUNDING), "holds a log-prob above 0")
+    yield Fault(logps_name, _owners(scored, values > ROUNDING), "has a log-prob above 0")
     sums = column[sum_name]
     given = sums.is_valid().to_numpy(zero_copy_only=False)
-    yield Fault(sum_name, given != there, f"is there without {name}, or missing beside it")
+    yield Fault(sum_name, given != there, f"is set without {name}, or null although {name} is set")
     totals = np.zeros(len(lengths))
     full = scored > 0
     if full.any():
@@ -144,48 +144,48 @@ def _response(
         totals[full] = np.add.reduceat(values, starts, dtype=np.float64)
     stored = pc.fill_null(sums, 0.0).to_numpy()
     near = np.abs(stored - totals) <= _SUM_TOLERANCE * np.maximum(1, np.abs(totals))
-    yield Fault(sum_name, given & ~near, f"is wrong: a sum is not that of {logps_name}")
+    yield Fault(sum_name, given & ~near, f"is not the sum of {logps_name}")
 
 
 def _presence(column: dict[str, pa.Array], limits: Limits) -> Iterator[Fault]:
-    """Which responses a row has, by the kind of the cache."""
+    """Check that each row has the responses of the cache's kind."""
     chosen, rejected, kl = (
         column[f"{side}_ids"].is_valid().to_numpy(zero_copy_only=False) for side in RESPONSES
     )
     if limits.kind == "paired":
         yield Fault("chosen_ids", ~chosen, "is null, but the cache is paired")
         yield Fault("rejected_ids", ~rejected, "is null, but the cache is paired")
-        yield Fault("kl_ids", kl, "is there, but the cache is paired")
+        yield Fault("kl_ids", kl, "is set, but the cache is paired")
     else:
         yield Fault("chosen_ids", ~chosen & ~rejected, "is null, and so is rejected_ids")
     if limits.kind == "unpaired":
-        both = "is there beside chosen_ids, but the cache is unpaired"
+        both = "is set along with chosen_ids, but the cache is unpaired"
         yield Fault("rejected_ids", chosen & rejected, both)
         if limits.kl is not None:
-            state = "is null" if limits.kl else "is there"
-            yield Fault("kl_ids", kl != limits.kl, f"{state}, unlike the manifest says")
+            state = "is null" if limits.kl else "is set"
+            yield Fault("kl_ids", kl != limits.kl, f"{state}, but the manifest says otherwise")
 
 
 def _numbers(column: dict[str, pa.Array], limits: Limits) -> Iterator[Fault]:
     sources = column["source_row"].to_numpy()
-    yield Fault("source_row", sources < 0, "is under 0")
+    yield Fault("source_row", sources < 0, "is negative")
     yield Fault(
         "source_row",
         sources.astype(np.uint64) >= np.uint64(limits.source_rows),
-        f"is over the {limits.source_rows:,} rows that were read",
+        f"is beyond the {limits.source_rows:,} rows that were read",
     )
     confidence = pc.fill_null(column["confidence"], 0.0).to_numpy()
     yield Fault("confidence", ~np.isfinite(confidence), "is not finite")
     weights = column["weight"]
     if limits.most_weight is None:
         given = weights.is_valid().to_numpy(zero_copy_only=False)
-        yield Fault("weight", given, "is there, but by the manifest no row has one")
+        yield Fault("weight", given, "is set, but the manifest has no weights")
         return
     values = pc.fill_null(weights, 1.0).to_numpy()
     yield Fault("weight", ~np.isfinite(values), "is not finite")
-    yield Fault("weight", values < 0, "is under 0")
+    yield Fault("weight", values < 0, "is negative")
     most = limits.most_weight * (1 + _WEIGHT_TOLERANCE)
-    what = f"is over {limits.most_weight:.6g}, the largest that the manifest says"
+    what = f"is above {limits.most_weight:.6g}, the largest in the manifest"
     yield Fault("weight", values > most, what)
 
 
@@ -195,21 +195,21 @@ def _kept(kept: pa.Array, keep: tuple[str, ...] | None) -> Iterator[Fault]:
     lengths = _lengths(kept)
     expected = len(keep) or -1  # null in a cache that keeps nothing
     wrong = lengths != expected
-    yield Fault("kept", wrong, f"has not the {len(keep)} columns that the manifest says")
+    yield Fault("kept", wrong, f"does not have the {len(keep)} columns in the manifest")
     if keep and not wrong.any():
         names = pc.struct_field(kept.flatten(), "name")
         other = pc.not_equal(names, pa.array(list(keep) * len(kept), pa.string()))
         yield Fault(
             "kept",
             _owners(lengths, other.to_numpy(zero_copy_only=False)),
-            f"has not the names that the manifest says ({', '.join(keep)})",
+            f"does not have the names in the manifest ({', '.join(keep)})",
         )
 
 
 def _ids(column: dict[str, pa.Array]) -> Iterator[Fault]:
     ids = column["row_id"]
     odd = pc.invert(pc.match_substring_regex(ids, row_id.PATTERN)).to_numpy(zero_copy_only=False)
-    yield Fault("row_id", odd, "is no row id")
+    yield Fault("row_id", odd, "is not a row id")
     if odd.any():
         return
     parts = [column[name] for name in ("prompt_ids", *(f"{side}_ids" for side in RESPONSES))]
@@ -219,19 +219,24 @@ def _ids(column: dict[str, pa.Array]) -> Iterator[Fault]:
 
 def _outside(name: str, ids: pa.Array, vocabulary: int) -> Fault:
     values = ids.flatten().to_numpy()
-    # negative ids become the largest ones
+    # as uint32, negative ids are the largest
     wrong = values.view(np.uint32) >= np.uint32(min(vocabulary, 2**31))
-    what = f"holds a token id that is not in the vocabulary (0 to {vocabulary - 1:,})"
+    what = f"has a token id outside the vocabulary (0 to {vocabulary - 1:,})"
     return Fault(name, _owners(_lengths(ids), wrong), what)
 
 
 def _lengths(lists: pa.Array) -> Ints:
-    """Items in each list, int64 [rows]; -1 where it is null."""
+    """Return the length of each list, int64 [rows]; -1 for a null."""
     return np.asarray(pc.fill_null(pc.list_value_length(lists), -1).to_numpy(), np.int64)
 
 
 def _owners(lengths: Ints, wrong: Mask) -> Mask:
-    """Which rows hold a value that is wrong, bool [rows], of lists with these lengths."""
+    """Return the mask of rows, bool [rows], whose lists have a wrong value.
+
+    Args:
+        lengths: length of each row's list, -1 for a null.
+        wrong: mask of the flattened values.
+    """
     found = np.zeros(len(lengths), bool)
     places = np.flatnonzero(wrong)
     if len(places):

@@ -1,4 +1,4 @@
-"""Finished rows -> a shard on disk, written whole or not at all, and its entry in the manifest."""
+"""Finished rows -> a shard on disk, written atomically, and its entry in the manifest."""
 
 import hashlib
 import os
@@ -21,12 +21,12 @@ _LISTS = [
 
 
 def write_shard(table: pa.Table, path: Path) -> None:
-    """Write a finished shard, unless another job has just written the very same.
+    """Write a finished shard, unless another job has just written the same one.
 
-    Its file may be sealed by now, and another engine's numbers need not be the same to the bit.
+    The other job's file can be sealed already, and two engines need not agree to the bit.
     """
-    # Measured on real pairs: bytes of one significance side by side, and no dictionary, are written
-    # 2.3 times as fast as Parquet's default, read twice as fast, and take 0.7 times the room.
+    # Measured on real pairs, against Parquet's defaults: byte stream split without a dictionary
+    # writes 2.3 times as fast, reads twice as fast, and takes 0.7 times the space.
     with atomic_path(path, keep=lambda: _same_work(table, path)) as temporary:
         pq.write_table(
             table,
@@ -40,7 +40,7 @@ def write_shard(table: pa.Table, path: Path) -> None:
 
 
 def _same_work(table: pa.Table, path: Path) -> bool:
-    """Whether the file at `path` is a finished shard of the plan that `table` was made from."""
+    """Whether the file at `path` is a complete shard of the plan that `table` was made from."""
     ours, there = origin_of(table), read_origin(path)
     if ours is None or there is None:
         return False
@@ -51,7 +51,7 @@ def _same_work(table: pa.Table, path: Path) -> bool:
 
 
 def describe(path: Path, *, rows: int, tokens: int) -> Shard:
-    """The manifest's entry for the file at `path`."""
+    """Return the manifest's entry for the file at `path`."""
     with opened(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.seek(0, os.SEEK_END)

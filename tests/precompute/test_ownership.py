@@ -183,7 +183,7 @@ def test_rows_that_were_never_sealed_stay_unless_the_user_says_otherwise(
     run_precompute(shorter, console)
     assert shards.items() <= remembered(settings.cache).items()
     rows = sum(pq.read_metadata(settings.cache / name).num_rows for name in shards)
-    said = f"{len(shards)} shards ({rows} rows) of other inputs, whose cache was never sealed, stay"
+    said = f"the folder also has {len(shards)} shards ({rows} rows) of an unsealed cache"
     assert any(said in line for line in console.said), console.said
     with monkeypatch.context() as patch:  # the first command still finds all it made
         no_engine(patch)

@@ -222,12 +222,12 @@ def test_the_summary_counts_reasons_and_shows_the_first_row(tmp_path):
         add = functools.partial(quarantine.add, source_row=3, file="a.jsonl", line=4, row="{")
         add(RowFault(Reason.BROKEN_JSON, None, "no end"))
         assert quarantine.summary() == (
-            "1 row set aside (broken_json 1); first: a.jsonl, line 4: no end"
+            "1 row quarantined (broken_json 1); first: a.jsonl, line 4: no end"
         )
         for _ in range(2):
             add(RowFault(Reason.EMPTY_PROMPT, "prompt", "nothing"))
     assert quarantine.summary() == (
-        "3 rows set aside (empty_prompt 2, broken_json 1); first: a.jsonl, line 4: no end"
+        "3 rows quarantined (empty_prompt 2, broken_json 1); first: a.jsonl, line 4: no end"
     )
 
 

@@ -70,12 +70,12 @@ def test_a_file_that_is_gone_or_short_is_named(copy, console, pattern, change):
     [
         (lambda t: t.slice(1), "rows, not"),
         (lambda t: t.drop_columns(["confidence"]), "columns are not those of a shard"),
-        (lambda t: _put(t, "ref_chosen_logp_sum", lambda v: v + 0.5), "a sum is not that"),
-        (lambda t: _put(t, "ref_rejected_logps", lambda v: v[:-1]), "not one log-prob for each"),
+        (lambda t: _put(t, "ref_chosen_logp_sum", lambda v: v + 0.5), "not the sum of"),
+        (lambda t: _put(t, "ref_rejected_logps", lambda v: v[:-1]), "one log-prob per token"),
         (lambda t: _put(t, "ref_rejected_logps", lambda v: [0.5, *v[1:]]), "above 0"),
         (lambda t: _put(t, "ref_chosen_logps", lambda v: [float("nan"), *v[1:]]), "not finite"),
         (lambda t: _put(t, "row_id", lambda v: v[:5] + "x" + v[6:]), "00000"),
-        (lambda t: _put(t, "row_id", lambda v: "0" * 32), "more than once"),
+        (lambda t: _put(t, "row_id", lambda v: "0" * 32), "row_id is the same as in"),
     ],
 )
 def test_a_shard_with_a_good_checksum_but_wrong_content_is_found(cache, tmp_path, change, expected):

@@ -177,5 +177,5 @@ def test_list_columns_survive_both_ways():
         if part is not None:
             np.testing.assert_array_equal(found, part)
     assert list_column([None, None], type_).to_pylist() == [None, None]
-    with pytest.raises(TypeError, match="3 values that are no int32"):
+    with pytest.raises(TypeError, match="3 values that are not int32"):
         list_column([np.array([1, 2, 3], np.int64)], type_)
