@@ -177,7 +177,7 @@ def test_columns_of_no_known_form_are_listed_with_what_is_known(columns):
     assert detect(set(columns.split())) is None
     message = str(no_form(set(columns.split()), "a.csv"))
     assert message.startswith(
-        f"a.csv: the columns {', '.join(sorted(columns.split())) or '(none)'} make no known"
+        f"a.csv: the columns {', '.join(sorted(columns.split())) or '(none)'} match no input form"
     )
     assert "prompt+chosen+rejected" in message
     assert "--columns prompt=question" in message

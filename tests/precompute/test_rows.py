@@ -103,7 +103,7 @@ def test_rows_set_aside_keep_their_place_reason_and_text(load, lines):
             "line": 6,
             "reason": "invalid_utf8",
             "field": "prompt",
-            "detail": "'prompt' holds half a surrogate pair: surrogates not allowed",
+            "detail": "'prompt' has half a surrogate pair: surrogates not allowed",
             "row": '{"prompt": "\\ud800", "chosen": " 4", "rejected": " 5"}',
         },
     ]
@@ -183,13 +183,15 @@ def test_a_row_without_the_mapped_column_does_not_fall_back_on_another(load, lin
     ("rows", "columns", "expected"),
     [
         ([LABELLED], MAPPING | {"rejected": "worse"},
-         "--columns rejected=worse: there is no column 'worse'; there are bad, good, question."),
-        ([LABELLED], {"promt": "question"}, "--columns promt=question: 'promt' is no standard "
-         "name; those are chosen, chosen_rating,"),
+         "--columns rejected=worse: there is no column 'worse'. The columns are bad, good, "
+         "question."),
+        ([LABELLED], {"promt": "question"}, "--columns promt=question: 'promt' is not a standard "
+         "name. Use one of chosen, chosen_rating,"),
         ([LABELLED], {"prompt": "question"},
-         "the columns bad, good, question make no known input form. Known: prompt+chosen+rejected"),
-        ([{"text": "a", "id": 1}], {}, "the columns id, text make no known input form."),
-        ([{}], {}, "the columns (none) make no known input form."),
+         "the columns bad, good, question match no input form. The forms are prompt+chosen+"
+         "rejected"),
+        ([{"text": "a", "id": 1}], {}, "the columns id, text match no input form."),
+        ([{}], {}, "the columns (none) match no input form."),
         ([], {}, "the data set is empty. Check --data and --split."),
         (["", " "], {}, "the data set is empty."),
         (["{", "["], {}, "none of the first 2 rows can be read; line 1: broken JSON: Expecting "

@@ -1,6 +1,7 @@
-"""What of a file is in memory at a time: bounded, whoever made the file.
+"""Reading untrusted data files in bounded memory.
 
-A compressed file of a megabyte can hold a line of a gigabyte; so can a row group of Parquet.
+A compressed file of one megabyte can contain a line of one gigabyte, and so can a Parquet row
+group. Files that expand too far are rejected.
 """
 
 import gzip
@@ -11,16 +12,16 @@ from typing import IO
 from reflogp.data_schemas.errors import InputError
 
 _LONGEST_LINE = 64 << 20  # bytes; a thousand times the longest conversations
-_LARGE = 256 << 20  # bytes; what is smaller may be compressed as well as it likes
-_FOLD = 100  # text is compressed three- to tenfold, tables of numbers perhaps fiftyfold
+_LARGE = 256 << 20  # bytes; below this, any compression ratio is allowed
+_FOLD = 100  # compression ratios are 3 to 10 for text, perhaps 50 for tables of numbers
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, which may be compressed with gzip.
+    """Yield the lines of a file, which can be compressed with gzip.
 
     Raises:
-        InputError: a line is longer than any row can be.
-        OSError, EOFError, zlib.error: it cannot be read.
+        InputError: a line is longer than 64 MiB, or the file expands too far.
+        OSError, EOFError, zlib.error: the file cannot be read.
     """
     most = _most(path)
     with _open(path) as file:
@@ -29,19 +30,19 @@ def lines(path: Path) -> Iterator[bytes]:
             number, read = number + 1, read + len(line)
             if len(line) > _LONGEST_LINE:
                 raise InputError(
-                    f"{path}: line {number} is longer than {_LONGEST_LINE >> 20} MiB, which no "
-                    "row is. Save the rows as JSONL, each in a line of its own."
+                    f"{path}: line {number} is longer than {_LONGEST_LINE >> 20} MiB, too long for "
+                    "a row. Save the rows as JSONL, one row per line."
                 )
             _require(path, read, most)
             yield line
 
 
 def content(path: Path) -> bytes:
-    """All of a file, which may be compressed with gzip.
+    """Return the content of a file, which can be compressed with gzip.
 
     Raises:
-        InputError: it expands far beyond what text does.
-        OSError, EOFError, zlib.error: it cannot be read.
+        InputError: the file expands too far.
+        OSError, EOFError, zlib.error: the file cannot be read.
     """
     parts, read, most = [], 0, _most(path)
     with _open(path) as file:
@@ -53,11 +54,11 @@ def content(path: Path) -> bytes:
 
 
 def require_row_groups(path: Path) -> None:
-    """Refuse a Parquet file whose row groups expand far beyond what text does.
+    """Check that the row groups of a Parquet file do not expand too far.
 
     Raises:
-        InputError: so it is.
-        pyarrow.ArrowException, OSError: it cannot be read.
+        InputError: they do.
+        pyarrow.ArrowException, OSError: the file cannot be read.
     """
     import pyarrow.parquet as pq
 
@@ -69,15 +70,15 @@ def require_row_groups(path: Path) -> None:
 
 
 def _most(path: Path) -> int:
-    """How many bytes may come out of a file."""
+    """Return the largest size that a file can expand to, in bytes."""
     return max(_LARGE, _FOLD * path.stat().st_size)
 
 
 def _require(path: Path, size: int, most: int) -> None:
     if size > most:
         raise InputError(
-            f"{path}: it expands to more than {_FOLD} times its size, which no text does. Save it "
-            "without compression if that is right."
+            f"{path}: it expands to more than {_FOLD} times its size, which text never does. If "
+            "the content is correct, save it without compression."
         )
 
 

@@ -1,15 +1,15 @@
-"""Which columns of the data mean what, which are not used, and which must not be ignored.
+"""The use of each column: what it means, whether it is used, and whether it can be ignored.
 
-Nothing that may belong to a prompt is dropped without a word. Three kinds of columns are refused
-where a row has something in them that would not reach the model:
+Text that can belong to a prompt is never dropped silently. A row is an error if it has text that
+would not reach the model in one of three kinds of columns:
 
-- a system text beside a prompt that is text, where there is no system turn to put it in;
-- a known name of a prompt (question, input, context, ...) beside the column that is the prompt;
-- any text beside whole texts, whose prompt would be guessed from their common beginning. Columns
-  whose name or content says that they describe the row (an id, a score, a source, a language, one
-  word) are not such a text. Transcripts mark their turns, so there is nothing to guess.
+- a system text next to a plain-text prompt, which has no system turn to put it in;
+- a column with a common name for prompts (question, input, context, ...) next to the prompt column;
+- any text next to whole texts, whose prompt would be guessed from their common beginning. Columns
+  whose name or content shows that they describe the row (an id, a score, a source, a language, a
+  single word) are exempt. Transcripts mark their turns, so nothing is guessed.
 
-`--columns prompt=a+b` joins columns, and `--ignore a` says that a column may be dropped.
+`--columns prompt=a+b` joins columns, and `--ignore a` allows dropping a column.
 """
 
 import re
@@ -36,7 +36,7 @@ _KNOWN = {"prompt", "history", *PROMPT_NAMES, *_SYSTEM_NAMES}
 UNSUPPORTED = {"tools", "functions", "image", "images", "audio", "audios", "video", "videos",
                "documents", "chat_template_kwargs", "reasoning_content", "thinking",
                "tool_calls"}  # fmt: skip
-# Words in a column's name that say that it describes the row.
+# Words in the name of a column that describes the row.
 _ABOUT = re.compile(
     "ids?|u?uid|idx|index|key|hash|md5|sha|url|link|path|file(name)?|source|origin|dataset|subset|"
     "split|fold|lang(uage)?|locale|country|categor(y|ies)|topics?|tags?|labels?|type|kind|domain|"
@@ -48,11 +48,11 @@ _ABOUT = re.compile(
 _WORDS_OF_NAME = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 _SEVERAL_WORDS = re.compile(r"\S\s+\S|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{3}")
 _JOINED = "+"
-_MOST_NAMES, _MOST_TOLD = 10_000, 100  # columns; where each row has names of its own
+_MOST_NAMES, _MOST_TOLD = 10_000, 100  # columns; in some data, every row has new names
 
 
 class ColumnUse:
-    """The columns of one source under the rules of a configuration."""
+    """The use of the columns of one source, under a configuration."""
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
@@ -61,18 +61,18 @@ class ColumnUse:
         self._with_messages = False
 
     def require(self, there: set[str]) -> None:
-        """Refuse options that name columns which are not `there`.
+        """Check that every column named by an option exists in `there`.
 
         Raises:
-            InputError: so it is, or --columns gives a column no standard name.
+            InputError: a column is missing, or --columns uses a name that is not standard.
         """
         named = [("--keep", name, name) for name in self._config.keep]
         named += [("--ignore", name, name) for name in self._config.ignore]
         for new, old in self._config.columns.items():
             if new not in STANDARD_NAMES:
                 raise InputError(
-                    f"{self._config.data}: --columns {new}={old}: {new!r} is no standard name; "
-                    f"those are {', '.join(sorted(STANDARD_NAMES))}."
+                    f"{self._config.data}: --columns {new}={old}: {new!r} is not a standard name. "
+                    f"Use one of {', '.join(sorted(STANDARD_NAMES))}."
                 )
             if old in there:
                 self._sources[new] = [old]  # a plus sign can be part of a name
@@ -80,19 +80,19 @@ class ColumnUse:
         for option, value, name in named:
             if name not in there:
                 raise InputError(
-                    f"{self._config.data}: {option} {value}: there is no column {name!r}; there "
-                    f"are {', '.join(sorted(there))}."
+                    f"{self._config.data}: {option} {value}: there is no column {name!r}. The "
+                    f"columns are {', '.join(sorted(there))}."
                 )
 
     def all_named(self, there: set[str]) -> bool:
-        """Whether each column that options name is `there`."""
+        """Whether every column named by an option exists in `there`."""
         named = {*self._config.keep, *self._config.ignore}
         for old in self._config.columns.values():
             named.update([old] if old in there else old.split(_JOINED))
         return named <= there
 
     def see(self, row: Mapping[str, Any]) -> bool:
-        """Note the columns of `row`; whether some are new that can make it another form."""
+        """Record the columns of `row`; return whether a new one can change the input form."""
         if self._names.issuperset(row):
             return False
         new = set(row) - self._names
@@ -102,14 +102,14 @@ class ColumnUse:
         return bool(matters)
 
     def standard_names(self) -> set[str]:
-        """All columns seen so far, under their standard names."""
+        """Return all columns seen so far, under their standard names."""
         return set(self.standard(dict.fromkeys(self._names, "")))
 
     def standard(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """`row` with the user's columns under their standard names, without what is ignored.
+        """Return `row` with columns under their standard names and without ignored ones.
 
         Raises:
-            RowFault: columns are to be joined that are not text.
+            RowFault: --columns joins columns that are not text.
         """
         if not self._sources and not self._config.ignore:
             return dict(row)
@@ -122,29 +122,29 @@ class ColumnUse:
         return kept
 
     def require_supported(self, row: Mapping[str, Any]) -> None:
-        """Refuse a row that has what cannot be shown to the model yet.
+        """Check that a row has no content that cannot be shown to the model yet.
 
         Raises:
-            RowFault: so it is.
+            RowFault: the row has tools, images or the like.
         """
         for name in sorted(UNSUPPORTED.intersection(row)):
             try:
                 empty = _is_empty(row[name])
-            except RecursionError:  # nested a thousand times
+            except RecursionError:  # about a thousand levels of nesting
                 empty = False
             if not empty:
                 raise RowFault(
                     Reason.UNSUPPORTED,
                     name,
-                    f"the column {name!r} is not supported yet, so the model would see another "
-                    f"prompt; --ignore {name} uses such rows without it",
+                    f"the column {name!r} is not supported yet, so the model would see a "
+                    f"different prompt; --ignore {name} uses such rows without it",
                 )
 
     def require_some_supported(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse a source of whose first rows none is supported.
+        """Check that at least one of the first rows of a source is supported.
 
         Raises:
-            InputError: so it is.
+            InputError: none is.
         """
         faults = []
         for row in rows:
@@ -153,13 +153,13 @@ class ColumnUse:
             except RowFault as fault:
                 faults.append(fault)
         if rows and len(faults) == len(rows):
-            raise InputError(f"{self._config.data}: in each of the first rows, {faults[0].detail}.")
+            raise InputError(f"{self._config.data}: in all of the first rows, {faults[0].detail}.")
 
     def require_prompt_known(self, row: Mapping[str, Any], form: Form, where: str) -> None:
-        """Refuse whole texts beside a column that may be their prompt.
+        """Check that no other column of a row of whole texts can be their prompt.
 
         Raises:
-            InputError: so it is.
+            InputError: one can.
         """
         if form.name != "chosen+rejected":
             return
@@ -185,18 +185,18 @@ class ColumnUse:
             more.append(f"--columns prompt={system}{_JOINED}{names[0]} with the system text first")
         return (
             f"{where}: there is no column 'prompt', and chosen and rejected are whole texts, but "
-            f"there is text in {name!r} too. If it is the prompt, name it: {', or '.join(more)}. "
-            f"If chosen and rejected begin with the prompt, give --ignore "
+            f"{name!r} has text too. If it is the prompt, name it: {', or '.join(more)}. If chosen "
+            f"and rejected begin with the prompt, give --ignore "
             f"{','.join([*names, *([system] if system else [])])}."
         )
 
     def require_all_used(
         self, row: Mapping[str, Any], preference: Preference, form: Form, where: str
     ) -> None:
-        """Refuse a row with text that may belong to its prompt, and is not in it.
+        """Check that all text of a row that can belong to its prompt is in the prompt.
 
         Raises:
-            InputError: so it is.
+            InputError: some of it is not.
         """
         prompt = text(preference.prompt)
         raw = isinstance(preference.prompt, str)
@@ -206,9 +206,9 @@ class ColumnUse:
             source = self._source("system")
             way = f"--columns prompt={source}{_JOINED}{own} to put it first, or "
             raise InputError(
-                f"{where}: there is text in {source!r}, but the prompt is text as well and has no "
-                f"system turn. Give {way * (form.columns[0] == 'prompt')}--ignore {source} to "
-                "leave it out."
+                f"{where}: {source!r} has text, but the prompt is plain text without a system "
+                f"turn. Give {way * (form.columns[0] == 'prompt')}--ignore {source} to leave it "
+                "out."
             )
         for name in _KNOWN.intersection(row).difference(form.columns):
             said = _text_of(row[name])
@@ -218,12 +218,12 @@ class ColumnUse:
                 if not raw or form.columns[0] != "prompt":
                     way = f"--columns system={name}, or " * (name in _SYSTEM_NAMES and not raw)
                 raise InputError(
-                    f"{where}: there is text in {name!r} that may belong to the prompt, but it is "
-                    f"not used. Give {way}--ignore {name} to leave it out."
+                    f"{where}: {name!r} has text that may belong to the prompt, but it is not "
+                    f"used. Give {way}--ignore {name} to leave it out."
                 )
 
     def record(self, form: Form) -> Columns:
-        """What became of each column that was seen."""
+        """Return the use of each column seen so far."""
         standard = self.standard_names()
         wanted = [*form.columns, *["system"] * self._with_messages]
         scores = [("confidence",), *SCORES]
@@ -240,7 +240,7 @@ class ColumnUse:
         )
 
     def _source(self, standard: str) -> str:
-        """The user's name of a column with a standard name."""
+        """Return the user's name of a column with a standard name."""
         return _JOINED.join(self._sources.get(standard, [standard]))
 
 
@@ -253,12 +253,12 @@ def _joined(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _printable(name: str) -> str:
-    """A name that can be written as UTF-8."""
+    """Make a name valid UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _may_be_prompt(name: str, value: Any) -> bool:
-    """Whether a column of this name can be the prompt, by its name and one of its values."""
+    """Whether a column can be the prompt, judging by its name and one of its values."""
     if any(_ABOUT.fullmatch(word.lower()) for word in _WORDS_OF_NAME.findall(name)):
         return False
     if isinstance(value, str):
@@ -267,7 +267,7 @@ def _may_be_prompt(name: str, value: Any) -> bool:
 
 
 def _text_of(value: Any) -> str:
-    """A text, or what messages say, without white space around it."""
+    """Return a text, or the content of messages, without surrounding white space."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, list) and looks_like_messages(value):
@@ -276,11 +276,11 @@ def _text_of(value: Any) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether nothing is there: Arrow writes nulls for what a row does not have."""
+    """Whether a value is empty. Arrow writes nulls for fields that a row lacks."""
     if isinstance(value, Mapping):
         return all(map(_is_empty, value.values()))
     if isinstance(value, list):
         return all(map(_is_empty, value))
     if isinstance(value, str):
         return value.strip() in {"", "[]", "{}", "null", "None"}
-    return value is None or value != value  # the latter: NaN, an empty cell
+    return value is None or value != value  # NaN, an empty cell, differs from itself

@@ -1,4 +1,4 @@
-"""One field of a raw row: whether it is there, as text, and as a score."""
+"""One field of a raw row: whether it is present, its value as text, and as a score."""
 
 import json
 import math
@@ -13,7 +13,11 @@ SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")
 
 
 def present(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a field that must be there."""
+    """Return the value of a required field.
+
+    Raises:
+        RowFault: the field is missing or null.
+    """
     if name not in row:
         raise RowFault(Reason.MISSING_FIELD, name, f"the field {name!r} is missing")
     value = row[name]
@@ -23,7 +27,7 @@ def present(row: Mapping[str, Any], name: str) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """Any value as text, which is none of ours to judge; None where there is none."""
+    """Return any value as text, without judging it; None for null."""
     if value is None or (isinstance(value, float) and math.isnan(value)):  # an empty CSV cell
         return None
     plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -31,10 +35,10 @@ def as_text(value: Any) -> str | None:
 
 
 def confidence(row: Mapping[str, Any]) -> float | None:
-    """The confidence of a pair, or chosen minus rejected score; None where it has neither.
+    """Return the confidence of a pair, or its chosen minus rejected score, or None.
 
     Raises:
-        RowFault: what stands there is not a number.
+        RowFault: the value is not a number.
     """
     if "confidence" in row:
         return _number(row, "confidence")

@@ -1,7 +1,7 @@
-"""Labels of unpaired rows -> good or bad, by one convention for the whole file.
+"""Labels of unpaired rows -> good or bad, by one convention for the whole source.
 
-A label is 1 or 0, true or false, or one of the words below. -1 is bad in a file whose labels are 1
-and -1; where there is a 0 as well, -1 says "no label" in some data sets, and nobody can tell.
+A label is 1 or 0, true or false, or one of the words below. If the labels are 1 and -1, then -1 is
+bad. If 0 occurs too, -1 is ambiguous, because in some data sets it means "no label".
 """
 
 import math
@@ -23,10 +23,10 @@ _NAMES = {True: "good", False: "bad"}
 
 
 class Labels:
-    """The labels of one source, and what became of the rows of each kind."""
+    """The labels of one source, with counts of the rows read and used of each kind."""
 
     def __init__(self, where: str, first: Iterable[Mapping[str, Any]]) -> None:
-        """Look at the first rows, so that a -1 before the first 0 is not misread."""
+        """Search the first rows for a 0, which decides how an earlier -1 is read."""
         self._where = where
         self._zero = any(_number(row.get("label")) == 0 for row in first)
         self._minus = False
@@ -35,19 +35,19 @@ class Labels:
         self._unread = 0
 
     def read(self, row: Mapping[str, Any]) -> bool:
-        """Whether the response of `row` is a good one.
+        """Return whether the response of `row` is good.
 
         Raises:
-            RowFault: the label is missing, null or none of the known ones.
-            InputError: a 0 comes after a -1 that was taken for bad.
+            RowFault: the label is missing, null or unknown.
+            InputError: the labels have both 0 and -1.
         """
         number = _number(row.get("label"))
         self._zero = self._zero or number == 0
         self._minus = self._minus or (number == -1 and not self._zero)
         if self._zero and self._minus:
             raise InputError(
-                f"{self._where}: the labels hold 1, 0 and -1, so nobody can tell what -1 means. "
-                "Write true and false for them, and leave out rows without a label."
+                f"{self._where}: the labels are 1, 0 and -1, so the meaning of -1 is ambiguous. "
+                "Use true and false as labels, and leave out rows without a label."
             )
         try:
             good = False if number == -1 and self._minus else is_good(row)
@@ -62,28 +62,28 @@ class Labels:
         self._used[good] += 1
 
     def require_both(self) -> None:
-        """Refuse a source that lost all its good, or all its bad rows.
+        """Check that a source has not lost all its good rows or all its bad ones.
 
         Raises:
-            InputError: so it is.
+            InputError: it has.
         """
         for good, name in _NAMES.items():
             lost = self._read[good] + self._unread
             if self._used[not good] and not self._used[good] and lost:
                 raise InputError(
-                    f"{self._where}: no {name} response is left: each of the "
-                    f"{self._used[not good]:,} rows that can be used has a {_NAMES[not good]} "
-                    f"one, {self._read[good]:,} rows with a {name} label are quarantined, and "
-                    f"{self._unread:,} rows have a label that cannot be read. Labels are true and "
-                    "false, or 1 and 0, or 1 and -1. Fix them, or what is wrong with those rows."
+                    f"{self._where}: no {name} response is left: all {self._used[not good]:,} "
+                    f"usable rows have a {_NAMES[not good]} label, {self._read[good]:,} rows with "
+                    f"a {name} label are quarantined, and {self._unread:,} rows have a label that "
+                    "cannot be read. Labels are true and false, 1 and 0, or 1 and -1. Fix the "
+                    "labels, or the quarantined rows."
                 )
 
 
 def is_good(row: Mapping[str, Any]) -> bool:
-    """Whether the response of `row` is a good one, by its label alone.
+    """Return whether the response of `row` is good, by its label alone.
 
     Raises:
-        RowFault: the label is missing, null or none of the known ones.
+        RowFault: the label is missing, null or unknown.
     """
     value = present(row, "label")
     number = _number(value)
@@ -93,7 +93,7 @@ def is_good(row: Mapping[str, Any]) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """A label as a number, where it is or says one."""
+    """Return a label as a number, or None if it is not one and is no known word."""
     if isinstance(value, bool | int | float):
         return float(value) if abs(value) < 2**53 else math.inf
     if not isinstance(value, str):

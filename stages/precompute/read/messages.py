@@ -1,8 +1,8 @@
-"""A field of a raw row -> text or messages with `role` and `content`, whatever its data calls them.
+"""A field of a raw row -> text, or messages with standard `role` and `content` keys.
 
-Messages come as lists, as a single object, and as text that holds either of them: JSON, or what
-Python prints, as tables that pandas saved hold. Names of roles are made one. A null inside a
-message means that the key is not there: Arrow gives every object of a column the keys of all.
+Messages can be a list, a single object, or text that contains either: JSON, or a Python literal as
+in tables saved by pandas. Role names are standardized. A null inside a message counts as a missing
+key, because Arrow gives every object of a column the keys of all the others.
 """
 
 import ast
@@ -25,16 +25,16 @@ _ROLES = {
 }  # fmt: skip
 _STANDARD = {"system", "user", "assistant", "tool"}
 _ROLE, _CONTENT = ("role", "from"), ("content", "value")
-# How a text begins that holds messages and nothing else.
+# The beginning of a text that contains only messages.
 _BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*(['"])(?:role|from|content|value)\1\s*:""")
-_LONGEST_LITERAL = 1 << 20  # characters; Python's parser takes a hundred bytes for each
+_LONGEST_LITERAL = 1 << 20  # characters; Python's parser takes a hundred bytes per character
 
 
 def content(row: Mapping[str, Any], name: str) -> Content:
-    """The field `name` of `row` as text or as messages.
+    """Return the field `name` of `row` as text or as messages.
 
     Raises:
-        RowFault: it is missing, null or of another type, or a message in it cannot be used.
+        RowFault: the field is missing, null or of another type, or one of its messages is invalid.
     """
     value = present(row, name)
     if isinstance(value, str):
@@ -54,18 +54,18 @@ def content(row: Mapping[str, Any], name: str) -> Content:
 
 
 def text(content: Content) -> str:
-    """All that is said in `content`."""
+    """Return the text of `content`: all its messages joined."""
     return content if isinstance(content, str) else "".join(m["content"] for m in content)
 
 
 def is_empty(content: Content) -> bool:
-    """Whether `content` says nothing and calls no tool."""
+    """Whether `content` has no text and no tool call."""
     calls = not isinstance(content, str) and any(m.get("tool_calls") for m in content)
     return not calls and not text(content).strip()
 
 
 def looks_like_messages(value: Any) -> bool:
-    """Whether a field holds messages, as a list, as an object or as text."""
+    """Whether a field contains messages, as a list, an object or text."""
     if isinstance(value, str):
         return _BEGINS.match(value) is not None
     turns = [value] if isinstance(value, Mapping) else value
@@ -73,22 +73,26 @@ def looks_like_messages(value: Any) -> bool:
 
 
 def same_turns(left: list[Message], right: list[Message]) -> bool:
-    """Whether two conversations say the same; ids, ratings and the like do not count."""
+    """Whether two conversations have the same content, ignoring ids, ratings and the like."""
     return list(map(_turn, left)) == list(map(_turn, right))
 
 
 def require_unicode(field: str, content: Content | None) -> None:
-    """A JSON escape can smuggle in half a surrogate pair, which no tokenizer takes."""
+    """Check that `content` is valid Unicode: a JSON escape can encode half a surrogate pair.
+
+    Raises:
+        RowFault: the text has half a surrogate pair, which tokenizers reject.
+    """
     try:
         text(content or "").encode("utf-8")
     except UnicodeEncodeError as error:
         raise RowFault(
-            Reason.INVALID_UTF8, field, f"{field!r} holds half a surrogate pair: {error.reason}"
+            Reason.INVALID_UTF8, field, f"{field!r} has half a surrogate pair: {error.reason}"
         ) from error
 
 
 def _messages_in(field: str, value: str) -> Any:
-    """What a text that holds messages holds; None where it is text and no more."""
+    """Parse the messages in a text; None if it is plain text."""
     if _BEGINS.match(value) is None:
         return None
     for parse in (json.loads, _literal):
@@ -122,7 +126,7 @@ def _is_turn(message: Any) -> bool:
 
 def _turn(message: Message) -> tuple[Any, ...]:
     calls = message.get("tool_calls")
-    if isinstance(calls, list):  # a call has an id of its own beside its function
+    if isinstance(calls, list):  # a call's id does not count, only its function
         calls = [call.get("function", call) if isinstance(call, dict) else call for call in calls]
     return message["role"], message["content"], calls
 
@@ -130,12 +134,14 @@ def _turn(message: Message) -> tuple[Any, ...]:
 def _message(field: str, position: int, message: Any) -> Message:
     where = f"message {position} of {field!r}"
     if not isinstance(message, Mapping):
-        raise RowFault(Reason.BAD_MESSAGES, field, f"{where} is no object with role and content")
+        raise RowFault(
+            Reason.BAD_MESSAGES, field, f"{where} is not an object with role and content"
+        )
     message = without_nulls(message)
     role = next((message[name] for name in _ROLE if name in message), None)
     content = next((message[name] for name in _CONTENT if name in message), None)
     if content is None and message.get("tool_calls"):
-        content = ""  # an assistant's turn that only calls a tool
+        content = ""  # an assistant turn that only calls a tool
     if isinstance(content, list):
         kinds = {str(part.get("type")) for part in content if isinstance(part, Mapping)}
         raise RowFault(
@@ -146,20 +152,20 @@ def _message(field: str, position: int, message: Any) -> Message:
         )
     if not isinstance(role, str) or not isinstance(content, str):
         raise RowFault(Reason.BAD_MESSAGES, field, f"{where} needs text for role and content")
-    # Keys such as tool_calls and name matter to templates.
+    # templates use other keys, such as tool_calls and name
     extra = {key: value for key, value in message.items() if key not in {*_ROLE, *_CONTENT}}
     return {"role": _role(role), "content": content, **extra}
 
 
 def _role(name: str) -> str:
-    """The standard name of a role; another role keeps its name as it is."""
+    """Return the standard name of a role; unknown roles keep their name."""
     plain = name.strip().lower()
     plain = _ROLES.get(plain, plain)
     return plain if plain in _STANDARD else name
 
 
 def without_nulls(value: Any) -> Any:
-    """`value` without the keys of its objects, at any depth, whose value is null."""
+    """Return `value` without keys whose value is null, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):

@@ -1,12 +1,12 @@
-"""Raw rows -> preferences: one shape for every input form.
+"""Raw rows -> preferences: one type for every input form.
 
-A preference is a prompt and one or two responses, each either raw text or chat messages. The form
-is detected from the columns of the first rows that have a known one; the reader of each form says
+A preference is a prompt and one or two responses, each either plain text or chat messages. The
+input form is detected from the columns of the first rows. Each form has a reader, which reports
 exactly what is wrong with a row that does not fit.
 
-The prompt of a pair must be one and the same: DPO compares two responses to one question. Where two
-conversations differ before their last turn, the row is set aside; TRL would take everything after
-the common beginning as the response, later questions of the user included.
+DPO compares two responses to the same prompt. A row whose two conversations differ before their
+last turn is therefore quarantined; TRL would treat everything after their common beginning as the
+response, including later questions of the user.
 """
 
 import math
@@ -31,10 +31,10 @@ from reflogp.stages.precompute.read.whole_texts import split_texts
 
 _CONVERSATION = ("messages", "conversations", "conversation")
 PROMPT_NAMES = ("question", "instruction", "query", "input", "context")
-"""Common names of a prompt's column. They are proposed, never assumed."""
+"""Common names of prompt columns. Messages suggest them, but no code assumes them."""
 _SINGLE = {"prompt", "chosen", "rejected", "completion", "label", "system", "confidence"}
 STANDARD_NAMES = _SINGLE.union(_CONVERSATION, *fields.SCORES)
-"""The names that mean something here, and that --columns can give to other columns."""
+"""The standard column names, which --columns can give to other columns."""
 FORMS_HELP = (
     "prompt+chosen+rejected, chosen+rejected (whole texts or conversations), "
     "messages/conversations+chosen+rejected, prompt+completion+label, messages+label"
@@ -43,16 +43,16 @@ FORMS_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One normalized row. Unpaired, it has only `chosen` if its label is good, else `rejected`.
+    """One normalized row. An unpaired row has only `chosen` if its label is good, else `rejected`.
 
-    All of `prompt`, `chosen` and `rejected` are text, or all are lists of messages with `role` and
-    `content`; each response is one assistant turn.
+    `prompt`, `chosen` and `rejected` are either all text or all lists of messages with `role` and
+    `content`. Each response is one assistant turn.
 
     Attributes:
-        rejected_prompt: the messages before the rejected response, where their other keys (ids,
-            ratings, ...) differ from the prompt's; the chat template decides whether that makes
-            another prompt.
-        bad_score: what is wrong with its scores, where there are some that cannot be read.
+        rejected_prompt: the messages before the rejected response, if their other keys (ids,
+            ratings, ...) differ from the prompt's. The chat template decides whether the rendered
+            prompts differ too.
+        bad_score: the fault of an unreadable score, if the row has one.
     """
 
     source_row: int
@@ -78,7 +78,7 @@ Reader = Callable[[Mapping[str, Any]], _Parts]
 
 @dataclass(frozen=True)
 class Form:
-    """A detected input form and how its rows are read."""
+    """A detected input form and the reader of its rows."""
 
     name: str
     paired: bool
@@ -86,12 +86,12 @@ class Form:
 
     @property
     def columns(self) -> list[str]:
-        """The standard names of the columns that make it."""
+        """The standard names of its columns."""
         return self.name.split("+")
 
 
 def detect(columns: set[str]) -> Form | None:
-    """The input form that these columns make, or None where they make no known one."""
+    """Return the input form of these columns, or None if they match no form."""
     conversation = next((name for name in _CONVERSATION if name in columns), None)
     if {"chosen", "rejected"} <= columns:
         if "prompt" in columns:
@@ -110,26 +110,26 @@ def detect(columns: set[str]) -> Form | None:
 
 
 def no_form(columns: set[str], where: str) -> InputError:
-    """The error for columns that make no form."""
+    """Return the error for columns that match no input form."""
     question = next((name for name in PROMPT_NAMES if name in columns), None)
     example = "prompt=question,chosen=good,rejected=bad"
     if question and detect(columns | {"prompt"}):
         example = f"prompt={question}"
     return InputError(
-        f"{where}: the columns {', '.join(sorted(columns)) or '(none)'} make no known input form. "
-        f"Known: {FORMS_HELP}. Name yours with --columns, for example --columns {example}."
+        f"{where}: the columns {', '.join(sorted(columns)) or '(none)'} match no input form. The "
+        f"forms are {FORMS_HELP}. Map your columns with --columns, for example --columns {example}."
     )
 
 
 def normalize(row: Mapping[str, Any], form: Form, source_row: int) -> Preference:
-    """Read `row`, whose columns already have their standard names, as `form`.
+    """Read `row`, whose columns have their standard names, as `form`.
 
     Raises:
         RowFault: the row cannot be used.
     """
     parts = form.reader(row)
     if is_empty(parts.prompt):
-        alone = "; chosen and rejected hold only the response: name the prompt with --columns"
+        alone = "; chosen and rejected have only the response: name the prompt with --columns"
         why = f"the prompt is empty{alone * (form.name == 'chosen+rejected')}"
         raise RowFault(Reason.EMPTY_PROMPT, "prompt", why)
     for field, response in (("chosen", parts.chosen), ("rejected", parts.rejected)):
@@ -148,7 +148,7 @@ def normalize(row: Mapping[str, Any], form: Form, source_row: int) -> Preference
 
 
 def _score(row: Mapping[str, Any]) -> tuple[float | None, RowFault | None]:
-    """The confidence, and what is wrong with it: scores matter only to those who ask for them."""
+    """Return the confidence, or its fault, which matters only if --min-confidence is set."""
     try:
         return fields.confidence(row), None
     except RowFault as fault:
@@ -211,7 +211,7 @@ def _as_messages(content: Content, role: str) -> list[Message]:
 
 
 def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """ShareGPT data keeps the system message in a column of its own."""
+    """Put the text of the column `system` before `messages`; ShareGPT data have such a column."""
     system = row.get("system")
     if system is None or (isinstance(system, float) and math.isnan(system)):  # an empty CSV cell
         return messages
@@ -224,13 +224,13 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
         raise RowFault(
             Reason.BAD_MESSAGES,
             "system",
-            "the column 'system' and the system message differ; --ignore system takes the message",
+            "the column 'system' and the system message differ; --ignore system uses the message",
         )
     return [{"role": "system", "content": system}, *messages]
 
 
 def _after_prompt(prompt: list[Message], response: list[Message]) -> list[Message]:
-    """A response that is a whole conversation, less the prompt it begins with."""
+    """Return a response without the prompt, if it repeats the prompt at its beginning."""
     for beginning in (prompt, [m for m in prompt if m["role"] != "system"]):
         if beginning and same_turns(response[: len(beginning)], beginning):
             return response[len(beginning) :]
@@ -239,7 +239,7 @@ def _after_prompt(prompt: list[Message], response: list[Message]) -> list[Messag
 
 def _one_turn(field: str, messages: list[Message]) -> list[Message]:
     if not messages:
-        raise RowFault(Reason.EMPTY_RESPONSE, field, f"{field!r} holds no response")
+        raise RowFault(Reason.EMPTY_RESPONSE, field, f"{field!r} has no response")
     roles = [message["role"] for message in messages]
     if roles != ["assistant"]:
         raise RowFault(

@@ -1,9 +1,8 @@
-"""SOURCE -> raw rows, each with the file and line it came from.
+"""A data source -> raw rows, each with its file and line.
 
-CSV, Parquet, Arrow and hub data sets are read through `datasets`, streamed, one file after the
-other. JSON is parsed here, line by line: `datasets` infers one schema for a whole file, so that a
-single broken line, or one field of another type, would cost all the others. How much of a file is
-in memory at a time is bounded (bounded.py).
+`datasets` streams CSV, Parquet, Arrow and hub data sets, one file after another. JSON is parsed
+here, line by line: `datasets` infers one schema for a whole file, so one broken line, or one field
+of another type, would lose all the other rows. bounded.py limits how much of a file is in memory.
 """
 
 import codecs
@@ -27,13 +26,13 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _LINES = {".jsonl", ".ndjson"}
 _TEXT = {".json", *_LINES, *_SEPARATORS}
 SUFFIXES = sorted(_TEXT | {".parquet", ".arrow"})
-# What save_to_disk writes beside its Arrow files, and what map() caches there later.
+# Files that save_to_disk writes next to its Arrow files, and caches that map() adds later.
 _NO_ROWS = re.compile(r"(state|dataset_info|dataset_dict)\.json|cache-.*\.arrow")
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as it stands in the source, or the reason why it could not be read."""
+    """One unchanged row of the source, or the reason why it could not be read."""
 
     index: int
     file: str
@@ -44,7 +43,7 @@ class RawRow:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` names a hub data set: `owner/name`, and no such file or folder here."""
+    """Whether `source` names a hub data set: `owner/name`, with no local path of that name."""
     return (
         not Path(source).exists()
         and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
@@ -53,19 +52,19 @@ def is_hub_id(source: str) -> bool:
 
 
 def source_files(source: str, split: str = "train") -> list[Path]:
-    """The local files behind `source`, in the order in which they are read.
+    """Return the local files of `source`, in reading order.
 
-    Of a folder whose file names tell of splits (`train`, `test`, ...), only those of `split`.
+    If the file names in a folder contain splits (`train`, `test`, ...), only those of `split`.
 
     Raises:
-        InputError: there is no such file, its form is unknown, or the folder holds no such split.
+        InputError: the path does not exist, its type is unknown, or the folder has no such split.
     """
     path = Path(source)
     if path.is_file():
         if _suffix(path) not in SUFFIXES:
             raise InputError(
                 f"{path}: cannot read '{_suffix(path) or path.name}' files. Give one of "
-                f"{', '.join(SUFFIXES)} (those of text also as .gz), a folder of them, or a hub "
+                f"{', '.join(SUFFIXES)} (text formats also as .gz), a folder of them, or a hub "
                 "data set id."
             )
         return [path]
@@ -80,13 +79,13 @@ def source_files(source: str, split: str = "train") -> list[Path]:
 def read_source(
     source: str, split: str = "train", revision: str | None = None, config: str | None = None
 ) -> Iterator[RawRow]:
-    """All rows of `source`, in order; a row that cannot be read comes with its fault.
+    """Yield all rows of `source` in order. An unreadable row has a fault instead of data.
 
     Args:
         source: a file, a folder or a hub data set.
-        split: of a folder or a hub data set.
-        revision: commit, branch or tag of a hub data set; None: main.
-        config: configuration of a hub data set; None: its default.
+        split: split of a folder or a hub data set.
+        revision: commit, branch or tag of a hub data set; main if None.
+        config: configuration of a hub data set; its default if None.
 
     Raises:
         InputError: the source as a whole cannot be read.
@@ -98,7 +97,7 @@ def read_source(
     else:
         parts = [(str(path), _file_rows(path)) for path in source_files(source, split)]
     for name, rows in parts:
-        file = name.encode("utf-8", "backslashreplace").decode("utf-8")  # as it can be written
+        file = name.encode("utf-8", "backslashreplace").decode("utf-8")  # valid UTF-8
         for line, content in rows:
             if isinstance(content, dict):
                 yield RawRow(index, file, line, content)
@@ -111,7 +110,7 @@ _Content = dict[str, Any] | tuple[str, RowFault]
 
 
 def _suffix(path: Path) -> str:
-    """The suffix that tells what the file holds: `.json` of `a.json` and of `a.json.gz`."""
+    """Return the suffix of a file's format: `.json` for both `a.json` and `a.json.gz`."""
     suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
     return inner if suffix == ".gz" and inner in _TEXT else suffix
 
@@ -150,7 +149,7 @@ def _file_rows(path: Path) -> Iterable[tuple[int, _Content]]:
 
 
 def _named_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
-    """`_local_rows` of a file whose name may hold ::, which `datasets` takes for two URLs."""
+    """Read a file through a link if its name has ::, which `datasets` parses as two URLs."""
     if "::" not in str(path):
         yield from _local_rows(path, suffix)
         return
@@ -161,30 +160,30 @@ def _named_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
 
 
 def _local_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
-    """CSV, Parquet and Arrow through `datasets`."""
+    """Read CSV, Parquet and Arrow with `datasets`."""
     options: dict[str, Any] = {"data_files": glob.escape(str(path)), "split": "train"}
     try:
         if suffix in _SEPARATORS:
-            for _ in bounded.lines(path):  # pandas would take a line of any length
+            for _ in bounded.lines(path):  # pandas does not limit the length of a line
                 pass
             yield from _dataset_rows("csv", **options, **_csv_options(path, _SEPARATORS[suffix]))
         elif suffix == ".parquet":
             bounded.require_row_groups(path)
-            # by default a batch is the first row group, and a file without rows has none
+            # the default batch size is that of the first row group, which empty files lack
             yield from _dataset_rows("parquet", **options, batch_size=1_000)
         else:
             yield from _dataset_rows("arrow", **options)
     except InputError:
         raise
-    except Exception as error:  # datasets, pandas and Arrow raise all sorts of types
+    except Exception as error:  # datasets, pandas and Arrow raise many types
         raise _unreadable(path, error) from error
 
 
 def _csv_options(path: Path, separator: str) -> dict[str, Any]:
-    """Every cell is text as it stands: no 4 that becomes a number, no answer "None" a null.
+    """Return options that read every cell as text, so 4 stays a string and "None" is not a null.
 
-    pandas takes the first column for an index where the first row is longer than the header, and
-    shifts all others; reading that row as if there were no header refuses it.
+    If the first row is longer than the header, pandas uses the first column as an index and shifts
+    all others. Reading two rows without a header first makes that an error.
     """
     import pandas as pd
     from datasets import Features, Value
@@ -204,7 +203,7 @@ def _hub_rows(
 ) -> Iterator[tuple[int, _Content]]:
     try:
         yield from _dataset_rows(name, name=config, split=split, revision=revision)
-    except Exception as error:  # the hub, its client and every builder: all sorts of types
+    except Exception as error:  # the hub, its client and the builders raise many types
         raise InputError(
             f"hub data set {name}: cannot be read: {cause(error)}. Check the name, the network, "
             "--split and --data-config."
@@ -212,9 +211,9 @@ def _hub_rows(
 
 
 def _dataset_rows(builder: str, **options: Any) -> Iterator[tuple[int, _Content]]:
-    import datasets  # takes seconds to import, and JSON does without
+    import datasets  # takes seconds to import, and JSON does not need it
 
-    # It logs each error that it raises; ours is the one message.
+    # datasets logs each error that it raises, and users should see only ours
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     for line, row in enumerate(datasets.load_dataset(builder, streaming=True, **options), 1):
         yield line, dict(row)
@@ -225,12 +224,12 @@ def _json_lines(path: Path) -> Iterator[tuple[int, _Content]]:
         for number, line in enumerate(bounded.lines(path), 1):
             if line.strip():
                 yield number, _parse(line)
-    except (OSError, EOFError, zlib.error) as error:  # a gzip stream that was cut or is none
+    except (OSError, EOFError, zlib.error) as error:  # including a truncated or invalid gzip stream
         raise _unreadable(path, error) from error
 
 
 def _json_document(path: Path) -> Iterator[tuple[int, _Content]]:
-    """A JSON array of objects; a file of JSON lines that is only called .json is read as such."""
+    """Read a JSON array of objects. JSON lines in a .json file are read as lines."""
     try:
         content = bounded.content(path).removeprefix(codecs.BOM_UTF8)
         if not content.lstrip().startswith(b"["):
@@ -240,7 +239,7 @@ def _json_document(path: Path) -> Iterator[tuple[int, _Content]]:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON: {error}. Mend it, or save it as JSONL.") from error
+        raise InputError(f"{path}: broken JSON: {error}. Fix it, or save it as JSONL.") from error
     for number, row in enumerate(rows, 1):
         yield number, row if isinstance(row, dict) else _not_an_object(json.dumps(row))
 

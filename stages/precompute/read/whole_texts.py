@@ -1,9 +1,9 @@
-"""Two whole texts -> prompt, chosen and rejected: where the prompt ends that stands in neither.
+"""Two whole texts -> prompt, chosen and rejected. Neither text marks where the prompt ends.
 
-The prompt of transcripts is all up to the last assistant turn; that of other texts their common
-beginning, up to the last place in it where a word ends, so that a tokenizer sees whole words in
-both responses. Where a script has no spaces (Chinese, Japanese, Thai, ...), each of its characters
-ends a word, unless a mark that belongs to it comes next.
+The prompt of transcripts is everything up to the last assistant turn. The prompt of other texts is
+their common beginning, up to the last end of a word in it, so both responses start with a whole
+word. In scripts without spaces (Chinese, Japanese, Thai, ...), every character ends a word unless
+a combining mark follows.
 """
 
 import os
@@ -24,15 +24,15 @@ _JOINER = "\u200d"
 
 
 def is_transcript(chosen: str, rejected: str) -> bool:
-    """Whether both are dialogues whose turns are marked, as those of HH-RLHF."""
+    """Whether both texts are dialogues with marked turns, as in HH-RLHF."""
     return TURN in chosen and TURN in rejected
 
 
 def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected of two texts that begin with the prompt.
+    """Split two texts that begin with the same prompt into prompt, chosen and rejected.
 
     Raises:
-        RowFault: they do not, or a dialogue does not end with the assistant.
+        RowFault: the texts have no common prompt, or a dialogue does not end with the assistant.
     """
     if is_transcript(chosen, rejected):
         cut = _last_turn(chosen, rejected)
@@ -43,7 +43,7 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
                 Reason.EMPTY_PROMPT,
                 "chosen",
                 "there is no prompt: chosen and rejected do not begin with the same words; if "
-                "the prompt is a column of its own, name it: --columns prompt=NAME",
+                "another column is the prompt, name it: --columns prompt=NAME",
             )
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
@@ -57,17 +57,17 @@ def _last_turn(chosen: str, rejected: str) -> int:
     for field, response in (("chosen", chosen[cut:]), ("rejected", rejected[cut:])):
         if _USER_TURN in response:
             raise RowFault(
-                Reason.BAD_MESSAGES, field, f"the dialogue in {field!r} ends in a user's turn"
+                Reason.BAD_MESSAGES, field, f"the dialogue in {field!r} ends with a user turn"
             )
     return cut
 
 
 def _common_words(chosen: str, rejected: str) -> int:
-    """How many characters the words take with which both begin; 0 where there is none."""
+    """Return the length in characters of the words that both texts begin with, or 0."""
     common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - of texts, not paths
     word = _BEFORE_SPACE.search(common)
     spaced = word.end() if word else 0
-    # something must be left of both
+    # both responses must keep at least one character
     for cut in range(min(len(common), len(chosen) - 1, len(rejected) - 1), spaced, -1):
         if _WITHOUT_SPACES.match(common[cut - 1]) and not any(
             _belongs(text[cut - 1], text[cut]) for text in (chosen, rejected)
@@ -77,7 +77,7 @@ def _common_words(chosen: str, rejected: str) -> int:
 
 
 def _belongs(before: str, after: str) -> bool:
-    """Whether two characters must not be parted."""
+    """Whether two adjacent characters must not be separated."""
     return (
         unicodedata.category(after).startswith("M")
         or after == _JOINER
