@@ -1,6 +1,6 @@
-"""How the work is divided: `--share 3/16` among jobs, `--actors 2-8` among actors of a Ray cluster.
+"""Division of the work: `--share 3/16` among jobs, `--actors 2-8` among Ray actors.
 
-Every job makes or finds the same plan and takes every 16th planned shard, so jobs need no
+Every job makes or finds the same plan and takes every 16th planned shard. Jobs therefore need no
 coordinator and no locks, and any job can finish another's share.
 """
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Share(NamedTuple):
-    """Job `number`, counted from 1, of `of` jobs."""
+    """The share of job `number`, counted from 1, of `of` jobs."""
 
     number: int
     of: int
@@ -23,15 +23,15 @@ class Share(NamedTuple):
         return f"{self.number}/{self.of}"
 
     def pick(self, items: Sequence[Item]) -> list[Item]:
-        """This job's items."""
+        """Return this job's items."""
         return list(items[self.number - 1 :: self.of])
 
 
 def share(text: str) -> Share:
-    """The share that `I/N` names, or, for `slurm`, the one that the array task's environment names.
+    """Parse `I/N`, or for `slurm` read the share from the environment of the array task.
 
     Raises:
-        ValueError: it is of neither form, I is not in 1..N, or this is no array task.
+        ValueError: the text has neither form, I is not in 1..N, or this is not an array task.
     """
     if text == "slurm":
         values = [os.environ.get(name, "") for name in _SLURM]
@@ -52,7 +52,7 @@ def _checked(number: int, of: int) -> Share:
 
 
 class Crew(NamedTuple):
-    """As many actors as a cluster has room for, within these bounds."""
+    """Bounds on the number of actors; a run uses as many as the cluster has room for."""
 
     least: int
     most: int
@@ -62,15 +62,15 @@ class Crew(NamedTuple):
 
 
 def crew(text: str | int) -> Crew:
-    """The bounds that `2-8` names; `4` is 4-4.
+    """Parse bounds such as `2-8`; `4` means 4-4.
 
     Raises:
-        ValueError: it is of neither form, or the bounds are not 1 <= least <= most.
+        ValueError: the text has neither form, or the bounds are not 1 <= least <= most.
     """
     found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", str(text))
     if found is None:
         raise ValueError("must be a number of actors, or two with a hyphen, such as 2-8")
     bounds = Crew(int(found[1]), int(found[2] or found[1]))
     if not 1 <= bounds.least <= bounds.most:
-        raise ValueError(f"{text}: there must be 1 actor at the least, and no fewer at the most")
+        raise ValueError(f"{text}: the minimum must be at least 1, and at most the maximum")
     return bounds

@@ -1,4 +1,4 @@
-"""Stage one with everything resolved: what runs, on what, and where it writes."""
+"""A job of stage one, with all names and defaults resolved."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,14 @@ from reflogp.stages.precompute.score.engines.choose import Choice
 
 @dataclass(frozen=True)
 class Job:
-    """What a user's configuration comes to.
+    """A user's configuration with everything resolved.
 
     Attributes:
-        config: what the user set.
+        config: the user's configuration.
         reference: folder of the checkpoint.
-        dtype: of weights and forward, never `auto`.
+        dtype: dtype of weights and forward, never `auto`.
         engine: the engine that runs.
-        inputs: digests of all that the log-probs depend on.
+        inputs: digests of everything that the log-probs depend on.
         adapter: folder of the LoRA adapter on top of the reference, or None.
     """
 
@@ -30,13 +30,13 @@ class Job:
     adapter: Path | None = None
 
     def path(self, stem: str, ending: str = "") -> Path:
-        """A path in the cache that no earlier job with other inputs has used."""
+        """Return a path in the cache that jobs with other inputs do not use."""
         return self.config.cache / f"{stem}-{short(self.inputs)}{ending}"
 
     def shard_path(self, number: int) -> Path:
-        """Where the finished shard `number` of the plan stands."""
+        """Return the path of the finished shard `number` of the plan."""
         return self.path("shard", f"-{number:05d}.parquet")
 
     def claim(self) -> None:
-        """Mark the cache's folder before the first file of it."""
+        """Mark the cache's folder before its first file is written."""
         claim(self.config.cache, short(self.inputs), overwrite=self.config.overwrite)

@@ -1,4 +1,4 @@
-"""Stage one, joined: preferences -> tokens -> plan -> scores -> shards -> a sealed cache."""
+"""The steps of stage one: preferences -> tokens -> plan -> scores -> shards -> a sealed cache."""
 
 import fnmatch
 from pathlib import Path
@@ -22,32 +22,32 @@ from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.seal.seal import seal
 from reflogp.stages.progress import Console
 
-_LEAST_SHARE = 0.25  # of a planned shard's bytes, which the finished one, compressed, still takes
+_LEAST_SHARE = 0.25  # least size of a finished, compressed shard as a share of the planned one's
 
 
 def precompute(job: Job, console: Console) -> Manifest | None:
-    """Score every response of the data, or a share of them, and seal the cache when all are there.
+    """Score every response of the data, or a share of them, and seal the cache once it is complete.
 
-    A sealed cache that is in the folder already stays whole until the new one is sealed.
+    An already sealed cache in the folder stays intact until the new one is sealed.
 
     Returns:
-        The manifest; None where other jobs still have their shares to do.
+        The manifest, or None if other jobs have not finished their shares.
 
     Raises:
         InputError: the data or the model cannot be used, or no row is left to score.
-        ReflogpError: the engine does not start, or gives log-probs that are not the model's.
+        ReflogpError: the engine does not start, or its log-probs are not those of the model.
     """
     try:
         return _precompute(job, console)
     except StorageError:
         raise
     except (ReflogpError, FileNotFoundError):
-        # Another job with the same work may have sealed the cache and cleared the plan away.
+        # another job with the same work can have sealed the cache and removed the plan
         sealed = _sealed(job)
         if sealed is None:
             raise
         console.say(f"{job.config.cache} was sealed by another job")
-        clear_up(job.config.cache, console, sealed)  # what this one wrote after that
+        clear_up(job.config.cache, console, sealed)  # files that this job wrote after that
         return sealed
 
 
@@ -59,18 +59,18 @@ def _precompute(job: Job, console: Console) -> Manifest | None:
         step_aside(job, plan.shards)
     found = take_stock(job, mine)
     for name, problem in found.strange.items():
-        console.warn(f"{name} {problem}; it is made anew")
+        console.warn(f"{name} {problem}; it will be scored again")
     if found.finished:
         done = sum(one.planned.tokens for one in found.finished)
         left = sum(planned.tokens for planned in found.missing)
         console.say(
-            f"{len(found.finished)} of {len(mine)} shards are there from an earlier run "
+            f"{len(found.finished)} of {len(mine)} shards are finished from an earlier run "
             f"({done:,} tokens); {len(found.missing)} are left ({left:,} tokens)"
         )
     console.say(f"engine: {job.engine.name} {job.engine.version} ({job.engine.why})")
     if found.missing:
         planned = sum(plan.record.shards[shard.number].bytes for shard in found.missing)
-        what = f"what is still to be scored ({len(found.missing)} shards)"
+        what = f"the rest of the cache ({len(found.missing)} shards)"
         require_space(job.config.cache, int(_LEAST_SHARE * planned), what)
         score(job, found.missing, _scored_rows(job, plan, console), console)
     if job.config.share is not None and not _all_there(job, plan, console):
@@ -79,20 +79,20 @@ def _precompute(job: Job, console: Console) -> Manifest | None:
 
 
 def _scored_rows(job: Job, plan: Plan, console: Console) -> ScoredRows:
-    """Rows of other plans: no row is planned twice in one."""
+    """Return the scored rows of other plans; within one plan, no row occurs twice."""
     planned = frozenset(job.shard_path(shard.number).name for shard in plan.shards)
     known = ScoredRows(job.config.cache, job.inputs.scoring_digest(), without=planned)
     if len(known):
-        console.say(f"{len(known):,} rows of an earlier cache are looked up before any is scored")
+        console.say(f"{len(known):,} scored rows of an earlier cache are available for reuse")
     return known
 
 
 def merge(cache: Path, console: Console) -> Manifest:
-    """Seal a cache whose shards were made by several jobs; one that is sealed stays as it is.
+    """Seal a cache whose shards several jobs made. A sealed cache stays unchanged.
 
     Raises:
-        InputError: there is no plan in the folder, or more than one.
-        ReflogpError: shards are missing, foreign, twice there or damaged.
+        InputError: the folder has no plan, or more than one.
+        ReflogpError: shards are missing, foreign, duplicated or damaged.
     """
     names = sorted(fnmatch.filter(entries(cache), "plan-????????"))
     plans = [plan for name in names if (plan := find_plan(cache / name))]
@@ -104,33 +104,33 @@ def merge(cache: Path, console: Console) -> Manifest:
     if len(plans) != 1:
         found = ", ".join(plan.folder.name for plan in plans) or "none"
         raise InputError(
-            f"{cache}: to seal it there must be one complete plan in it; there is {found}. Run "
-            "`reflogp precompute`, and remove the plans that are no longer wanted."
+            f"{cache}: sealing needs one complete plan in the folder, but it has {found}. Run "
+            "`reflogp precompute`, and remove plans that you no longer need."
         )
     record = plans[0].record
     settings = record.config | {"cache": cache}
-    settings.pop("shard", None)  # what plans of earlier versions say of the job that made them
+    settings.pop("shard", None)  # plans of earlier versions record the share of their job
     try:
         config = PrecomputeConfig.model_validate(settings)
         engine = Choice(**record.engine)  # type: ignore[arg-type]
     except (ValidationError, TypeError) as error:
         raise InputError(
             f"{plans[0].folder}: reflogp {record.reflogp_version} made the plan with settings that "
-            "this one does not know. Install that version, or run `reflogp precompute` again."
+            "this version does not know. Install that version, or run `reflogp precompute` again."
         ) from error
     adapter = None if record.adapter is None else Path(record.adapter)
     job = Job(config, Path(record.reference), record.dtype, engine, record.inputs, adapter)
     gone = [str(place) for place in (job.reference, adapter) if place and not place.is_dir()]
     if config.verify_sample and gone:
         raise ReflogpError(
-            f"{gone[0]}: the reference is not here, so no rows can be verified before the "
-            "seal. Run `reflogp merge` where the reference is."
+            f"{gone[0]}: the reference is not on this machine, so no rows can be verified before "
+            "the seal. Run `reflogp merge` on a machine that has it."
         )
     return seal(job, plans[0], console)
 
 
 def _sealed(job: Job) -> Manifest | None:
-    """The manifest in the job's cache, if it is whole and of the job's inputs."""
+    """Return the manifest in the job's cache, if it is complete and has the job's inputs."""
     try:
         manifest = manifests.read(job.config.cache)
     except InputError:
@@ -144,6 +144,6 @@ def _all_there(job: Job, plan: Plan, console: Console) -> bool:
     if missing:
         console.say(
             f"share {job.config.share} is done; {len(missing)} of {len(plan.shards)} shards are "
-            "left to other jobs. The last one to end seals the cache; `reflogp merge` does it, too."
+            "left to other jobs. The last job to finish seals the cache, as does `reflogp merge`."
         )
     return not missing

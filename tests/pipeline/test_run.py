@@ -186,7 +186,7 @@ def test_the_transformers_engine_gives_the_same_bytes_twice(settings, console):
 
 
 def test_a_limit_over_the_models_positions_is_refused(settings, console):
-    with pytest.raises(InputError, match=r"--max-length 1000 is over the 512 positions"):
+    with pytest.raises(InputError, match=r"--max-length 1000 is more than the 512 positions"):
         run_precompute(settings.model_copy(update={"max_length": 1000}), console)
 
 
@@ -249,7 +249,7 @@ def test_a_cache_whose_reference_has_moved_is_found_by_its_name(settings, consol
 
 def test_data_of_which_no_row_can_be_used_is_refused_with_the_reasons(settings, console):
     Path(settings.data).write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 3)
-    with pytest.raises(InputError, match=r"not one of 3 rows.*identical_responses 3.*line 1"):
+    with pytest.raises(InputError, match=r"none of the 3 rows.*identical_responses 3.*line 1"):
         run_precompute(settings, console)
     assert not manifests.is_sealed(settings.cache)
 

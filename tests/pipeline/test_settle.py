@@ -135,7 +135,7 @@ def test_shard_tokens_are_told_of_where_a_plan_has_others(config, console):
     plan(None)
     assert not [line for line in console.warned if "--shard-tokens" in line]
     plan(500)
-    told = [line for line in console.warned if line.startswith("--shard-tokens 500: of no effect")]
+    told = [line for line in console.warned if line.startswith("--shard-tokens 500 has no effect")]
     assert len(told) == 1
 
 
@@ -157,7 +157,7 @@ def test_pairs_have_no_use_for_kl_completions(config, console):
     inputs = precompute_inputs(Path(config.reference), None, config, TRANSFORMERS, "float32")
     given = config.model_copy(update={"kl_completions": False})
     make_plan(Job(given, Path(config.reference), "float32", TRANSFORMERS, inputs), console)
-    assert "--no-kl-completions: of no effect, for the data are pairs" in console.warned
+    assert "--no-kl-completions has no effect, because the data are pairs" in console.warned
 
 
 @pytest.mark.parametrize(

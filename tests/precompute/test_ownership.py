@@ -161,7 +161,7 @@ def test_what_is_refused_leaves_no_folder(settings, cache, console):
         ({"columns": {"prompt": "nowhere"}}, "no column 'nowhere'"),
         ({"keep": ("nowhere",)}, "no column 'nowhere'"),
         ({"max_length": 1000}, "--max-length"),
-        ({"max_length": 2, "truncate": "never"}, "not one of 24 rows"),
+        ({"max_length": 2, "truncate": "never"}, "none of the 24 rows"),
         ({"data": "./nowhere.jsonl"}, "no such file"),
     ]:
         with pytest.raises(InputError, match=message):

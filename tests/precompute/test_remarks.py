@@ -113,7 +113,7 @@ def test_responses_that_the_template_makes_the_same_say_so(rejected):
 
 def test_a_response_of_which_the_template_leaves_nothing_is_empty():
     call = assistant("") | {"tool_calls": [CALL]}
-    with pytest.raises(RowFault, match="nothing of the response is left") as caught:
+    with pytest.raises(RowFault, match="so the response is empty") as caught:
         chat()(Preference(0, [user("Hi.")], [call], [assistant("Ha.")]))
     assert (caught.value.reason, caught.value.field) == (Reason.EMPTY_RESPONSE, "chosen")
     assert chat(KNOWS)(Preference(0, [user("Hi.")], [call], [assistant("Ha.")])).chosen_ids

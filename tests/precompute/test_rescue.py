@@ -76,7 +76,7 @@ def test_responses_that_come_out_wrong_are_scored_again_and_kept(
     monkeypatch.setattr(worker, "start", lambda *_: spoiling)
     manifest = run_precompute(settings, console)
     assert len(spoiling.rescored) == manifest.counts.rescued == len(SPOILT)
-    assert "3 responses came out wrong, and right when scored again" in console.warned
+    assert "3 responses had invalid log-probs and were fixed by rescoring" in console.warned
     assert manifest.counts.rows == ROWS
     assert Reason.BAD_SCORE not in manifest.counts.quarantined_by_reason
     (shard,) = manifest.shards

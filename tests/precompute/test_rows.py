@@ -141,7 +141,7 @@ def test_rows_under_the_least_confidence_are_set_aside(load, lines):
     loaded = load(lines(*(PAIR | {"confidence": s} for s in scores), PAIR), min_confidence=0.5)
     assert [row.confidence for row in loaded.rows] == [0.9, 0.5, 0.7]
     assert loaded.reasons == ["low_confidence", "bad_confidence", "bad_confidence"]
-    assert loaded.set_aside[0]["detail"] == "confidence 0.2 is under 0.5"
+    assert loaded.set_aside[0]["detail"] == "confidence 0.2 is below 0.5"
     assert "--min-confidence is set" in loaded.set_aside[2]["detail"]
 
 

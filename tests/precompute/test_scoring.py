@@ -83,7 +83,7 @@ def test_a_run_goes_on_after_the_shards_that_a_killed_one_finished(settings, con
     damaged.write_bytes(written[0].read_bytes()[:100])
     monkeypatch.setattr(worker, "write_shard", write_shard)
     manifest = run_precompute(one, console)
-    there = f"2 of {len(manifest.shards)} shards are there from an earlier run"
+    there = f"2 of {len(manifest.shards)} shards are finished from an earlier run"
     assert any(line.startswith(there) for line in console.said)
     assert any("00002.parquet is damaged" in line for line in console.warned)
     assert {path: path.stat().st_mtime_ns for path in written} == before

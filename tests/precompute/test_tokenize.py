@@ -387,7 +387,7 @@ def test_the_head_of_a_chatml_turn_is_no_bos_that_would_stay():
     [
         ("never", 0, Reason.TOO_LONG, r"^{total} tokens, over max_length {limit}$"),
         ("response", 0, Reason.PROMPT_TOO_LONG, r"{prompt} tokens, so max_length {limit} leaves"),
-        ("response", -4, Reason.PROMPT_TOO_LONG, r"raise --max-length, or --truncate prompt$"),
+        ("response", -4, Reason.PROMPT_TOO_LONG, r"raise --max-length, or give --truncate prompt$"),
         ("response", 1, Reason.IDENTICAL_RESPONSES, r"same tokens within max_length {limit}$"),
     ],
 )

@@ -164,7 +164,7 @@ def test_the_command_is_killed_and_goes_on(settings, s3, proxy, local_rows, caps
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 of 5 shards are there from an earlier run" in done.stderr
+    assert "2 of 5 shards are finished from an earlier run" in done.stderr
     assert "scoring with 2 engines" in done.stderr
     assert proxy.failed == 1
     assert rows_by_id(settings.cache) == local_rows
@@ -246,7 +246,8 @@ def test_a_shard_in_a_bucket_that_is_no_shard_is_made_anew(settings, s3, console
         s3.put_object(Bucket="bucket", Key=f"some/cache/{name}", Body=content)
         run_precompute(settings, console)
         assert (
-            f"{name} is damaged or not a shard of this version; it is made anew" in console.warned
+            f"{name} is damaged or not a shard of this version; it will be scored again"
+            in console.warned
         )
         console.warned.clear()
         assert rows_by_id(settings.cache) == local_rows

@@ -1,4 +1,4 @@
-"""The work, written down before any of it is done.
+"""Planning: the work is written to disk before any of it is scored.
 
-In: tokenized rows. Out: planned shards on disk, which any job may score.
+In: tokenized rows. Out: planned shards on disk, which any job can score.
 """

@@ -1,4 +1,4 @@
-"""Source -> a complete plan on disk, or the one that an earlier run or another job has made."""
+"""Source -> a complete plan on disk, or the plan of an earlier run or another job."""
 
 import itertools
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ from reflogp.stages.progress import Console
 
 QUARANTINE_NAME = "quarantine.parquet"
 
-# About a minute or two of scoring, by kind of device: what a killed run can lose.
+# One or two minutes of scoring per shard, which is what a killed run can lose.
 _SHARD_TOKENS = {"cpu": 100_000}
 _SHARD_TOKENS_ELSEWHERE = 4_000_000
-# Of the source's bytes, that the plan takes at the very least: it takes about as many where nothing
-# is cut (4 bytes for a token of 4 letters), and a hundredth where most of every row is cut off.
+# Least size of the plan as a share of the source's. They are about equal without truncation (4
+# bytes for a token of 4 letters), and the plan is a hundredth if most of every row is truncated.
 _LEAST_SHARE = 0.01
 
 
@@ -41,8 +41,8 @@ class Plan:
     """A complete plan.
 
     Attributes:
-        folder: where it is.
-        record: what sealing needs of it.
+        folder: the plan's folder.
+        record: the record that sealing needs.
         shards: the units of work.
     """
 
@@ -62,7 +62,7 @@ class Plan:
 
 
 def make_plan(job: Job, console: Console) -> Plan:
-    """The plan of `job`: found if it is there and complete, else made from the source.
+    """Return the complete plan of `job` from disk, or make it from the source.
 
     Raises:
         InputError: the data or the tokenizer cannot be used, or no row is left to score.
@@ -74,7 +74,7 @@ def make_plan(job: Job, console: Console) -> Plan:
         job.claim()
         _tell_of_shard_tokens(job, plan, console)
     if plan.record.kind == "paired" and not job.config.kl_completions:
-        console.warn("--no-kl-completions: of no effect, for the data are pairs")
+        console.warn("--no-kl-completions has no effect, because the data are pairs")
     if plan.record.reading is not None:
         tell(plan.record.reading, console)
     if plan.record.quarantined_by_reason:
@@ -88,24 +88,24 @@ def make_plan(job: Job, console: Console) -> Plan:
 
 
 def _tell_of_shard_tokens(job: Job, plan: Plan, console: Console) -> None:
-    """Where a plan is found, its shards are what they are."""
+    """Warn if --shard-tokens differs from that of an existing plan, which stays as it is."""
     wanted, planned = job.config.shard_tokens, plan.record.config.get("shard_tokens")
     if wanted is not None and wanted != planned:
         was = f"--shard-tokens {planned}" if planned else "the default"
         console.warn(
-            f"--shard-tokens {wanted}: of no effect, for {plan.folder} was made with {was}"
+            f"--shard-tokens {wanted} has no effect, because {plan.folder} was made with {was}"
         )
 
 
 def tell(reading: Reading, console: Console) -> None:
-    """Say which columns were used as what, and what is worth knowing of the rows."""
+    """Report the use of each column and the notices on the rows."""
     console.say(f"columns: {reading.columns}")
     for notice in reading.notices:
         console.warn(str(notice))
 
 
 def find_plan(folder: Path) -> Plan | None:
-    """The plan in `folder`, or None if it is not complete."""
+    """Return the plan in `folder`, or None if it is incomplete."""
     record = plan_record.read(folder)
     if record is None:
         return None
@@ -122,17 +122,18 @@ def find_plan(folder: Path) -> Plan | None:
 def load_tokenizer(
     reference: Path, config: DataConfig, adapter: Path | None = None
 ) -> tuple[Tokenizer, list[int]]:
-    """The model's tokenizer under the rules of `config`, and its stop ids.
+    """Load the model's tokenizer with the rules of `config`; also return its stop ids.
 
     Raises:
-        InputError: they cannot be loaded, or the model was built for less than `max_length`.
+        InputError: the tokenizer cannot be loaded, or the model has fewer positions than
+            `max_length`.
     """
     model_config = load_config(reference).get_text_config()
     tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(tokenizer_folder(reference, adapter))
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise InputError(
-            f"--max-length {config.max_length} is over the {limit} positions of the model in "
+            f"--max-length {config.max_length} is more than the {limit} positions of the model in "
             f"{reference}. Give at most {limit}."
         )
     stops = stop_ids(tokenizer, reference)
@@ -150,10 +151,10 @@ def _write(job: Job, console: Console) -> Plan:
         reader = Reader(job.config, quarantine)
         with console.track("tokenizing", None, "rows") as advance:
             tokenized = reader.tokenized(tokenizer, advance)
-            first = list(itertools.islice(tokenized, 1))  # the data can be used at all
+            first = list(itertools.islice(tokenized, 1))  # write nothing before a usable row
             if not first:
                 raise InputError(
-                    f"{job.config.data}: not one of {reader.read} rows can be used: "
+                    f"{job.config.data}: none of the {reader.read} rows can be used: "
                     f"{quarantine.summary()}. Fix the data, or the options that name its columns "
                     "and limits."
                 )
@@ -178,7 +179,7 @@ def _write(job: Job, console: Console) -> Plan:
         quarantine=describe(folder / QUARANTINE_NAME, rows=aside.total(), tokens=0),
         quarantined_by_reason=dict(aside.most_common()),
         quarantine_summary=quarantine.summary() if aside else "",
-        config=job.config.model_dump(mode="json", exclude={"share"}),  # of one job, not the plan
+        config=job.config.model_dump(mode="json", exclude={"share"}),  # a share is one job's
         reference=str(job.reference),
         adapter=None if job.adapter is None else str(job.adapter),
         dtype=job.dtype,
@@ -193,7 +194,7 @@ def _engine(job: Job) -> dict[str, Any]:
 
 
 def entry(shard: PlannedShard, size: int) -> Shard:
-    """The record of a planned shard of `size` bytes."""
+    """Return the plan's entry for a planned shard of `size` bytes."""
     return Shard(
         file=shard.path.name,
         rows=shard.rows,
@@ -204,7 +205,7 @@ def entry(shard: PlannedShard, size: int) -> Shard:
 
 
 def default_shard_tokens() -> int:
-    """What suits this machine."""
+    """Return the default number of tokens per shard for this machine."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

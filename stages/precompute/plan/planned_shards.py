@@ -1,8 +1,8 @@
-"""Token ids -> planned shards: the units of work, on disk before any is scored.
+"""Token ids -> planned shards, the units of work, written to disk before any is scored.
 
-Writing the ids first costs a few bytes a token and buys much: the totals are known, so progress has
-an ETA; memory stays flat; a run that was killed goes on without reading the data again; and many
-jobs can share the work. A plan lives only until its cache is sealed.
+Writing the ids first costs a few bytes per token. In return the totals are known, so progress has
+an ETA; memory stays flat; a killed run resumes without reading the data again; and many jobs can
+share the work. A plan exists only until its cache is sealed.
 """
 
 import gc
@@ -23,14 +23,14 @@ from reflogp.data_schemas.files.storage import read_bytes
 from reflogp.stages.cache.columns import list_column
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 
-_LARGEST = 4  # times the wanted size, where all rows have one prompt
+_LARGEST = 4  # times the wanted size, for many rows with the same prompt
 
 _FIELDS = attrgetter(*PLAN_SCHEMA.names)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """One unit of work: a file of token ids, and how much there is to score in it."""
+    """One unit of work: a file of token ids, with its numbers of rows and tokens to score."""
 
     number: int
     path: Path
@@ -41,10 +41,10 @@ class PlannedShard:
 
 @contextmanager
 def _only_new_garbage() -> Iterator[None]:
-    """Python looks for garbage among what comes from here on, and not in all that is loaded.
+    """Exclude existing objects from garbage collection in the block.
 
-    With so many rows that come and go it would look every few shards, which takes as long as all
-    else that is done here.
+    The many short-lived rows trigger a full collection every few shards, which would take as long
+    as all the other work here.
     """
     gc.freeze()
     try:
@@ -58,7 +58,7 @@ def write_plan(rows: Iterable[TokenizedRow], folder: Path, shard_tokens: int) ->
     """Write `rows` into shards of about `shard_tokens` tokens to score each."""
     planned = []
     for number, (shard, tokens) in enumerate(_split(rows, shard_tokens)):
-        # Rows of one prompt side by side: an engine that keeps prompts reads the second from cache.
+        # rows with the same prompt become adjacent, so an engine's prefix cache can reuse it
         shard.sort(key=lambda row: (bytes(row.prompt_ids), row.source_row))
         columns = map(_column, zip(*map(_FIELDS, shard), strict=True), PLAN_SCHEMA)
         table = pa.table(list(columns), schema=PLAN_SCHEMA)
@@ -67,7 +67,7 @@ def write_plan(rows: Iterable[TokenizedRow], folder: Path, shard_tokens: int) ->
 
 
 def write_planned_shard(table: pa.Table, folder: Path, number: int, tokens: int) -> PlannedShard:
-    """Write rows of PLAN_SCHEMA as a planned shard with so many tokens to score."""
+    """Write rows of PLAN_SCHEMA as a planned shard with `tokens` tokens to score."""
     path = folder / f"plan-{number:05d}.arrow"
     content = _serialized(table)
     with atomic_path(path) as temporary:
@@ -77,23 +77,23 @@ def write_planned_shard(table: pa.Table, folder: Path, number: int, tokens: int)
 
 
 def read_plan(shard: PlannedShard) -> pa.Table:
-    """The rows of a planned shard, as PLAN_SCHEMA.
+    """Return the rows of a planned shard, as PLAN_SCHEMA.
 
     Raises:
-        ReflogpError: the file is gone, or its content is not what was planned.
+        ReflogpError: the file is missing, or its content has changed since it was planned.
     """
     try:
         content = read_bytes(shard.path)
     except FileNotFoundError as error:
         raise ReflogpError(
-            f"{shard.path}: the plan is gone; another job may have sealed the cache. Run the "
-            "command again."
+            f"{shard.path}: the plan has been removed; another job may have sealed the cache. Run "
+            "the command again."
         ) from error
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise damaged(shard.path)
     try:
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
-        table.validate(full=True)  # offsets, which IPC takes as they are
+        table.validate(full=True)  # IPC does not check offsets
     except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
         raise damaged(shard.path) from error
     if not table.schema.equals(PLAN_SCHEMA) or table.num_rows != shard.rows:
@@ -102,10 +102,10 @@ def read_plan(shard: PlannedShard) -> pa.Table:
 
 
 def damaged(path: Path) -> ReflogpError:
-    """The error for a file of a plan whose content is not what was planned."""
+    """Return the error for a plan's file whose content has changed."""
     return ReflogpError(
-        f"{path}: damaged: its content is not what was planned. Delete {path.parent} and run the "
-        "command again; finished shards are kept."
+        f"{path}: damaged: its content has changed since it was planned. Delete {path.parent} and "
+        "run the command again; finished shards are kept."
     )
 
 
@@ -122,7 +122,7 @@ def _serialized(table: pa.Table) -> pa.Buffer:
 
 
 def scored_tokens(row: TokenizedRow) -> int:
-    """Tokens of every prompt + response sequence of `row`: what an engine without sharing runs."""
+    """Count the tokens of all prompt + response sequences of `row`, with no shared prompts."""
     responses = [ids for ids in (row.chosen_ids, row.rejected_ids, row.kl_ids) if ids is not None]
     return len(responses) * len(row.prompt_ids) + sum(map(len, responses))
 
@@ -130,11 +130,11 @@ def scored_tokens(row: TokenizedRow) -> int:
 def _split(
     rows: Iterable[TokenizedRow], shard_tokens: int
 ) -> Iterator[tuple[list[TokenizedRow], int]]:
-    """The rows of each shard, and its tokens to score."""
+    """Yield the rows of each shard and its number of tokens to score."""
     shard: list[TokenizedRow] = []
     tokens, prompt = 0, None
     for row in rows:
-        # Rows of one prompt stay together, unless there are so many that memory would tell.
+        # rows with the same prompt stay together, unless they would take too much memory
         full = tokens >= shard_tokens and row.prompt_ids != prompt
         if full or tokens >= _LARGEST * shard_tokens:
             yield shard, tokens

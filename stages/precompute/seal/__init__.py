@@ -1,4 +1,4 @@
-"""The end of stage one.
+"""Sealing, the last step of stage one.
 
-In: finished shards. Out: a sealed cache, a sample of which was rescored first.
+In: finished shards. Out: a sealed cache, after a sample of it was rescored.
 """

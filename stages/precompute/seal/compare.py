@@ -1,8 +1,8 @@
-"""Two sets of log-probs of the same responses -> how far apart they are, and if that is too far.
+"""Two sets of log-probs of the same responses -> their difference, and whether it is too large.
 
-Noise is harmless, a bias is not: a difference that grows with a response's length prefers the
-shorter or the longer one in every pair. So means and slopes are judged, and next to them their
-errors; the responses are the units, since tokens of one response are not independent.
+Noise is harmless, but bias is not: a difference that grows with a response's length favours the
+shorter or the longer response in every pair. The verdict therefore compares means and slopes with
+their standard errors. Responses are the units, because tokens of one response are not independent.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from reflogp.stages.precompute.score.engines.protocol import Logps
 
 # A float32 cache must agree with a float32 forward to rounding.
 _FLOAT32_MAX = 1e-3
-# 0.005 nats a token, over a length difference of 100 tokens, at beta 0.1, moves the logit by 0.05.
+# At beta 0.1 and a length difference of 100 tokens, 0.005 nats per token move the logit by 0.05.
 _BIAS = 0.005
 _STANDARD_ERRORS = 4.0
-# Reduced precision may be as noisy as the training forward itself, and a little more by chance.
+# A cache in reduced precision can be as noisy as the training forward, and a little more by chance.
 _NOISE_RATIO = 2.0
 
 
@@ -29,21 +29,21 @@ def agreement(
     names: Sequence[tuple[str, str, str]],
     worst: int = 3,
 ) -> Agreement:
-    """Compare response by response.
+    """Compare two sets of log-probs response by response.
 
     Args:
-        against: names what `rescored` is.
+        against: name of the second set.
         cached: float32 [tokens of the response] each, in nats.
-        rescored: the same responses, scored in another way.
-        names: of each response: row id, side, text.
-        worst: how many of the farthest responses to keep.
+        rescored: log-probs of the same responses, scored in another way.
+        names: row id, side and text of each response.
+        worst: number of responses with the largest differences to keep.
     """
     differences = [a.astype(np.float64) - b for a, b in zip(cached, rescored, strict=True)]
     tokens = np.concatenate(differences)
     lengths = np.array([len(part) for part in differences], dtype=np.float64)
     sums = np.array([part.sum() for part in differences])
     slope, slope_error = _slope(lengths, sums)
-    # the error of the ratio (all nats) / (all tokens), responses being the independent draws
+    # standard error of the ratio (all nats) / (all tokens), with responses as independent samples
     residual = sums - tokens.mean() * lengths
     mean_error = np.sqrt((residual**2).sum() / max(len(sums) - 1, 1) * len(sums)) / lengths.sum()
     order = np.argsort(-np.abs(sums))[:worst]
@@ -78,24 +78,24 @@ def reasons_to_fail(
     dtype: str,
     repeat: Agreement | None = None,
 ) -> list[str]:
-    """Why a cache should not be trained against; empty if it may be.
+    """Return the reasons not to train against a cache; empty if it passes.
 
     Args:
         float32: the cache against a float32 forward.
         training: the cache against the training forward.
         noise: the training forward against float32.
-        dtype: of the cache.
-        repeat: of a mixture of experts, two scorings of the same responses against each other;
-            what they differ by is no fault of the cache.
+        dtype: dtype of the cache.
+        repeat: for a mixture of experts, two scorings of the same responses against each other.
+            Their difference is not a fault of the cache.
     """
     again_rms, again_max = (repeat.rms, repeat.max) if repeat is not None else (0.0, 0.0)
     if not all(np.isfinite([found.mean, found.rms]).all() for found in (float32, training, noise)):
-        return ["a rescored log-prob is not finite: the model gives NaN or infinity here"]
+        return ["a rescored log-prob is not finite: the model returns NaN or infinity"]
     if dtype == "float32":
         allowed = _FLOAT32_MAX + _NOISE_RATIO * again_max
         return [] if float32.max <= allowed else [
-            f"a float32 cache is up to {float32.max:.2g} nats a token from a float32 forward; "
-            f"at most {allowed:.2g} can be rounding"
+            f"the float32 cache differs from a float32 forward by up to {float32.max:.2g} nats per "
+            f"token; rounding explains at most {allowed:.2g}"
         ]  # fmt: skip
     found = []
     for name, value, t in (
@@ -104,21 +104,22 @@ def reasons_to_fail(
         ("mean against the training forward", training.mean, training.mean_t),
     ):
         if abs(value) > _BIAS and abs(t) > errors_allowed(float32.responses):
-            found.append(f"a bias: {name} is {value:+.4f} nats a token ({t:+.1f} standard errors)")
+            found.append(f"bias: {name} is {value:+.4f} nats per token ({t:+.1f} standard errors)")
     usual = float(np.hypot(noise.rms, again_rms))
     if float32.rms > _NOISE_RATIO * usual + 1e-3:
         found.append(
-            f"more noise than training has: RMS {float32.rms:.3f} against {usual:.3f} nats a token"
+            f"more noise than in training: RMS {float32.rms:.3f} against {usual:.3f} nats per token"
         )
     return found
 
 
 def errors_allowed(responses: int) -> float:
-    """How many of its own standard errors a mean over so many responses may be from zero.
+    """Return how many of its own standard errors a mean over `responses` can be from zero.
 
-    As rare by chance as four are of a normal variable: 8 responses give their error so badly that
-    4.5 is no more than bad luck. Student's quantile as a series in 1 / degrees of freedom
-    (Abramowitz and Stegun 1964, 26.7.5); at 7 degrees it is right to 3%.
+    The limit is as unlikely as four standard errors of a normal variable. It grows for small
+    samples: 8 responses estimate their error so poorly that 4.5 can be chance. It is Student's
+    quantile as a series in 1 / degrees of freedom (Abramowitz and Stegun 1964, 26.7.5), which is
+    accurate to 3% at 7 degrees.
     """
     z, free = _STANDARD_ERRORS, max(responses - 1, 1)
     terms = (
@@ -130,7 +131,7 @@ def errors_allowed(responses: int) -> float:
 
 
 def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    """Least-squares slope of y over x, and its standard error."""
+    """Return the least-squares slope of y over x, and its standard error."""
     if len(x) < 3 or np.ptp(x) == 0:
         return 0.0, 0.0
     (slope, _), covariance = np.polyfit(x, y, 1, cov=True)

@@ -1,4 +1,4 @@
-"""Rescore a sample of a sealed cache and say whether its numbers may be trusted."""
+"""Rescore a sample of a cache with transformers, and judge whether its log-probs are correct."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,16 +38,16 @@ def verify(
     seed: int = 0,
     adapter: Path | None = None,
 ) -> Verification:
-    """Rescore `sample` random rows in float32 and as training does, and compare.
+    """Rescore random rows in float32 and with the training forward, and compare.
 
     Args:
         cache: folder of the cache.
         shards: its shards.
         checkpoint: folder of the reference.
-        dtype: what the cache was scored in, and what training computes in.
-        sample: how many rows; all of them if there are fewer.
+        dtype: dtype of the cache and of training.
+        sample: number of rows; all of them if there are fewer.
         console: for progress.
-        seed: of the sample.
+        seed: seed of the sample.
         adapter: folder of the LoRA adapter on top of the reference.
 
     Raises:
@@ -70,7 +70,7 @@ def verify(
         alone = exact
         if dtype != "float32":
             alone = _rescore(requests, checkpoint, adapter, dtype, console, alone=True)
-        repeat = agreement("the same forward, alone and among neighbours", alone, training, names)
+        repeat = agreement("the same forward, alone and in a batch", alone, training, names)
     reasons = reasons_to_fail(float32, against, noise, dtype, repeat)
     return Verification(
         sampled_rows=len({row for row, _, _ in names}),
@@ -84,10 +84,10 @@ def verify(
 
 
 def too_large(checkpoint: Path) -> str | None:
-    """Why a float32 forward of `checkpoint` does not fit here, if it does not.
+    """Return why a float32 forward of `checkpoint` does not fit in memory, or None if it does.
 
     Raises:
-        InputError: its weights cannot be read.
+        InputError: the weights cannot be read.
     """
     return lacks_room(checkpoint, "float32", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -100,7 +100,7 @@ def _sample(
     sample: int,
     seed: int,
 ) -> tuple[list[Request], list[Logps], list[tuple[str, str, str]]]:
-    """Random rows over all shards: what to rescore, the cached values, and their names."""
+    """Draw random rows from all shards; return the requests, their cached values and names."""
     rows = sum(shard.rows for shard in shards)
     if not rows:
         raise InputError(f"{cache}: the cache holds no rows to verify.")
@@ -141,9 +141,10 @@ def _rescore(
     *,
     alone: bool = False,
 ) -> list[Logps]:
-    """Log-probs of `requests`; with `alone`, by the definition: each by itself, without padding.
+    """Return the log-probs of `requests`, in nats.
 
-    Attention is then computed without a fused kernel, too.
+    With `alone`, each sequence is scored separately, without padding and without a fused attention
+    kernel.
     """
     scorer = TransformersScorer(
         checkpoint,

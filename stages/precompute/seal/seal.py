@@ -1,4 +1,4 @@
-"""Finished shards -> a sealed cache. Any job can do it, and nothing but the cache is needed."""
+"""Finished shards -> a sealed cache. Any job can seal, from the cache's folder alone."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -35,11 +35,11 @@ _NAMED = 5  # files in one message
 
 
 def seal(job: Job, plan: Plan, console: Console) -> Manifest:
-    """Check that every planned shard is there and true, and write the manifest.
+    """Check that every planned shard exists and is valid, and write the manifest.
 
     Raises:
-        ReflogpError: shards are missing, foreign, twice there or damaged; or the log-probs are not
-            the model's.
+        ReflogpError: shards are missing, foreign, duplicated or damaged, or the log-probs are not
+            those of the model.
     """
     found = take_stock(job, plan.shards)
     _require_complete(job, plan, found)
@@ -47,17 +47,17 @@ def seal(job: Job, plan: Plan, console: Console) -> Manifest:
     problems = sum(len(one.origin.problems) for one in found.finished)
     if not sum(shard.rows for shard in shards):
         raise ReflogpError(
-            f"{job.engine.name} gave no row log-probs that can be right, such as NaN throughout. "
-            "Give --engine transformers, or another --dtype."
+            f"{job.engine.name} gave invalid log-probs, such as NaN, for every row. Give "
+            "--engine transformers, or another --dtype."
         )
     quarantine = _quarantine(job, plan, found.finished)
     if problems:
         console.warn(quarantine.summary())
     if rescued := sum(one.origin.rescued for one in found.finished):
-        console.warn(f"{rescued} responses came out wrong, and right when scored again")
+        console.warn(f"{rescued} responses had invalid log-probs and were fixed by rescoring")
     verification = _verify(job, shards, console)
     manifest = _manifest(job, plan, found.finished, shards, quarantine.reasons, verification)
-    claim(job.config.cache, short(job.inputs))  # another cache may have been sealed meanwhile
+    claim(job.config.cache, short(job.inputs))  # another cache can have been sealed meanwhile
     manifest = manifests.write(job.config.cache, manifest)
     clear_up(job.config.cache, console, manifest)
     return manifest
@@ -72,7 +72,7 @@ def _manifest(
     verification: Verification | None,
 ) -> Manifest:
     config, record, jobs = job.config, plan.record, accounts(job)
-    # an adapter can be given as the reference
+    # an adapter can also be given as --reference
     named = job.adapter if job.adapter is not None and config.adapter is None else job.reference
     return Manifest(
         reflogp_version=version("reflogp"),
@@ -123,25 +123,25 @@ def _require_complete(job: Job, plan: Plan, found: Stock) -> None:
         more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         raise ReflogpError(
             f"{job.config.cache}: the cache is not sealed: {'; '.join(wrong[:_NAMED])}{more}. "
-            "Remove what is foreign, and run `reflogp precompute` for what is missing."
+            "Remove foreign files, and run `reflogp precompute` for missing ones."
         )
 
 
 def _checked(job: Job, plan: Plan, finished: list[Finished], console: Console) -> list[Shard]:
-    """The manifest's entries; every shard is read once more, whoever wrote it and when."""
+    """Read and check every shard again, whoever wrote it, and return the manifest's entries."""
     with console.track("checking", len(finished), "shards") as advance:
         expected = [_expected(job, one) for one in finished]
         shards, wrong = examine(job.config.cache, expected, advance, _limits(job, plan))
     if wrong:
         raise ReflogpError(
             f"{job.config.cache}: the cache is not sealed: {'; '.join(wrong[:_NAMED])}. Delete "
-            "what is damaged and run `reflogp precompute` again; the other shards are kept."
+            "the damaged files and run `reflogp precompute` again; the other shards are kept."
         )
     return shards
 
 
 def _limits(job: Job, plan: Plan) -> Limits:
-    """What the rows must keep to: what readers of the cache will hold them to."""
+    """Return the limits for the rows, the same as readers of the cache will apply."""
     return Limits(
         kind=plan.record.kind,
         vocabulary=vocabulary(job.reference) or Limits.vocabulary,
@@ -153,7 +153,7 @@ def _limits(job: Job, plan: Plan) -> Limits:
 
 
 def _expected(job: Job, one: Finished) -> Shard:
-    """The entry that the shard should have, but for what is not known before it is read."""
+    """Return the entry that a shard should have, without its size and digest."""
     origin = one.origin
     responses = origin.chosen_tokens + origin.rejected_tokens + origin.kl_tokens
     tokens = origin.prompt_tokens + responses
@@ -162,7 +162,7 @@ def _expected(job: Job, one: Finished) -> Shard:
 
 
 def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
-    """The planned quarantine, and the rows whose scores cannot be right, with their token ids."""
+    """Join the plan's quarantine and the rows with invalid scores, which keep their token ids."""
     planned = plan.folder / plan.record.quarantine.file
     parts = plan.record.reading.parts if plan.record.reading else []
     with Quarantine(_quarantine_path(job)) as quarantine:
@@ -234,7 +234,7 @@ def _timing(jobs: list[JobRecord]) -> Timing:
 
 
 def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | None:
-    """Rescore a few rows before the seal: a wrong log-prob is worse than no cache.
+    """Rescore a few rows before the seal, because wrong log-probs are worse than no cache.
 
     Raises:
         ReflogpError: the engine's log-probs are not those of the checkpoint.
@@ -250,7 +250,7 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
             config.cache, shards, job.reference, job.dtype, config.verify_sample, console,
             adapter=job.adapter,
         )  # fmt: skip
-    except (ReflogpError, RuntimeError) as error:  # RuntimeError: a kernel that is not there
+    except (ReflogpError, RuntimeError) as error:  # RuntimeError: a missing kernel
         if (kind := quantization(job.reference)) is None:
             raise
         console.warn(f"no rows are verified: transformers cannot run this {kind} model: {error}")
@@ -262,13 +262,13 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
 
 
 def _disagreement(job: Job, found: Verification) -> str:
-    """What was measured, and how to find out who is wrong: that is not known here."""
+    """Describe the disagreement, and how to find out which of the two forwards is wrong."""
     other = "transformers" if job.engine.name == "vllm" else "vllm"
     return (
-        f"the cache is not sealed: what {job.engine.name} {job.engine.version} scored and a plain "
-        f"float32 forward of {job.reference} do not agree: {'; '.join(found.reasons)} "
-        f"({found.summary()}). Either of them may be wrong. To find out, run the same command with "
-        f"--engine {other} and another --cache, which is compared with the same forward: if that "
-        f"one is sealed, {job.engine.name} is wrong; if not, look at the checkpoint and at the "
+        f"the cache is not sealed: the log-probs of {job.engine.name} {job.engine.version} and of "
+        f"a plain float32 forward of {job.reference} do not agree: {'; '.join(found.reasons)} "
+        f"({found.summary()}). Either of the two can be wrong. To find out, run the same command "
+        f"with --engine {other} and another --cache, which is compared with the same forward: if "
+        f"that cache is sealed, {job.engine.name} is wrong; if not, check the checkpoint and the "
         "versions of transformers and vLLM. The scored shards are kept."
     )

@@ -1,4 +1,4 @@
-"""The only place where text becomes tokens.
+"""Tokenization. No other code turns text into tokens.
 
 In: preferences. Out: prompt and response token ids, as both stages use them.
 """

@@ -1,7 +1,7 @@
-"""Messages -> text by the tokenizer's chat template, within limits; and what that text leaves out.
+"""Messages -> text by the tokenizer's chat template, and remarks on what the text leaves out.
 
-A template is a program of whoever made the checkpoint: it may not end, fill the memory, or drop
-what it does not know.
+A template is an untrusted program that comes with the checkpoint. It can run forever, fill the
+memory, or drop fields that it does not know, so its time and output are limited.
 """
 
 import json
@@ -22,20 +22,20 @@ from reflogp.stages.cache.quarantine_file import RowFault
 from reflogp.stages.precompute.read.messages import Message
 
 Remarks = dict[Remark, str]
-_SECONDS = 5.0  # of the processor, for one row; real templates take less than a millisecond
-_MOST_CHARACTERS = 1 << 24  # of a text that is much longer than what it is made from
+_SECONDS = 5.0  # of CPU time for one row; real templates take less than a millisecond
+_MOST_CHARACTERS = 1 << 24  # of a rendered text much longer than its messages
 _PLAIN_ROLES = {"system", "user", "assistant", "tool"}
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, and what it does with messages."""
+    """The chat template of a tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         try:
             self._source = str(tokenizer.get_chat_template())
-        except ValueError:  # there is none, or there are several and none is the default
+        except ValueError:  # there is none, or several without a default
             self._source = ""
         self._bos, self._eos = (str(t or "") for t in (tokenizer.bos_token, tokenizer.eos_token))
         names = {*tokenizer.all_special_tokens} | {
@@ -46,15 +46,15 @@ class ChatTemplate:
 
     @property
     def is_there(self) -> bool:
-        """Whether messages can be rendered at all."""
+        """Whether the tokenizer has a chat template."""
         return bool(self._source)
 
     def render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-        """The text of `messages`.
+        """Render `messages` as text.
 
         Raises:
-            RowFault: the template refuses them, or a role is none that it knows.
-            InputError: the template does not end, or writes without end.
+            RowFault: the template rejects the messages, or does not know one of the roles.
+            InputError: the template runs for too long, or writes too much.
         """
         if not self._source:
             raise RowFault(
@@ -68,11 +68,11 @@ class ChatTemplate:
                         messages, tokenize=False, add_generation_prompt=add_generation_prompt
                     )
                 )
-            rendered.encode("utf-8")  # half a surrogate pair in a role, say: no tokenizer takes it
+            rendered.encode("utf-8")  # tokenizers reject half a surrogate pair, e.g. in a role
         except _TooLongError as error:
             raise InputError(
                 f"{self._tokenizer.name_or_path}: the chat template does not end: it ran for more "
-                f"than {_SECONDS:g} seconds over one row. Use the template of the model's maker."
+                f"than {_SECONDS:g} seconds on one row. Use the original model's template."
             ) from error
         except Exception as error:  # a template is a program and can raise anything
             why = str(error).strip() or type(error).__name__
@@ -82,12 +82,12 @@ class ChatTemplate:
         if len(rendered) > _MOST_CHARACTERS and len(rendered) > 8 * len(str(messages)):
             raise InputError(
                 f"{self._tokenizer.name_or_path}: the chat template writes {len(rendered):,} "
-                "characters for one row. Use the template of the model's maker."
+                "characters for one row. Use the original model's template."
             )
         return rendered
 
     def remarks(self, messages: list[Message], rendered: str) -> Remarks:
-        """What is worth knowing of `messages` and the text that holds them."""
+        """Return remarks on `messages` and the text rendered from them."""
         found = self.control_tokens(*(message["content"] for message in messages))
         for message in messages:
             if lost := self._lost(message, rendered):
@@ -97,14 +97,14 @@ class ChatTemplate:
         return found
 
     def unused_fields(self, messages: list[Message]) -> Remarks:
-        """Which fields of `messages` the template does not use, as far as its source tells."""
+        """Return a remark on the fields of `messages` that the template's source never names."""
         known = {"role", "content", "tool_calls", *_REASONING}
         names = {name for message in messages for name in message} - known
         unused = sorted(name for name in names if not self._names(name))
         return {Remark.FIELDS_NOT_RENDERED: ", ".join(unused)} if unused else {}
 
     def control_tokens(self, *texts: str) -> Remarks:
-        """Whether texts hold names of special tokens, but for a BOS or EOS where it belongs."""
+        """Return a remark if a text contains special tokens, other than BOS first or EOS last."""
         for said in texts:
             inner = said.removeprefix(self._bos).removesuffix(self._eos)
             if match := self._special.search(inner):
@@ -112,7 +112,11 @@ class ChatTemplate:
         return {}
 
     def _require_roles(self, messages: list[Message]) -> None:
-        """A template that does not know a role may write its name as it stands."""
+        """Reject roles that the template does not know and would write into the text.
+
+        Raises:
+            RowFault: a role is unknown.
+        """
         for message in messages:
             role = message["role"]
             if role not in _PLAIN_ROLES and not re.search(
@@ -129,7 +133,7 @@ class ChatTemplate:
         return re.search(rf"\b{re.escape(field)}\b", self._source) is not None
 
     def _lost(self, message: Message, whole: str) -> str:
-        """What of a message is not in the text."""
+        """Describe the first part of a message that the text lacks; empty if it lacks none."""
         role = message["role"]
         if message["content"].strip() not in whole:
             return f"the content of the {role} message, or a part of it"
@@ -145,7 +149,7 @@ class ChatTemplate:
 
 
 def _leaves(calls: Any) -> Iterator[str]:
-    """The names and the texts among the arguments of tool calls."""
+    """Yield the function names and the text arguments of tool calls."""
     for call in calls if isinstance(calls, list) else []:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if isinstance(function, Mapping):
@@ -156,19 +160,19 @@ def _leaves(calls: Any) -> Iterator[str]:
 
 
 def _escaped(said: str) -> str:
-    """A text as it stands inside JSON."""
+    """Return a text as it is escaped inside JSON."""
     return json.dumps(said, ensure_ascii=False)[1:-1]
 
 
 class _TooLongError(Exception):
-    """The time is up."""
+    """Raised when the time limit has passed."""
 
 
 @contextmanager
 def _processor_time(seconds: float) -> Iterator[None]:
-    """Raise _TooLongError in the block once it has taken so much of the processor's time.
+    """Raise _TooLongError in the block once it has used this much CPU time.
 
-    Only the main thread can be interrupted; in others there is no limit.
+    Only the main thread can be interrupted; other threads have no limit.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -178,7 +182,7 @@ def _processor_time(seconds: float) -> Iterator[None]:
         raise _TooLongError
 
     earlier = signal.signal(signal.SIGVTALRM, stop)
-    # again each second: a template can catch what is raised
+    # repeats every second, because a template can catch the exception
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1)
     try:
         yield

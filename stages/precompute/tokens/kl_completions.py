@@ -1,10 +1,10 @@
-"""Unpaired rows -> the same with KL completions: another row's response after each row's prompt.
+"""Unpaired rows -> rows with KL completions: another row's response after each row's prompt.
 
 KTO's reference point is an estimate of KL(pi_theta || pi_ref) from prompts with responses to other
 prompts (Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", section
-4.1). Which response that is, the order of the source decides and nothing else, so neither shards
-nor jobs nor restarts change it. TRL takes that of the row before, within a batch of training, which
-can be one to the same prompt, and binds the cache to the batch size and order.
+4.1). The choice of response depends only on the order of the source, so shards, jobs and restarts
+do not change it. TRL uses the response of the previous row in a training batch, which can have the
+same prompt, and would tie the cache to the batch size and order.
 """
 
 import itertools
@@ -16,24 +16,24 @@ from reflogp.stages.cache.row_ids import RowIds
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 
 Block = list[TokenizedRow]
-_LONGEST_BLOCK = 1_000  # what is in memory at one time, four times
+_LONGEST_BLOCK = 1_000  # rows; up to four blocks are in memory at a time
 
 
 def with_kl_completions(rows: Iterable[TokenizedRow], max_length: int) -> Iterator[TokenizedRow]:
-    """Give each row a KL completion, and an id that it is part of. The order stays.
+    """Give each row a KL completion and a new id that covers it. The order of rows stays.
 
-    Rows of one prompt that stand side by side are a block, of up to 1,000 rows. The first row of a
-    block takes the response of the second row of the next block, the second that of the third, and
-    so on, counted round: where blocks have equal lengths, every response is taken once. After the
-    last block comes the first, or the second if the first has the same prompt. Where there is only
-    one prompt, a row takes the response of the next; where there is only one row, its own.
+    Adjacent rows with the same prompt form a block of up to 1,000 rows. The first row of a block
+    takes the response of the second row of the next block, the second row that of the third, and so
+    on, cyclically; if blocks have equal lengths, every response is used once. The last block is
+    followed by the first, or by the second if the first has the same prompt. If there is only one
+    prompt, each row takes the response of the next row; a single row takes its own.
 
-    The response is the one in the cache, cut at the end to the room that the prompt leaves: a row
-    is never set aside, and its prompt never cut, for the response of another.
+    The response is the one in the cache, truncated at the end to the room that the prompt leaves.
+    No row is quarantined, and no prompt truncated, because of another row's response.
 
     Args:
-        rows: unpaired, in the order of the source; they fit `max_length`.
-        max_length: most tokens of a sequence.
+        rows: unpaired rows in the order of the source, which fit `max_length`.
+        max_length: largest number of tokens of a sequence.
     """
     ids = RowIds()
     block: Block = []

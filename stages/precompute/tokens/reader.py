@@ -1,4 +1,4 @@
-"""Source -> tokenized rows: reads, normalizes and tokenizes; sets aside whatever cannot be used."""
+"""Source -> tokenized rows: read, normalize and tokenize; quarantine rows that cannot be used."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -20,15 +20,15 @@ from reflogp.stages.precompute.tokens.texts import Notices
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, Tokenizer
 
 _ROWS_TO_DETECT_FROM = 100
-_ROWS_AT_ONCE = 64  # to the tokenizer, which shares them out to all cores
+_ROWS_AT_ONCE = 64  # per call of the tokenizer, which uses all cores
 
 
 class Reader:
     """One pass over the source.
 
     Attributes:
-        form: the input form, once the first row has been asked for.
-        read: rows read so far, the quarantined ones included.
+        form: the input form; set once the first row has been requested.
+        read: rows read so far, including quarantined ones.
     """
 
     form: Form
@@ -45,16 +45,16 @@ class Reader:
     def tokenized(
         self, tokenizer: Tokenizer, advance: Callable[[float], None], every: int = 1
     ) -> Iterator[TokenizedRow]:
-        """The rows that can be used, in the order of the source.
+        """Yield the usable rows, in the order of the source.
 
         Args:
-            tokenizer: with the rules.
-            advance: told of each row.
-            every: read every n-th row only.
+            tokenizer: a tokenizer with its rules.
+            advance: called with 1 after each row, for progress.
+            every: read only every n-th row.
 
         Raises:
-            InputError: the source cannot be read, is empty, its columns make no known form or
-                would be ignored, or it lost all rows of one label.
+            InputError: the source is unreadable or empty, its columns match no input form, a
+                column with text would be ignored, or all rows of one label are quarantined.
         """
         source = read_source(*self._config.source())
         raw_rows = itertools.islice(source, 0, None, every)
@@ -68,7 +68,7 @@ class Reader:
             self._labels.require_both()
 
     def reading(self) -> Reading:
-        """What became of the columns, and what is worth knowing of the rows, read so far."""
+        """Return the use of each column and the notices, for the rows read so far."""
         parts = self._whereabouts.parts
         return Reading(
             columns=self._columns.record(self.form),
@@ -130,14 +130,14 @@ class Reader:
             return None
 
     def _all_columns(self, there: set[str]) -> set[str]:
-        """The columns of the first rows, or of all if options name one that is not among them."""
+        """Return the columns of the first rows, or of all rows if options name others."""
         if not self._columns.all_named(there):
             for raw in read_source(*self._config.source()):
                 there.update(raw.data or ())
         return there
 
     def _kept(self, raw: RawRow) -> list[dict[str, str | None]]:
-        """What the cache shall keep of other columns, under their own names."""
+        """Return the columns that --keep names, for the cache."""
         row = raw.data or {}
         return [{"name": name, "value": as_text(row.get(name))} for name in self._config.keep]
 
@@ -167,12 +167,17 @@ class Reader:
         return preference
 
     def _require_form(self, where: str) -> None:
-        """Refuse a source whose later rows have columns that make it another form."""
+        """Check that the columns of later rows do not change the input form.
+
+        Raises:
+            InputError: they do.
+        """
         form = detect(self._columns.standard_names())
         if form is not None and form.name != self.form.name:
             raise InputError(
-                f"{where}: this is the first row with the columns {form.name}, while the rows "
-                f"before it were read as {self.form.name}. Put rows of one form into one file."
+                f"{where}: this is the first row with the columns {form.name}, but the rows "
+                f"before it were read as {self.form.name}. Put rows of different forms into "
+                "different files."
             )
 
     def _require_confidence(self, preference: Preference) -> None:
@@ -191,5 +196,5 @@ class Reader:
             raise RowFault(
                 Reason.LOW_CONFIDENCE,
                 "confidence",
-                f"confidence {preference.confidence:g} is under {least:g}",
+                f"confidence {preference.confidence:g} is below {least:g}",
             )

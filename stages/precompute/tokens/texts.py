@@ -1,4 +1,4 @@
-"""A preference -> the texts whose tokens are taken, and what is worth knowing of them."""
+"""A preference -> the texts to tokenize, and remarks on them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,17 +12,17 @@ from reflogp.stages.precompute.tokens.chat_template import ChatTemplate, Remarks
 
 
 class Texts(NamedTuple):
-    """The text of the prompt, those of the prompt with each response, and remarks on them."""
+    """The text of the prompt, the texts of the prompt with each response, and remarks on them."""
 
     texts: list[str]
     remarks: Remarks
 
 
 def texts_of(preference: Preference, template: ChatTemplate) -> Texts:
-    """The texts of a preference: raw ones as they stand, messages through the template.
+    """Return the texts of a preference: plain text unchanged, messages rendered by the template.
 
     Raises:
-        RowFault: the template cannot render the messages, or drops all that a response says.
+        RowFault: the template cannot render the messages, or drops everything in a response.
     """
     if isinstance(preference.prompt, str):
         return _raw(preference.prompt, preference, template)
@@ -59,14 +59,14 @@ def _rendered(prompt: list[Message], preference: Preference, template: ChatTempl
             raise RowFault(
                 Reason.EMPTY_RESPONSE,
                 field,
-                f"the chat template leaves out {lost}, and nothing of the response is left",
+                f"the chat template leaves out {lost}, so the response is empty",
             )
         remarks = found | remarks
     return Texts(texts, remarks | template.unused_fields(said))
 
 
 class Notices:
-    """Counts remarks; the first row of each is remembered by its source row."""
+    """Count the rows of each remark, and remember the first."""
 
     def __init__(self) -> None:
         self._counts: dict[Remark, int] = {}
@@ -78,7 +78,7 @@ class Notices:
         self._first.setdefault(remark, (source_row, detail))
 
     def records(self, parts: Sequence[Part]) -> list[Notice]:
-        """The notices, with the file and line of each first row."""
+        """Return the notices, with the file and line of each first row."""
         found = []
         for remark, count in self._counts.items():
             row, detail = self._first[remark]

@@ -1,22 +1,23 @@
-"""Preferences -> token ids. Decided here and only here; stage two uses the ids as they are.
+"""Preferences -> token ids. Stage two uses these ids unchanged.
 
-Rules, with TRL 1.16 as the yardstick:
+The rules, compared with TRL 1.16:
 
-- Messages go through the chat template, the prompt with its generation prompt. Raw text gets the
-  tokenizer's BOS, never twice. Both as in TRL.
-- The prompt's ids are a true prefix of the whole. Where tokens would merge across the border of
-  prompt and response, the response is tokenized on its own, so that the policy is trained on the
-  very prompt ids that it sees at inference; TRL lets the response begin where the ids diverge.
-  Where the template itself renders an answered prompt otherwise, there is no such text, and TRL's
-  rule holds; the row is counted as `template_diverged`.
-- A response ends with a stop token, once. Raw text gets EOS, as in TRL, or keeps another of the
-  model's stop tokens. A rendered message keeps what the template closes the turn with (`<|im_end|>`
-  and a newline, say); EOS is added only where none of the model's stop tokens is there, which TRL
-  leaves out, and a policy trained that way never learns to stop.
-- Over `max_length`, either the responses lose their end (TRL's keep_start) or the prompt loses its
-  beginning, the same for both responses; a BOS stays.
+- Messages are rendered by the chat template, the prompt with its generation prompt. Plain text gets
+  the tokenizer's BOS, but never twice. Both are as in TRL.
+- The prompt's ids are a prefix of the whole sequence. If tokens would merge across the boundary of
+  prompt and response, the response is tokenized separately, so the policy trains on the prompt ids
+  that it sees at inference; TRL starts the response where the ids diverge. If the template renders
+  a prompt differently when a response follows, no such prefix exists. TRL's rule then applies, and
+  the row counts as `template_diverged`.
+- A response ends with one stop token. Plain text gets EOS, as in TRL, or keeps another stop token
+  of the model. A rendered message keeps the template's end of turn (such as `<|im_end|>` and a
+  newline). EOS is added only if the message has none of the model's stop tokens; TRL does not add
+  it, and a policy trained that way never learns to stop.
+- Beyond `max_length`, either the responses lose their end (TRL's keep_start), or the prompt loses
+  its beginning, the same for both responses. A BOS stays.
 
-A change here that can give other ids for the same input raises RULES_VERSION in config.py.
+Any change here that can give different ids for the same input must raise RULES_VERSION in
+config.py.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRow:
-    """One preference as token ids; the fields are those of a planned shard."""
+    """One preference as token ids, with the fields of a planned shard."""
 
     row_id: str
     source_row: int
@@ -63,11 +64,11 @@ class TokenizedRow:
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What decides the ids of a row, next to the tokenizer itself.
+    """The rules that, with the tokenizer, decide the ids of a row.
 
     Attributes:
-        max_length: most tokens of prompt and response together.
-        truncate: which of the two loses tokens; `never` sets the row aside instead.
+        max_length: largest number of tokens of prompt and response together.
+        truncate: which of the two loses tokens; `never` quarantines the row instead.
         stop_ids: ids that end a response.
     """
 
@@ -77,7 +78,7 @@ class TokenRules:
 
 
 class Tokenizer:
-    """A tokenizer together with the rules; counts the rows whose template diverged."""
+    """A tokenizer with its rules. It also counts the rows whose template diverged."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: TokenRules) -> None:
         self._tokenizer = tokenizer
@@ -88,10 +89,11 @@ class Tokenizer:
         self.template_diverged = 0
 
     def __call__(self, preference: Preference) -> TokenizedRow:
-        """Token ids of `preference`.
+        """Tokenize one preference.
 
         Raises:
-            RowFault: the row does not fit `max_length`, or the template cannot render it.
+            RowFault: the row does not fit `max_length`, the template cannot render it, or it is
+                left without usable tokens.
         """
         (found,) = self.many([preference])
         if isinstance(found, RowFault):
@@ -101,11 +103,14 @@ class Tokenizer:
     def many(
         self, preferences: Sequence[Preference], notices: Notices | None = None
     ) -> list[TokenizedRow | RowFault]:
-        """The same of many at once: tokenizers that are not Python's take all cores for them.
+        """Tokenize many preferences at once; fast tokenizers use all cores for a batch.
 
         Args:
             preferences: the rows.
-            notices: told of what is worth knowing of the rows that can be used.
+            notices: collects remarks on the usable rows.
+
+        Returns:
+            For each preference, its tokenized row or its fault.
         """
         made = [_or_fault(texts_of, preference, self._template) for preference in preferences]
         joined = [text for found in made if not isinstance(found, RowFault) for text in found.texts]
@@ -156,7 +161,7 @@ class Tokenizer:
         if tails[0] != tails[1]:
             why = f" within max_length {self._rules.max_length}"
         else:
-            why = "" if raw else ": the chat template drops what differs between them"
+            why = "" if raw else ": the chat template drops the difference between them"
         return RowFault(
             Reason.IDENTICAL_RESPONSES, "chosen", f"chosen and rejected have the same tokens{why}"
         )
@@ -164,7 +169,7 @@ class Tokenizer:
     def _parted(
         self, texts: list[str], all_ids: list[list[int]], *, raw: bool
     ) -> tuple[list[int], list[list[int]]]:
-        """Ids of the prompt, and of each response after it."""
+        """Split the ids of the texts into those of the prompt and of each response."""
         (text, *wholes), (ids, *whole_ids) = texts, all_ids
         if not all(whole.startswith(text) for whole in wholes):
             shared = min(Prefix.similarity(ids, whole) for whole in whole_ids)
@@ -181,7 +186,7 @@ class Tokenizer:
         return ids, tails
 
     def _all_ids(self, texts: list[str]) -> list[list[int]]:
-        # Templates write their own special tokens, and raw text gets BOS in one place, above.
+        # templates write their own special tokens, and _parted adds BOS to plain text
         if not texts:
             return []
         return list(self._tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -190,7 +195,7 @@ class Tokenizer:
         return self._all_ids([text])[0]
 
     def _inner_ids(self, text: str) -> list[int]:
-        """Ids of `text` without the space that SentencePiece puts before the first word of all."""
+        """Return the ids of `text` without the space that SentencePiece adds in front."""
         line, found = self._ids("\n"), self._ids("\n" + text)
         return found[len(line) :] if found[: len(line)] == line else self._ids(text)
 
@@ -212,9 +217,10 @@ class Tokenizer:
         return False
 
     def _beginning(self, prompt: list[int]) -> list[int]:
-        """What the tokenizer puts before raw text, or the one BOS that a template writes.
+        """Return the tokenizer's prefix of plain text, or the single BOS that a template writes.
 
-        Where BOS comes again, it is ChatML's `<|im_start|>`: the head of a turn, not of the text.
+        A BOS that occurs more than once is ChatML's `<|im_start|>`, which starts a turn and not the
+        text.
         """
         if self._bos and prompt[: len(self._bos)] == self._bos:
             return self._bos
@@ -234,7 +240,7 @@ class Tokenizer:
             )
         if self._rules.truncate == "prompt":
             bos = self._beginning(prompt)
-            # One token must stay: the first response token is predicted from it.
+            # one token must stay, from which the first response token is predicted
             keep = max(len(prompt) - over - len(bos), 0 if bos else 1)
             prompt = bos + prompt[len(prompt) - keep :]
         room = limit - len(prompt)
@@ -243,13 +249,13 @@ class Tokenizer:
                 Reason.PROMPT_TOO_LONG,
                 "prompt",
                 f"the prompt has {len(prompt)} tokens, so max_length {limit} leaves none for a "
-                "response; raise --max-length, or --truncate prompt",
+                "response; raise --max-length, or give --truncate prompt",
             )
         return prompt, [response[:room] for response in responses]
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> list[int]:
-    """EOS and whatever else the checkpoint's generation config says ends its turn, sorted.
+    """Return the sorted ids of EOS and of the stop tokens in the checkpoint's generation config.
 
     Raises:
         InputError: the generation config cannot be read.
@@ -262,7 +268,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> list[int]:
 
 
 def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before raw text (BOS or nothing), seen by letting it do so."""
+    """Return the ids that the tokenizer puts before plain text (BOS or none), found by trying."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     full = list(tokenizer("a")["input_ids"])
     starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
