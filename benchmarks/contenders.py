@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 
 from benchmarks.pairs import Pairs, shared
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.protocol import Request, Scorer
 
 MAX_LENGTH = 1024
@@ -133,7 +134,7 @@ def transformers(model: Path, settings: Settings) -> Run:
     """reflogp's transformers engine."""
     from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 
-    return scoring(TransformersScorer(model, dtype="bfloat16"))
+    return scoring(TransformersScorer(Checkpoint(model, None, "bfloat16")))
 
 
 def stock(model: Path, settings: Settings) -> Run:
@@ -145,7 +146,9 @@ def stock(model: Path, settings: Settings) -> Run:
     # only ids go in, and a made-up checkpoint has no tokenizer
     settings = {"skip_tokenizer_init": True} | settings
     return scoring(
-        VllmPromptLogprobsScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings=settings)
+        VllmPromptLogprobsScorer(
+            Checkpoint(model, None, "bfloat16"), max_length=MAX_LENGTH, settings=settings
+        )
     )
 
 
@@ -153,7 +156,9 @@ def pooler(model: Path, settings: Settings) -> Run:
     """reflogp's pooling model in vLLM."""
     from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer
 
-    scorer = VllmPoolerScorer(model, dtype="bfloat16", max_length=MAX_LENGTH, settings=settings)
+    scorer = VllmPoolerScorer(
+        Checkpoint(model, None, "bfloat16"), max_length=MAX_LENGTH, settings=settings
+    )
 
     def run(pairs: Pairs) -> float:
         scorer._engine.reset_prefix_cache()  # or the second run would find every prompt there

@@ -32,6 +32,7 @@ from reflogp.stages.cache.quarantine_file import Quarantine
 from reflogp.stages.cache.row_ids import RowIds, packed
 from reflogp.stages.cache.write_shard import describe
 from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan import make_plan as planning
@@ -124,7 +125,9 @@ def make_job(cache: Path) -> Job:
         reference="none", data="none", cache=cache, verify_sample=0, keep=("source", "language")
     )
     inputs = Inputs(**dict.fromkeys(Inputs.model_fields, "none"))
-    return Job(config, cache, "float32", Choice("transformers", "none", "a stub"), inputs)
+    return Job(
+        config, Checkpoint(cache, None, "float32"), Choice("transformers", "none", "a stub"), inputs
+    )
 
 
 def make_plan(

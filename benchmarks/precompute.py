@@ -19,6 +19,7 @@ from benchmarks.pairs import Pairs, token_counts
 from benchmarks.report import report
 from benchmarks.rounds import Arena, best_of, rounds
 from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.plan.make_plan import load_tokenizer
 from reflogp.stages.precompute.read.preferences import detect, normalize
@@ -35,7 +36,7 @@ def read_pairs(model: Path, data: str, count: int) -> Pairs:
     config = PrecomputeConfig(
         reference=str(model), data=data, cache=Path("none"), max_length=MAX_LENGTH
     )
-    tokenizer, _ = load_tokenizer(model, config)
+    tokenizer, _ = load_tokenizer(Checkpoint(model, None, "float32"), config)
     pairs: Pairs = []
     for raw in read_source(data):
         form = detect(set(raw.data or {}))

@@ -35,6 +35,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.overhead import StubScorer, Watch, make_plan, rows
 from reflogp.data_schemas.manifest import Inputs
 from reflogp.pipeline.console import quiet_transformers
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan import make_plan as planning
@@ -105,7 +106,9 @@ def make_job(cache: Path, reference: Path, data: str, **options: Any) -> Job:
         **options,
     )
     inputs = Inputs(**dict.fromkeys(Inputs.model_fields, "none"))
-    return Job(config, reference, "float32", choose("transformers", reference), inputs)
+    return Job(
+        config, Checkpoint(reference, None, "float32"), choose("transformers", reference), inputs
+    )
 
 
 class Finishes(Watch):

@@ -16,7 +16,7 @@ from reflogp.data_schemas.files.ownership import (
 from reflogp.data_schemas.files.storage import reach, require_writable
 from reflogp.data_schemas.filtered import Filtered
 from reflogp.data_schemas.manifest import Manifest, missing_files
-from reflogp.pipeline.checkpoint import described
+from reflogp.pipeline.resolve import described
 from reflogp.stages.cache.folder import Standing, short, stand, unsealed
 from reflogp.stages.cache.leftovers import clear_up
 from reflogp.stages.diagnose.diagnosis import Diagnosis

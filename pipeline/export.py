@@ -11,10 +11,9 @@ from reflogp.data_schemas.files.location import is_local
 from reflogp.data_schemas.files.owned_folder import require_owned
 from reflogp.data_schemas.files.ownership import require_apart, require_output
 from reflogp.data_schemas.files.storage import reach
-from reflogp.pipeline.checkpoint import described, start_folders
 from reflogp.pipeline.console import quiet_transformers
 from reflogp.pipeline.fingerprint import tokenizer_input
-from reflogp.stages.model.adapter import tokenizer_folder
+from reflogp.pipeline.resolve import described, resolve_start
 from reflogp.stages.model.loading import limits_under
 from reflogp.stages.progress import Console
 
@@ -39,18 +38,18 @@ def run_export(
     reach(cache)
     require_apart("--output", output, {"cache": cache})
     manifest = manifests.read(cache)
-    checkpoint, top = start_folders(reference, adapter, manifest, "reference")
-    require_apart("--output", output, {"reference": checkpoint, "adapter": top})
-    if tokenizer_input(checkpoint, top) != manifest.inputs.tokenizer:
+    model = resolve_start(reference, adapter, manifest, "reference")
+    require_apart("--output", output, {"reference": model.folder, "adapter": model.adapter})
+    if tokenizer_input(model) != manifest.inputs.tokenizer:
         raise InputError(
-            f"--reference {checkpoint}: its tokenizer is not the one that the cache was made with, "
-            f"so the text would be wrong. Give {described(manifest)}."
+            f"--reference {model.folder}: its tokenizer is not the one that the cache was made "
+            f"with, so the text would be wrong. Give {described(manifest)}."
         )
     from reflogp.stages.export.stage import export
 
     quiet_transformers()
-    limits, tokenizer = limits_under(manifest, checkpoint), tokenizer_folder(checkpoint, top)
-    return export(cache, manifest, limits, form, tokenizer, output, console)
+    limits = limits_under(manifest, model.folder)
+    return export(cache, manifest, limits, form, model.tokenizer, output, console)
 
 
 def _require_free(output: Path, *, overwrite: bool) -> None:

@@ -15,7 +15,7 @@ from reflogp.data_schemas.manifest import Inputs
 from reflogp.pipeline.digests import file_digests
 from reflogp.stages.model.adapter import CONFIG as ADAPTER_CONFIG
 from reflogp.stages.model.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from reflogp.stages.model.adapter import tokenizer_folder
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import read_json
 from reflogp.stages.precompute.config import SCORING_VERSION, PrecomputeConfig
 from reflogp.stages.precompute.read.sources import is_hub_id, source_files
@@ -32,54 +32,53 @@ _VOLATILE_ADAPTER = {"auto_mapping", "base_model_name_or_path", "inference_mode"
                      "peft_version", "revision", "task_type"}  # fmt: skip
 
 
-def model_inputs(folder: Path, adapter: Path | None = None) -> dict[str, str]:
+def model_inputs(model: Checkpoint) -> dict[str, str]:
     """Digests of a model: weights, adapter, architecture, tokenizer and chat template.
 
     Raises:
         InputError: a folder has no weights.
     """
+    folder, adapter = model.folder, model.adapter
     weights = next((sorted(folder.glob(p)) for p in _WEIGHTS if any(folder.glob(p))), None)
     if not weights:
         raise InputError(
             f"{folder}: the folder has no weights (*.safetensors or *.bin). Check that the "
             "checkpoint is complete."
         )
-    spoken = tokenizer_folder(folder, adapter)
+    spoken = model.tokenizer
     settings = read_json(spoken / "tokenizer_config.json")
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _VOLATILE}
     return {
         "weights": _files(weights),
         "adapter": "none" if adapter is None else _adapter(adapter),
         "architecture": _value(config),
-        "tokenizer": tokenizer_input(folder, adapter),
+        "tokenizer": tokenizer_input(model),
         "chat_template": _value(
             [settings.get("chat_template"), _files(_present(spoken, ("chat_template.jinja",)))]
         ),
     }
 
 
-def tokenizer_input(folder: Path, adapter: Path | None = None) -> str:
+def tokenizer_input(model: Checkpoint) -> str:
     """Digest of a model's tokenizer, including the tokens that end its responses."""
-    spoken = tokenizer_folder(folder, adapter)
+    spoken = model.tokenizer
     settings = read_json(spoken / "tokenizer_config.json")
     special = {k: v for k, v in settings.items() if k not in _VOLATILE_TOKENIZER}
-    stops = read_json(folder / "generation_config.json").get("eos_token_id")
+    stops = read_json(model.folder / "generation_config.json").get("eos_token_id")
     return _value([_files(_present(spoken, _TOKENIZER)), special, stops])
 
 
-def precompute_inputs(
-    folder: Path, adapter: Path | None, config: PrecomputeConfig, engine: Choice, dtype: str
-) -> Inputs:
+def precompute_inputs(reference: Checkpoint, config: PrecomputeConfig, engine: Choice) -> Inputs:
     """Digests of everything that the result of stage one depends on.
 
     Raises:
         InputError: the data or the model does not exist.
     """
     return Inputs(
-        **model_inputs(folder, adapter),
+        **model_inputs(reference),
         data=_data(config),
         rules=_value(config.rules()),
-        engine=engine_input(config, engine, dtype),
+        engine=engine_input(config, engine, reference.dtype),
     )
 
 

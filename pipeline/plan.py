@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
-from reflogp.pipeline.checkpoint import checkpoint_dtype, model_folders
 from reflogp.pipeline.console import quiet_transformers
+from reflogp.pipeline.resolve import resolve_checkpoint
 from reflogp.pipeline.summary import Lines, human_size
 from reflogp.stages.estimate.config import DEVICES, PlanConfig
 from reflogp.stages.progress import Console
@@ -27,12 +27,10 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estima
     from reflogp.stages.estimate.shape import shape_of
 
     quiet_transformers()
-    reference, adapter = model_folders(
-        config.reference, config.adapter, "reference", config.revision
-    )
-    shape = shape_of(reference, config.lora_r, config.lora_targets)
-    counts = count(config, reference, console, adapter)
-    weight_bytes = 4 if checkpoint_dtype(reference) == "float32" else 2
+    reference = resolve_checkpoint(config.reference, config.adapter, "reference", config.revision)
+    shape = shape_of(reference.folder, config.lora_r, config.lora_targets)
+    counts = count(config, reference, console)
+    weight_bytes = 4 if reference.dtype == "float32" else 2
     return counts, estimate(config, counts, shape, weight_bytes)
 
 

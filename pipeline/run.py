@@ -10,13 +10,14 @@ from reflogp.data_schemas.files.storage import reach, require_writable
 from reflogp.data_schemas.manifest import Manifest, missing_files
 from reflogp.data_schemas.run_record import RunRecord
 from reflogp.data_schemas.verification import Verification
-from reflogp.pipeline.checkpoint import checkpoint_dtype, described, model_folders, start_folders
 from reflogp.pipeline.console import quiet_transformers
 from reflogp.pipeline.fingerprint import at_commit, model_inputs, precompute_inputs
+from reflogp.pipeline.resolve import described, resolve_checkpoint, resolve_start
 from reflogp.pipeline.settle import require_effect, settled_method
 from reflogp.pipeline.standing_run import Fingerprint, require_own_output, standing_run
 from reflogp.stages.cache.folder import claim, short, stand
 from reflogp.stages.cache.leftovers import clear_up
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import quantization
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.read.sources import is_hub_id, source_files
@@ -48,24 +49,25 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
         The manifest; None if other jobs have not finished their shares.
     """
     reach(config.cache)
-    reference, adapter = model_folders(
-        config.reference, config.adapter, "reference", config.revision
-    )
+    reference = _reference(config)
     config = at_commit(config)
-    read = {"reference": reference, "adapter": adapter, "data": _local_data(config)}
+    read = {
+        "reference": reference.folder,
+        "adapter": reference.adapter,
+        "data": _local_data(config),
+    }
     require_apart("--cache", config.cache, read | _linked_data(config))
     there = stand(config.cache, "--cache", overwrite=config.overwrite)
     if config.backend == "ray":
         from reflogp.stages.precompute.score.ray.cluster import prepare
 
-        config, engine = prepare(config, reference)
+        config, engine = prepare(config, reference.folder)
     else:
-        engine = choose(config.engine, reference)
-    dtype = checkpoint_dtype(reference) if config.dtype == "auto" else config.dtype
+        engine = choose(config.engine, reference.folder)
     require_effect(config, engine, console)
-    inputs = precompute_inputs(reference, adapter, config, engine, dtype)
+    inputs = precompute_inputs(reference, config, engine)
     earlier = there.sealed
-    config, inputs = settled_method(config, reference, engine, dtype, inputs, earlier)
+    config, inputs = settled_method(config, reference, engine, inputs, earlier)
     if there.unreadable is not None:
         console.warn(
             f"{config.cache}: the old cache cannot be read. It stays until the new one is sealed"
@@ -88,9 +90,16 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     from reflogp.stages.precompute.stage import precompute
 
     quiet_transformers()
-    job = Job(config, reference, dtype, engine, inputs, adapter)
+    job = Job(config, reference, engine, inputs)
     require_writable(trial_file(config.cache))
     return precompute(job, console)
+
+
+def _reference(config: PrecomputeConfig) -> Checkpoint:
+    """The model that scores, in the dtype that was asked for."""
+    return resolve_checkpoint(
+        config.reference, config.adapter, "reference", config.revision, dtype=config.dtype
+    )
 
 
 def _local_data(config: PrecomputeConfig) -> Path | None:
@@ -115,16 +124,16 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     """
     reach(config.cache)
     manifest = manifests.read(config.cache)
-    policy, adapter = start_folders(config.policy, config.adapter, manifest, "policy")
-    if (kind := quantization(policy)) is not None:
+    policy = resolve_start(config.policy, config.adapter, manifest, "policy")
+    if (kind := quantization(policy.folder)) is not None:
         raise InputError(
-            f"the policy {policy} is quantized ({kind}) and cannot be trained. Precompute a cache "
-            "for the checkpoint that it was made from, since training must start from the "
+            f"the policy {policy.folder} is quantized ({kind}) and cannot be trained. Precompute a "
+            "cache for the checkpoint that it was made from, since training must start from the "
             "reference; or give that checkpoint as --policy with --allow-mismatch."
         )
-    mark = require_own_output(config, policy, adapter)
-    digests = model_inputs(policy, adapter)
-    _require_same_start(policy, digests, manifest, config, console)
+    mark = require_own_output(config, policy)
+    digests = model_inputs(policy)
+    _require_same_start(policy.folder, digests, manifest, config, console)
     evaluation = _eval_manifest(config, manifest)
     if _finished(config.output, console):
         mark = read_mark(config.output)
@@ -142,7 +151,7 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     from reflogp.stages.train.job import TrainJob
     from reflogp.stages.train.stage import train
 
-    job = TrainJob(config, policy, adapter, manifest, fingerprint.of(), evaluation, own)
+    job = TrainJob(config, policy, manifest, fingerprint.of(), evaluation, own)
     return train(job, console)
 
 
@@ -152,10 +161,9 @@ def require_output_of_both(first: PrecomputeConfig, second: TrainConfig) -> None
     Raises:
         InputError: the output is an input of a stage, or holds files that reflogp did not write.
     """
-    reference, adapter = model_folders(first.reference, first.adapter, "reference", first.revision)
-    require_own_output(second, reference, adapter)
+    require_own_output(second, _reference(first))
     if second.policy is not None and second.policy != first.reference:
-        require_own_output(second, *model_folders(second.policy, second.adapter, "policy"))
+        require_own_output(second, resolve_checkpoint(second.policy, second.adapter, "policy"))
     require_apart("--output", second.output, {"data": _local_data(first)})
 
 
@@ -223,18 +231,17 @@ def run_verify(
     """
     reach(cache)
     manifest = manifests.read(cache)
-    checkpoint, top = start_folders(reference, adapter, manifest, "reference")
-    differing = _model_differences(model_inputs(checkpoint, top), manifest)
+    model = resolve_start(reference, adapter, manifest, "reference")
+    differing = _model_differences(model_inputs(model), manifest)
     if differing:
         raise InputError(
-            f"--reference {checkpoint} is not the checkpoint that was scored "
+            f"--reference {model.folder} is not the checkpoint that was scored "
             f"({described(manifest)}): {', '.join(differing)} differ."
         )
     from reflogp.stages.precompute.seal.rescore import verify
 
     quiet_transformers()
-    dtype = manifest.engine.dtype
-    return verify(cache, manifest.shards, checkpoint, dtype, sample, console, seed, top)
+    return verify(cache, manifest.shards, model, sample, console, seed)
 
 
 def _require_same_start(

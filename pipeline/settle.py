@@ -12,6 +12,7 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.manifest import Inputs, Manifest
 from reflogp.pipeline.fingerprint import engine_input
 from reflogp.stages.cache.folder import short
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.read.sources import is_hub_id
 from reflogp.stages.precompute.score.engines.choose import METHODS, Choice, best_method
@@ -26,9 +27,8 @@ _ONLY = {
 
 def settled_method(
     config: PrecomputeConfig,
-    reference: Path,
+    reference: Checkpoint,
     engine: Choice,
-    dtype: str,
     inputs: Inputs,
     sealed: Manifest | None,
 ) -> tuple[PrecomputeConfig, Inputs]:
@@ -39,9 +39,8 @@ def settled_method(
 
     Args:
         config: as the user gave it.
-        reference: folder of the checkpoint.
+        reference: the model that scores.
         engine: the engine that runs.
-        dtype: of weights and forward pass.
         inputs: of this configuration.
         sealed: manifest of the cache in the folder, if there is one.
     """
@@ -50,7 +49,7 @@ def settled_method(
     ways = {}
     for method in METHODS:
         tried = config.model_copy(update={"method": method})
-        its = inputs.model_copy(update={"engine": engine_input(tried, engine, dtype)})
+        its = inputs.model_copy(update={"engine": engine_input(tried, engine, reference.dtype)})
         ways[method] = tried, its
         if sealed is not None and sealed.inputs == its:
             return tried, its
@@ -61,8 +60,8 @@ def settled_method(
     if config.backend == "ray":
         from reflogp.stages.precompute.score.ray.cluster import on_a_node
 
-        return ways[on_a_node(config, best_method, reference)]
-    return ways[best_method(reference)]
+        return ways[on_a_node(config, best_method, reference.folder)]
+    return ways[best_method(reference.folder)]
 
 
 def require_effect(config: PrecomputeConfig, engine: Choice, console: Console) -> None:

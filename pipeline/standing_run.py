@@ -11,6 +11,7 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files.ownership import Mark, read_mark, require_apart
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.data_schemas.run_record import RunRecord
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.progress import Console
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.result.unfinished import files_without_mark, require_result_output
@@ -70,13 +71,12 @@ class Fingerprint:
         ]
 
 
-def require_own_output(config: TrainConfig, policy: Path, adapter: Path | None) -> Mark | None:
+def require_own_output(config: TrainConfig, policy: Checkpoint) -> Mark | None:
     """Refuse an output that is an input, or holds files that reflogp did not write.
 
     Args:
         config: of the run.
-        policy: folder of the checkpoint that training starts from.
-        adapter: folder of the adapter on top of it, or None.
+        policy: what training starts from.
 
     Returns:
         The mark of the output. For a run of an earlier reflogp without a mark, it is made from the
@@ -86,8 +86,8 @@ def require_own_output(config: TrainConfig, policy: Path, adapter: Path | None) 
         InputError: the output cannot be used.
     """
     inputs = {
-        "policy": policy,
-        "adapter": adapter,
+        "policy": policy.folder,
+        "adapter": policy.adapter,
         "cache": config.cache,
         "evaluation cache": config.eval_cache,
     }

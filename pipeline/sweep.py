@@ -29,10 +29,10 @@ from reflogp.data_schemas.files.storage import reach
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.data_schemas.run_record import RunRecord, StepMetrics
 from reflogp.data_schemas.sweep_record import SweepRecord, SweepRun
-from reflogp.pipeline.checkpoint import start_folders
 from reflogp.pipeline.child import ChildFailedError, ChildKilledError, call_in_child
 from reflogp.pipeline.config import build, require_known
 from reflogp.pipeline.console import TerminalConsole
+from reflogp.pipeline.resolve import resolve_start
 from reflogp.pipeline.run import run_train
 from reflogp.pipeline.standing_run import require_own_output
 from reflogp.stages.processes import processes
@@ -183,8 +183,8 @@ def _checked(
     """The configuration of one run, or the reason why it is invalid."""
     try:
         config = build(TrainConfig, section, own)
-        policy, adapter = start_folders(config.policy, config.adapter, manifest, "policy")
-        require_own_output(config, policy, adapter)
+        policy = resolve_start(config.policy, config.adapter, manifest, "policy")
+        require_own_output(config, policy)
     except InputError as error:
         return None, str(error)
     return config, None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reflogp.data_schemas.manifest import Manifest
-from reflogp.stages.model.adapter import tokenizer_folder
+from reflogp.stages.model.checkpoint import Checkpoint
 
 Decoder = Callable[[list[int]], str]
 
@@ -15,7 +15,8 @@ def decoder(manifest: Manifest) -> Decoder | None:
     """What decodes this cache's ids; None where the reference, or a fast tokenizer, is not here."""
     reference = manifest.reference
     adapter = None if reference.adapter_path is None else Path(reference.adapter_path)
-    path = tokenizer_folder(Path(reference.path), adapter) / "tokenizer.json"
+    checkpoint = Checkpoint(Path(reference.path), adapter, manifest.engine.dtype)
+    path = checkpoint.tokenizer / "tokenizer.json"
     if not path.is_file():
         return None
     from tokenizers import Tokenizer

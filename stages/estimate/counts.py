@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.cache.quarantine_file import Quarantine
 from reflogp.stages.estimate.config import PlanConfig
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.plan.make_plan import load_tokenizer, tell
 from reflogp.stages.precompute.read.sources import read_source
 from reflogp.stages.precompute.score.engines.shared_beginnings import common_length
@@ -53,15 +54,13 @@ class TokenCounts:
     error: float
 
 
-def count(
-    config: PlanConfig, reference: Path, console: Console, adapter: Path | None = None
-) -> TokenCounts:
+def count(config: PlanConfig, reference: Checkpoint, console: Console) -> TokenCounts:
     """Tokenize the rows of `config`, or every n-th of them, exactly as stage one would.
 
     Raises:
         InputError: the data or the tokenizer cannot be used, or no row of the sample can.
     """
-    tokenizer, _ = load_tokenizer(reference, config, adapter)
+    tokenizer, _ = load_tokenizer(reference, config)
     read = sum(1 for _ in read_source(*config.source())) if config.sample else 0
     every = max(1, read // config.sample) if config.sample else 1
     with (

@@ -17,13 +17,6 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def tokenizer_folder(checkpoint: Path, adapter: Path | None) -> Path:
-    """The folder with the tokenizer and template of fine-tuning: the adapter's, if it has them."""
-    if adapter is not None and (adapter / "tokenizer_config.json").is_file():
-        return adapter
-    return checkpoint
-
-
 def load_adapter(
     model: Any, adapter: Path, *, trainable: bool = False, dropout: float = 0.0
 ) -> Any:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from reflogp.data_schemas.manifest import Dtype, Inputs
+from reflogp.data_schemas.manifest import Inputs
 from reflogp.stages.cache.folder import claim, short
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.choose import Choice
 
@@ -15,19 +16,15 @@ class Job:
 
     Attributes:
         config: the user's configuration.
-        reference: folder of the checkpoint.
-        dtype: dtype of weights and forward, never `auto`.
+        reference: the model that scores.
         engine: the engine that runs.
         inputs: digests of everything that the log-probs depend on.
-        adapter: folder of the LoRA adapter on top of the reference, or None.
     """
 
     config: PrecomputeConfig
-    reference: Path
-    dtype: Dtype
+    reference: Checkpoint
     engine: Choice
     inputs: Inputs
-    adapter: Path | None = None
 
     def path(self, stem: str, ending: str = "") -> Path:
         """Return a path in the cache that jobs with other inputs do not use."""

@@ -11,6 +11,7 @@ from reflogp.data_schemas.files.storage import entries, require_space
 from reflogp.data_schemas.manifest import Manifest, missing_files
 from reflogp.stages.cache.leftovers import clear_up
 from reflogp.stages.model.causal_lm import require_causal_lm
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.division import share
 from reflogp.stages.precompute.job import Job
@@ -52,7 +53,7 @@ def precompute(job: Job, console: Console) -> Manifest | None:
 
 
 def _precompute(job: Job, console: Console) -> Manifest | None:
-    require_causal_lm(job.reference)
+    require_causal_lm(job.reference.folder)
     plan = make_plan(job, console)
     mine = plan.shards if job.config.share is None else share(job.config.share).pick(plan.shards)
     if job.config.overwrite:
@@ -119,8 +120,9 @@ def merge(cache: Path, console: Console) -> Manifest:
             "this version does not know. Install that version, or run `reflogp precompute` again."
         ) from error
     adapter = None if record.adapter is None else Path(record.adapter)
-    job = Job(config, Path(record.reference), record.dtype, engine, record.inputs, adapter)
-    gone = [str(place) for place in (job.reference, adapter) if place and not place.is_dir()]
+    reference = Checkpoint(Path(record.reference), adapter, record.dtype)
+    job = Job(config, reference, engine, record.inputs)
+    gone = [str(place) for place in (reference.folder, adapter) if place and not place.is_dir()]
     if config.verify_sample and gone:
         raise ReflogpError(
             f"{gone[0]}: the reference is not on this machine, so no rows can be verified before "

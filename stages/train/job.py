@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reflogp.data_schemas.manifest import Manifest
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.result.unfinished import unfinished_folder
 
@@ -15,8 +16,7 @@ class TrainJob:
 
     Attributes:
         config: what the user set.
-        policy: folder of the checkpoint that training starts from.
-        adapter: folder of the LoRA adapter on top of it that training starts from, or None.
+        policy: what training starts from, in the dtype that the cache was scored in.
         manifest: of the cache.
         fingerprint: SHA-256 of everything that the result depends on.
         eval_manifest: of the cache for evaluation, if it is a separate one.
@@ -24,8 +24,7 @@ class TrainJob:
     """
 
     config: TrainConfig
-    policy: Path
-    adapter: Path | None
+    policy: Checkpoint
     manifest: Manifest
     fingerprint: str
     eval_manifest: Manifest | None = None

@@ -56,7 +56,7 @@ def train(job: TrainJob, console: Console) -> RunRecord:
         InputError: the cache or the settings cannot be used.
         ReflogpError: policy and cache do not agree, or training diverged or changed nothing.
     """
-    started_at, config, dtype = datetime.now(UTC), job.config, job.manifest.engine.dtype
+    started_at, config, dtype = datetime.now(UTC), job.config, job.policy.dtype
     _require_fitting(job)
     pairs, evaluated = _pairs(job)
     _say_what_does_nothing(job, pairs, console)
@@ -77,7 +77,7 @@ def train(job: TrainJob, console: Console) -> RunRecord:
         loop_seconds = time.monotonic() - begin
         first = trainer.is_world_process_zero()
         result = new_result(job.folder) if first else job.folder
-        save_policy(trainer, result, job.policy, job.adapter, dtype)
+        save_policy(trainer, result, job.policy)
         score_sample(trainer, job, result, pairs, evaluated)
         record = outcome(
             job,
@@ -103,22 +103,23 @@ def _trainer(
     """Load the policy, choose its layout and loss, and make the Trainer."""
     config = job.config
     set_seed(config.seed)
-    policy = load_policy(job.policy, config, job.manifest.engine.dtype, job.adapter)
+    policy = load_policy(job.policy, config)
     trained, total = trainable_parameters(policy)
     console.say(
         f"training {trained:,} of {total:,} parameters on {len(pairs):,} {job.manifest.unit}, "
         f"{config.loss}"
     )
-    require_room(job.folder, config, trained, total, job.manifest.engine.dtype)
-    if job.manifest.engine.dtype == "float16":
+    require_room(job.folder, config, trained, total, job.policy.dtype)
+    if job.policy.dtype == "float16":
         console.say(
             "the cache is in float16, but training computes in float32, because gradients vanish "
             "in float16. With a cache in bfloat16, training takes half the memory"
         )
     if job.manifest.row_weights is not None:
         console.say(f"each loss is multiplied by the row's weight, {job.manifest.row_weights}")
-    if job.adapter is not None and config.lora_r:
-        console.say(f"training continues with {job.adapter}, which keeps its rank, alpha, modules")
+    adapter = job.policy.adapter
+    if adapter is not None and config.lora_r:
+        console.say(f"training continues with {adapter}, which keeps its rank, alpha, modules")
     rows = longest(pairs) + ([] if evaluated is None else longest(evaluated))
     paired = job.manifest.kind == "paired"
     collate, layout = choose_layout(policy, config.layout, rows, paired=paired)
@@ -149,7 +150,9 @@ def _say_what_does_nothing(job: TrainJob, pairs: CachedRows, console: Console) -
         epochs=config.epochs,
         max_steps=config.max_steps,
     )
-    for said in no_effect(config, job.manifest, adapter=job.adapter is not None, steps=steps):
+    for said in no_effect(
+        config, job.manifest, adapter=job.policy.adapter is not None, steps=steps
+    ):
         console.warn(said)
 
 
@@ -176,10 +179,10 @@ def _require_fitting(job: TrainJob) -> None:
 def _pairs(job: TrainJob) -> tuple[CachedRows, CachedRows | None]:
     """The rows for training, and those for evaluation if there are any."""
     config = job.config
-    limits = limits_under(job.manifest, job.policy)
+    limits = limits_under(job.manifest, job.policy.folder)
     pairs = cached_rows(config.cache, job.manifest, config.losses, limits)
     if config.eval_cache is not None and job.eval_manifest is not None:
-        limits = limits_under(job.eval_manifest, job.policy)
+        limits = limits_under(job.eval_manifest, job.policy.folder)
         return pairs, cached_rows(config.eval_cache, job.eval_manifest, config.losses, limits)
     trained, evaluated = held_out(pairs, config.eval_fraction, config.seed)
     if not trained:
@@ -238,7 +241,7 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: TrainJob) -> Non
     except DivergedError as error:
         if not trainer.diverged():
             folder = job.folder / _LAST_GOOD
-            save_policy(trainer, folder, job.policy, job.adapter, job.manifest.engine.dtype)
+            save_policy(trainer, folder, job.policy)
             kept = f"The weights after the last good step are in {folder}."
         elif checkpoints := whole_checkpoints(job.folder, job.fingerprint):
             kept = f"The last good state is {checkpoints[-1]}."
@@ -264,7 +267,7 @@ def _kept(job: TrainJob) -> str:
 def _finish(job: TrainJob, result: Path, record: RunRecord) -> None:
     """Add merged weights, card and record to the result, and move it into the output."""
     if job.config.merge:
-        merge_adapter(result, job.policy, job.manifest.engine.dtype)
+        merge_adapter(result, job.policy)
     write_text(result / "README.md", model_card(job.config, job.manifest, record))
     run_record.write(result, record)
     newest = whole_checkpoints(job.folder, job.fingerprint)[::-1]

@@ -15,9 +15,10 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import read_shard
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.manifest import Manifest
-from reflogp.pipeline.checkpoint import model_folders
 from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.resolve import resolve_checkpoint
 from reflogp.pipeline.run import run_precompute, run_train, run_verify
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines import vllm_lora
 from reflogp.stages.precompute.score.engines.protocol import Request, Scorer
@@ -100,9 +101,9 @@ def test_prompt_logprobs_and_transformers_score_base_and_adapter_exactly(
     requests = [request for request, _ in cached_rows(sealed)]
     scorers: list[Scorer] = [
         VllmPromptLogprobsScorer(
-            checkpoint, dtype="float32", max_length=192, settings={}, adapter=adapter
+            Checkpoint(checkpoint, adapter, "float32"), max_length=192, settings={}
         ),
-        TransformersScorer(checkpoint, dtype="float32", adapter=adapter),
+        TransformersScorer(Checkpoint(checkpoint, adapter, "float32")),
     ]
     for scorer in scorers:
         found = scorer.score(requests)
@@ -161,8 +162,9 @@ def other_adapter(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_folder_with_an_adapter_stands_for_base_and_adapter(
     checkpoint, adapter, few_preferences, console, tmp_path
 ):
-    assert model_folders(str(adapter), None, "reference") == (checkpoint, adapter)
-    assert model_folders(str(checkpoint), str(adapter), "reference") == (checkpoint, adapter)
+    both = Checkpoint(checkpoint, adapter, "float32")
+    assert resolve_checkpoint(str(adapter), None, "reference") == both
+    assert resolve_checkpoint(str(checkpoint), str(adapter), "reference") == both
     config = settings(adapter, None, few_preferences, tmp_path / "cache")
     implied = run_precompute(config, console)
     again = settings(checkpoint, adapter, few_preferences, tmp_path / "cache")
@@ -206,7 +208,9 @@ def test_the_tokenizer_beside_an_adapter_is_the_one_that_counts(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     tokenizer.save_pretrained(tuned)
-    plain, own = (model_inputs(checkpoint, folder) for folder in (other_adapter, tuned))
+    plain, own = (
+        model_inputs(Checkpoint(checkpoint, folder, "float32")) for folder in (other_adapter, tuned)
+    )
     assert plain["chat_template"] != own["chat_template"]
     manifest = run_precompute(settings(checkpoint, tuned, few_preferences, tmp_path / "c"), console)
     row = read_shard(tmp_path / "c" / manifest.shards[0].file).to_pylist()[0]
@@ -250,18 +254,18 @@ def test_an_adapter_that_does_not_belong_is_refused(checkpoint, other_adapter, c
     with pytest.raises(
         InputError, match="the adapter cannot be loaded: Found missing adapter keys"
     ):
-        TransformersScorer(deeper, dtype="float32", adapter=shallow)
+        TransformersScorer(Checkpoint(deeper, shallow, "float32"))
     own = shutil.copytree(other_adapter, tmp_path / "own")
     edit(own, peft_type="IA3")
     with pytest.raises(InputError, match="an adapter IA3; only LoRA"):
-        model_folders(str(own), None, "reference")
+        resolve_checkpoint(str(own), None, "reference")
     with pytest.raises(InputError, match="is an adapter itself"):
-        model_folders(str(other_adapter), str(other_adapter), "reference")
+        resolve_checkpoint(str(other_adapter), str(other_adapter), "reference")
     with pytest.raises(InputError, match=r"--adapter nowhere: no such folder"):
-        model_folders(str(checkpoint), "nowhere", "reference")
+        resolve_checkpoint(str(checkpoint), "nowhere", "reference")
     (own / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match=r"holds no adapter_model\.safetensors"):
-        model_inputs(checkpoint, own)
+        model_inputs(Checkpoint(checkpoint, own, "float32"))
 
 
 def test_training_does_not_write_over_what_it_starts_from(

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import read_shard
 from reflogp.data_schemas.errors import InputError
-from reflogp.pipeline.checkpoint import checkpoint_dtype
+from reflogp.pipeline.resolve import checkpoint_dtype
 from reflogp.pipeline.run import run_precompute, run_train
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.seal.rescore import too_large

@@ -17,6 +17,7 @@ import pytest
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.pipeline.run import run_precompute
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.division import crew
 from reflogp.stages.precompute.job import Job
@@ -188,10 +189,13 @@ def test_without_ray_the_message_says_how_to_get_it(
         run_precompute(on_ray(small(tmp_path)), console)
 
 
+NOWHERE = Checkpoint(Path("/nowhere"), None, "float32")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"reference": Path("/nowhere")}, "/nowhere does not exist on the node"),
+        ({"reference": NOWHERE}, "/nowhere does not exist on the node"),
         ({"engine": Choice("transformers", "0.1", "")}, r"made with transformers 0\.1\."),
     ],
 )
@@ -199,7 +203,7 @@ def test_a_node_that_cannot_do_the_work_says_so(
     changed: dict[str, Any], message: str, small: Make, single: Path, checkpoint: Path
 ):
     manifest, engine = manifests.read(single), choose("transformers", checkpoint)
-    job = Job(small(single), checkpoint, "float32", engine, manifest.inputs)
+    job = Job(small(single), Checkpoint(checkpoint, None, "float32"), engine, manifest.inputs)
     job.path("plan").mkdir(exist_ok=True)
     known = ScoredRows(single, "")
     assert ShardActor(job, known).check()

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.forward.response_logps import response_logps
 from reflogp.stages.model.causal_lm import load_causal_lm
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from tests.checkpoints import make_random_model
@@ -61,7 +62,7 @@ def requests() -> list[Request]:
 
 
 def test_scores_are_those_of_an_eager_float32_forward_of_each_sequence_alone(family):
-    scorer = TransformersScorer(family, dtype="float32", batch_tokens=300)
+    scorer = TransformersScorer(Checkpoint(family, None, "float32"), batch_tokens=300)
     found, truth = scorer.score(requests()), Truth(family)
     expected = [truth.logps(*request) for request in requests()]
     # the model must tell tokens apart, or the comparison would be worth nothing

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.model.adapter import load_adapter, merged
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.result.saving import merge_adapter
 from tests.checkpoints import make_random_model
 
@@ -65,7 +66,7 @@ def test_the_merged_checkpoint_is_the_adapter_on_the_model(settings, tied, tmp_p
     alone = logps(AutoModelForCausalLM.from_pretrained(base))
     expected = logps(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter))
     assert (expected - alone).abs().max() > 0.1
-    merge_adapter(adapter, base, "float32")
+    merge_adapter(adapter, Checkpoint(base, None, "float32"))
     found = logps(AutoModelForCausalLM.from_pretrained(adapter))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

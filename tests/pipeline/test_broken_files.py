@@ -20,12 +20,13 @@ from reflogp.data_schemas.manifest import missing_files
 from reflogp.data_schemas.plan_record import PlanRecord
 from reflogp.data_schemas.sealed_file import require_intact
 from reflogp.data_schemas.shard_origin import read_origin
-from reflogp.pipeline.checkpoint import checkpoint_dtype
 from reflogp.pipeline.config import SECTIONS, build, load_file
 from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.resolve import checkpoint_dtype
 from reflogp.pipeline.summary import inspect_rows, train_rows
 from reflogp.stages.cache.integrity import examine, integrity
 from reflogp.stages.cache.write_shard import describe
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import architecture, quantization
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.plan.make_plan import find_plan
@@ -188,7 +189,7 @@ def test_checkpoint(files, weights, folder):
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / "model.safetensors").write_bytes(weights)
-    outcome(lambda: model_inputs(folder))
+    outcome(lambda: model_inputs(Checkpoint(folder, None, "float32")))
     outcome(lambda: checkpoint_dtype(folder))
     outcome(lambda: quantization(folder))
     outcome(lambda: architecture(folder))

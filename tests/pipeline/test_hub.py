@@ -18,7 +18,7 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas import plan_record
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.manifest import Manifest
-from reflogp.pipeline.checkpoint import start_folders
+from reflogp.pipeline.resolve import resolve_start
 from reflogp.pipeline.run import run_precompute, run_share, run_verify
 from reflogp.pipeline.summary import inspect_rows
 from reflogp.stages.precompute.config import PrecomputeConfig
@@ -118,9 +118,9 @@ def test_the_reference_is_found_again_at_its_commit(hub, settings, console):
     manifest = run_precompute(settings, console)
     shutil.rmtree(hub._folder)  # another machine
     hub.main = NEW
-    found, _ = start_folders(None, None, manifest, "reference")
+    found = resolve_start(None, None, manifest, "reference")
     assert hub.asked[-1] == ("model", "owner/model", OLD)
-    assert found.name == OLD
+    assert found.folder.name == OLD
     run_verify(settings.cache, 2, None, 0, console)
 
 

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import SHARD_SCHEMA, read_shard
 from reflogp.data_schemas.errors import InputError
-from reflogp.pipeline.checkpoint import checkpoint_dtype
 from reflogp.pipeline.cli import app
 from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.resolve import checkpoint_dtype
 from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.train.config import TrainConfig
@@ -276,4 +277,6 @@ def test_the_dtype_of_a_checkpoint_is_read_from_its_config_or_its_weights(tmp_pa
 
 def test_model_digests_do_not_depend_on_the_folder(checkpoint, tmp_path):
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
-    assert model_inputs(copy) == model_inputs(checkpoint)
+    assert model_inputs(Checkpoint(copy, None, "float32")) == model_inputs(
+        Checkpoint(checkpoint, None, "float32")
+    )

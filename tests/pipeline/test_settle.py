@@ -12,6 +12,7 @@ from reflogp.pipeline.cli import app
 from reflogp.pipeline.config import build
 from reflogp.pipeline.fingerprint import precompute_inputs
 from reflogp.pipeline.settle import require_effect, settled_method
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.make_plan import make_plan
@@ -29,10 +30,13 @@ def config(checkpoint, few_preferences, tmp_path) -> PrecomputeConfig:
     )  # fmt: skip
 
 
+def reference(config: PrecomputeConfig) -> Checkpoint:
+    return Checkpoint(Path(config.reference), None, "float32")
+
+
 def settled(config: PrecomputeConfig, sealed=None, engine: Choice = VLLM):
-    reference = Path(config.reference)
-    inputs = precompute_inputs(reference, None, config, engine, "float32")
-    return settled_method(config, reference, engine, "float32", inputs, sealed)
+    inputs = precompute_inputs(reference(config), config, engine)
+    return settled_method(config, reference(config), engine, inputs, sealed)
 
 
 def can(monkeypatch: pytest.MonkeyPatch, method: str) -> list[Path]:
@@ -71,7 +75,7 @@ def test_a_machine_that_finds_a_plan_or_a_cache_scores_as_that_says(
     asked = can(monkeypatch, "pooler")
     sealed = manifests.read(cache).model_copy(update={"inputs": inputs})
     assert settled(config, sealed) == (planned, inputs)
-    make_plan(Job(planned, Path(config.reference), "float32", VLLM, inputs), console)
+    make_plan(Job(planned, reference(config), VLLM, inputs), console)
     assert settled(config) == (planned, inputs)
     assert asked == []  # nor is vLLM imported
     elsewhere = config.model_copy(update={"cache": config.cache.with_name("other")})
@@ -124,11 +128,14 @@ def test_the_split_of_one_file_and_the_head_of_prompt_logprobs_are_told_of(confi
 
 
 def test_shard_tokens_are_told_of_where_a_plan_has_others(config, console):
-    inputs = precompute_inputs(Path(config.reference), None, config, TRANSFORMERS, "float32")
+    inputs = precompute_inputs(reference(config), config, TRANSFORMERS)
 
     def plan(shard_tokens: int | None) -> None:
         given = config.model_copy(update={"shard_tokens": shard_tokens})
-        make_plan(Job(given, Path(config.reference), "float32", TRANSFORMERS, inputs), console)
+        make_plan(
+            Job(given, reference(config), TRANSFORMERS, inputs),
+            console,
+        )
 
     plan(4000)
     plan(4000)
@@ -154,9 +161,9 @@ def test_options_of_ray_are_refused_without_it(option):
 
 
 def test_pairs_have_no_use_for_kl_completions(config, console):
-    inputs = precompute_inputs(Path(config.reference), None, config, TRANSFORMERS, "float32")
+    inputs = precompute_inputs(reference(config), config, TRANSFORMERS)
     given = config.model_copy(update={"kl_completions": False})
-    make_plan(Job(given, Path(config.reference), "float32", TRANSFORMERS, inputs), console)
+    make_plan(Job(given, reference(config), TRANSFORMERS, inputs), console)
     assert "--no-kl-completions has no effect, because the data are pairs" in console.warned
 
 

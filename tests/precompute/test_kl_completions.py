@@ -15,6 +15,7 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.quarantine import Reason
 from reflogp.pipeline.run import run_integrity, run_precompute, run_share, run_verify
 from reflogp.stages.cache.row_ids import packed
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.precompute.score.engines.protocol import Request
@@ -204,7 +205,7 @@ def test_pairs_have_none(cache):
 def test_a_wrong_one_is_scored_again_and_if_still_wrong_its_row_is_set_aside(
     settings, checkpoint, console, monkeypatch
 ):
-    engine = TransformersScorer(checkpoint, dtype="float32")
+    engine = TransformersScorer(Checkpoint(checkpoint, None, "float32"))
     score = engine.score
     rescue = [True]
 

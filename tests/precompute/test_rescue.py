@@ -16,6 +16,7 @@ from reflogp.data_schemas.quarantine import Reason
 from reflogp.pipeline.curate import run_filter
 from reflogp.pipeline.run import run_precompute
 from reflogp.stages.filter.config import FilterRules
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.precompute.score.engines import vllm_engine
@@ -51,11 +52,13 @@ class Spoiling:
 
 
 def transformers_engine(checkpoint: Path) -> Scorer:
-    return TransformersScorer(checkpoint, dtype="float32")
+    return TransformersScorer(Checkpoint(checkpoint, None, "float32"))
 
 
 def vllm_pooler(checkpoint: Path) -> Scorer:
-    return VllmPoolerScorer(checkpoint, dtype="float32", max_length=MAX_LENGTH, settings={})
+    return VllmPoolerScorer(
+        Checkpoint(checkpoint, None, "float32"), max_length=MAX_LENGTH, settings={}
+    )
 
 
 @pytest.fixture
@@ -149,7 +152,7 @@ def test_what_cannot_be_scored_again_is_set_aside_with_the_obstacle(
         assert error is not None
         raise error
 
-    engine = TransformersScorer(checkpoint, dtype="float32")
+    engine = TransformersScorer(Checkpoint(checkpoint, None, "float32"))
     spoiling = Spoiling(engine)
     if error is None:
         keep = 3  # rows whose two responses are right
@@ -204,11 +207,11 @@ def test_a_model_that_does_not_fit_beside_vllm_is_not_loaded(checkpoint, monkeyp
     monkeypatch.setattr(vllm_engine, "lacks_room", lambda *_: "9 GB do not fit into 8 GB")
     request = Request(np.array([1], np.int32), np.array([2], np.int32))
     with pytest.raises(ReflogpError, match="9 GB do not fit"):
-        vllm_engine.rescore(checkpoint, "float32", None, [request])
+        vllm_engine.rescore(Checkpoint(checkpoint, None, "float32"), [request])
 
 
 def test_a_token_without_an_embedding_makes_its_own_sequence_nan_and_no_other(checkpoint):
-    scorer = TransformersScorer(checkpoint, dtype="float32")
+    scorer = TransformersScorer(Checkpoint(checkpoint, None, "float32"))
     ids = np.array([5, 6, 7], np.int32)
     unknown = np.array([5, 10**6], np.int32)
     found = scorer.score([Request(ids, unknown), Request(ids, ids), Request(unknown, ids)])

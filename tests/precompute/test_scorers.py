@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.forward import chunked_head
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines import choose as choosing
 from reflogp.stages.precompute.score.engines.choose import choose
 from reflogp.stages.precompute.score.engines.protocol import Request, Scorer
@@ -47,7 +48,7 @@ def expected(checkpoint: Path, requests: list[Request]) -> list[np.ndarray]:
 
 
 def transformers_engine(checkpoint: Path) -> TransformersScorer:
-    return TransformersScorer(checkpoint, dtype="float32", batch_tokens=600)
+    return TransformersScorer(Checkpoint(checkpoint, None, "float32"), batch_tokens=600)
 
 
 shared_transformers_engine = functools.cache(transformers_engine)
@@ -55,7 +56,9 @@ shared_transformers_engine = functools.cache(transformers_engine)
 
 def vllm_engine(checkpoint: Path) -> Scorer:
     return VllmPromptLogprobsScorer(
-        checkpoint, dtype="float32", max_length=MAX_LENGTH, settings={"max_num_batched_tokens": 512}
+        Checkpoint(checkpoint, None, "float32"),
+        max_length=MAX_LENGTH,
+        settings={"max_num_batched_tokens": 512},
     )
 
 
@@ -106,7 +109,7 @@ def test_any_lengths_budget_and_chunk_of_the_head_are_scored_exactly(
 
 
 def test_batches_stay_within_the_token_budget(checkpoint, requests):
-    scorer = TransformersScorer(checkpoint, dtype="float32", batch_tokens=600)
+    scorer = TransformersScorer(Checkpoint(checkpoint, None, "float32"), batch_tokens=600)
     lengths = [request.length for request in requests]
     batches = list(scorer._batches(requests))
     assert sorted(i for batch in batches for i in batch) == list(range(len(requests)))

@@ -9,6 +9,7 @@ import pytest
 from transformers import GPTNeoConfig
 
 from reflogp.data_schemas.errors import InputError, ReflogpError
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.choose import choose
 from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.vllm_log import EngineLog, last_cause
@@ -39,7 +40,9 @@ def test_two_ranks_score_exactly_and_a_rank_that_dies_is_explained(checkpoint, o
     ]
     before = set(psutil.Process().children(recursive=True))
     scorer = VllmPoolerScorer(
-        checkpoint, dtype="float32", max_length=MAX_LENGTH, settings={"tensor_parallel_size": 2}
+        Checkpoint(checkpoint, None, "float32"),
+        max_length=MAX_LENGTH,
+        settings={"tensor_parallel_size": 2},
     )
     try:
         assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
@@ -59,7 +62,7 @@ def test_two_ranks_score_exactly_and_a_rank_that_dies_is_explained(checkpoint, o
 def test_an_engine_that_does_not_start_says_why_in_one_line(checkpoint, capfd):
     with pytest.raises(ReflogpError) as raised:
         VllmPoolerScorer(
-            checkpoint, dtype="float32", max_length=MAX_LENGTH,
+            Checkpoint(checkpoint, None, "float32"), max_length=MAX_LENGTH,
             settings={"num_gpu_blocks_override": 1},
         )  # fmt: skip
     message = str(raised.value)
@@ -79,7 +82,9 @@ def test_an_architecture_that_vllm_refuses_is_named_in_one_line(tmp_path):
         ),
     )  # fmt: skip
     with pytest.raises(ReflogpError) as raised:
-        VllmPromptLogprobsScorer(folder, dtype="float32", max_length=MAX_LENGTH, settings={})
+        VllmPromptLogprobsScorer(
+            Checkpoint(folder, None, "float32"), max_length=MAX_LENGTH, settings={}
+        )
     message = str(raised.value)
     assert "GPTNeoForCausalLM" in message
     assert "--engine transformers" in message

@@ -18,6 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.shared_beginnings import ask_once
 from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer, unsupported
@@ -110,7 +111,9 @@ CORNERS = {
 
 def start(folder: Path, **more: Any) -> VllmPoolerScorer:
     settings = {"max_num_batched_tokens": STEP_TOKENS, "max_num_seqs": 16} | more
-    return VllmPoolerScorer(folder, dtype="float32", max_length=MAX_LENGTH, settings=settings)
+    return VllmPoolerScorer(
+        Checkpoint(folder, None, "float32"), max_length=MAX_LENGTH, settings=settings
+    )
 
 
 def every_next_token(folder: Path) -> list[Request]:
@@ -180,7 +183,10 @@ def test_the_probabilities_of_all_one_token_responses_add_up_to_one(scorer, chec
 @pytest.mark.slow
 def test_a_float32_head_does_not_round_the_logits_of_a_bfloat16_model(checkpoint):
     scorer = VllmPoolerScorer(
-        checkpoint, dtype="bfloat16", max_length=MAX_LENGTH, settings={}, head_dtype="float32"
+        Checkpoint(checkpoint, None, "bfloat16"),
+        max_length=MAX_LENGTH,
+        settings={},
+        head_dtype="float32",
     )
     try:
         found = np.concatenate(scorer.score(every_next_token(checkpoint)))

@@ -18,6 +18,7 @@ from transformers import (
     PhimoeConfig,
 )
 
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.model.policy import load_policy
 from tests.checkpoints import make_random_model
@@ -84,7 +85,7 @@ def noisy(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("lora_r", [0, 4], ids=["all", "lora"])
 @pytest.mark.parametrize("name", NOISY)
 def test_a_policy_in_training_gives_what_it_gives_in_evaluation(noisy, name, lora_r, checkpointing):
-    policy: Any = load_policy(noisy[name], options(lora_r=lora_r), "float32")
+    policy: Any = load_policy(Checkpoint(noisy[name], None, "float32"), options(lora_r=lora_r))
     ids = torch.arange(3, 63).reshape(2, 30)
     expected = logits(policy.eval(), ids)
     if checkpointing:
@@ -99,7 +100,9 @@ def test_a_policy_in_training_gives_what_it_gives_in_evaluation(noisy, name, lor
 
 
 def test_the_dropout_of_lora_is_on_in_training_and_only_there(noisy):
-    policy = load_policy(noisy["llama"], options(lora_r=4, lora_dropout=0.5), "float32")
+    policy = load_policy(
+        Checkpoint(noisy["llama"], None, "float32"), options(lora_r=4, lora_dropout=0.5)
+    )
     with torch.no_grad():
         for name, weight in policy.named_parameters():
             if "lora_B" in name:
@@ -112,7 +115,7 @@ def test_the_dropout_of_lora_is_on_in_training_and_only_there(noisy):
 
 
 def test_gradient_checkpointing_still_saves_activations(noisy):
-    policy: Any = load_policy(noisy["opt"], options(lora_r=4), "float32")
+    policy: Any = load_policy(Checkpoint(noisy["opt"], None, "float32"), options(lora_r=4))
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     calls = []
     layer = policy.get_base_model().get_decoder().layers[0]
@@ -125,7 +128,7 @@ def test_gradient_checkpointing_still_saves_activations(noisy):
 
 def test_every_linear_layer_but_head_and_router_gets_an_adapter(noisy):
     def adapted(name: str, **given: Any) -> set[str]:
-        policy = load_policy(noisy[name], options(**given), "float32")
+        policy = load_policy(Checkpoint(noisy[name], None, "float32"), options(**given))
         trained = [n for n, weight in policy.named_parameters() if weight.requires_grad]
         assert all(".lora_" in name for name in trained)
         return {name.partition(".lora_")[0].rpartition(".")[2] for name in trained}

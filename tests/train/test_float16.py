@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from reflogp.data_schemas import manifest as manifests
 from reflogp.pipeline.run import run_precompute, run_train
 from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.model.policy import load_policy
@@ -32,7 +33,7 @@ def settings(cache, output, **options) -> TrainConfig:
 def test_gradients_of_a_millionth_of_a_billionth_are_what_they_are(float16, lora_r):
     config = settings("cache", "output", lora_r=lora_r)
     assert weights_dtype(config, "float16") == autocast_dtype(config, "float16") == "float32"
-    policy = load_policy(float16, config, "float16")
+    policy = load_policy(Checkpoint(float16, None, "float16"), config)
     ids = torch.arange(5, 40)[None]
     gradients = []
     for scale in (1.0, 1e-15):  # float16 knows nothing below 6e-8

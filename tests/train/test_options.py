@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.run import run_train
 from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.model.policy import load_policy
 
@@ -54,7 +55,7 @@ def test_qlora_trains_an_adapter_over_four_bit_weights_and_says_how_far_they_are
     cache, checkpoint, console, tmp_path
 ):
     config = settings(cache, tmp_path / "adapter", quantize="nf4", epochs=3, max_steps=-1)
-    policy = load_policy(checkpoint, config, "float32")
+    policy = load_policy(Checkpoint(checkpoint, None, "float32"), config)
     kinds = {type(module).__name__ for module in policy.modules()}
     assert "Linear4bit" in kinds
     record = run_train(config, console)
@@ -68,13 +69,13 @@ def test_qlora_trains_an_adapter_over_four_bit_weights_and_says_how_far_they_are
 
 def test_gradients_pass_through_four_bit_weights_after_an_evaluation(cache, checkpoint, tmp_path):
     config = settings(cache, tmp_path, quantize="nf4")
-    policy: Any = load_policy(checkpoint, config, "float32")
+    policy: Any = load_policy(Checkpoint(checkpoint, None, "float32"), config)
     torch.manual_seed(0)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     trained = get_peft_model_state_dict(policy)
-    rounded: Any = load_policy(checkpoint, config, "float32")
+    rounded: Any = load_policy(Checkpoint(checkpoint, None, "float32"), config)
     plain = get_peft_model(
         rounded.unload().dequantize(), copy.deepcopy(policy.peft_config["default"])
     )

@@ -13,8 +13,8 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas import run_record
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.data_schemas.files.ownership import Mark, read_mark, write_mark
-from reflogp.pipeline.checkpoint import start_folders
 from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.resolve import resolve_start
 from reflogp.pipeline.run import require_output_of_both, run_train
 from reflogp.pipeline.standing_run import Fingerprint, standing_run
 from reflogp.stages.precompute.config import PrecomputeConfig
@@ -245,7 +245,9 @@ def test_a_record_that_cannot_be_read_is_not_taken_for_none(
     monkeypatch.setattr("reflogp.stages.train.stage.train", _interrupted)
     (output / run_record.FILE_NAME).write_text(content)
     before = files(output)
-    with pytest.raises(InputError, match=r"reflogp_run\.json: this run record is damaged.*--overwrite"):
+    with pytest.raises(
+        InputError, match=r"reflogp_run\.json: this run record is damaged.*--overwrite"
+    ):
         run_train(settings(cache, output), console)
     assert files(output) == before
     with pytest.raises(KeyboardInterrupt):
@@ -276,7 +278,7 @@ def test_an_option_that_came_later_does_not_make_an_old_run_stale(cache, output,
     config, manifest, mark = settings(cache, output), manifests.read(cache), read_mark(output)
     record = run_record.read(output)
     assert record is not None
-    inputs = model_inputs(*start_folders(None, None, manifest, "policy"))
+    inputs = model_inputs(resolve_start(None, None, manifest, "policy"))
     older = {name: value for name, value in record.settings.items() if name != "layout"}
     now = Fingerprint(config, inputs, manifest, None)
     edit_record(output, settings=older, fingerprint=now.of(older))

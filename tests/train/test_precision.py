@@ -24,6 +24,7 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.manifest import Dtype
 from reflogp.pipeline.run import run_precompute, run_train
 from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.model.policy import load_policy
@@ -134,7 +135,7 @@ def test_float32_weights_of_several_processes_start_spread(
 ):
     monkeypatch.setenv("WORLD_SIZE", number)
     config = TrainConfig(cache=half_cache, output=tmp_path, lora_r=0, fsdp=fsdp)
-    policy = load_policy(half, config, "bfloat16")
+    policy = load_policy(Checkpoint(half, None, "bfloat16"), config)
     start = AutoModelForCausalLM.from_pretrained(half, dtype=torch.bfloat16)
     for weight, before in zip(policy.parameters(), start.parameters(), strict=True):
         assert weight.dtype == torch.float32
@@ -166,7 +167,7 @@ def require_small_change(half: Path, merged: nn.Module) -> None:
 
 def test_a_merged_adapter_changes_weights_by_less_than_their_spacing(half, small_change, tmp_path):
     shutil.copytree(small_change, tmp_path, dirs_exist_ok=True)
-    merge_adapter(tmp_path, half, "bfloat16")
+    merge_adapter(tmp_path, Checkpoint(half, None, "bfloat16"))
     require_small_change(half, AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto"))
 
 
@@ -174,7 +175,7 @@ def test_all_weights_are_trained_from_an_adapter_whose_changes_are_kept(
     half, half_cache, small_change, tmp_path
 ):
     config = TrainConfig(cache=half_cache, output=tmp_path, lora_r=0)
-    policy = load_policy(half, config, "bfloat16", small_change)
+    policy = load_policy(Checkpoint(half, small_change, "bfloat16"), config)
     assert all(weight.requires_grad for weight in policy.parameters())
     require_small_change(half, policy)
 
@@ -216,7 +217,7 @@ def test_what_a_checkpoint_has_in_float32_beside_bfloat16_stays_so(build, tmp_pa
 
     adapted = get_peft_model(start, LoraConfig(r=1, target_modules=["o_proj"]))
     adapted.save_pretrained(tmp_path / "merged")
-    merge_adapter(tmp_path / "merged", tmp_path / "start", "bfloat16")
+    merge_adapter(tmp_path / "merged", Checkpoint(tmp_path / "start", None, "bfloat16"))
     wide = AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=torch.float32)
     _save_whole(wide, wide.state_dict(), tmp_path / "whole", torch.bfloat16)
     for written in ("merged", "whole"):
@@ -235,7 +236,7 @@ def test_a_head_that_is_trained_drops_nothing(half, half_cache, tmp_path):
     config = TrainConfig(
         cache=half_cache, output=tmp_path, lora_dropout=0.2, lora_targets="q_proj,lm_head"
     )
-    policy = load_policy(half, config, "bfloat16")
+    policy = load_policy(Checkpoint(half, None, "bfloat16"), config)
     shares = {n: m.p for n, m in policy.named_modules() if isinstance(m, nn.Dropout)}
     assert shares
     for name, share in shares.items():
@@ -405,7 +406,9 @@ def test_a_killed_run_of_all_weights_ends_as_if_nothing_had_been(half_cache, con
 
 
 def test_the_policy_starts_as_the_reference_was_scored(half, half_cache, tmp_path):
-    policy = load_policy(half, TrainConfig(cache=half_cache, output=tmp_path, lora_r=0), "bfloat16")
+    policy = load_policy(
+        Checkpoint(half, None, "bfloat16"), TrainConfig(cache=half_cache, output=tmp_path, lora_r=0)
+    )
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
     assert all(p.requires_grad for p in policy.parameters())
 

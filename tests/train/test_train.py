@@ -15,6 +15,7 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import read_shard
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.pipeline.run import run_train
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.data.batches import separate, shared
 from reflogp.stages.train.data.cached_pairs import CachedPairs
@@ -77,7 +78,9 @@ def test_loss_and_rewards_equal_trls_on_the_same_batch(
     assert torch.equal(ours["attention_mask"], inputs["attention_mask"])
     real = ours["attention_mask"].bool()
     assert torch.equal(ours["input_ids"][real], inputs["input_ids"][real])
-    policy = load_policy(other_checkpoint, config(cache, tmp_path, lora_r=0), "float32")
+    policy = load_policy(
+        Checkpoint(other_checkpoint, None, "float32"), config(cache, tmp_path, lora_r=0)
+    )
     weighting = "wpo" if "use_weighting" in options else "none"
     trainer = our_trainer(policy, pairs, tmp_path, loss, weighting=weighting)
     for layout in (separate, shared):
@@ -114,7 +117,8 @@ def pairs_with_tokens(cache):
 @pytest.fixture(scope="module")
 def tiny_policy(cache, other_checkpoint, tmp_path_factory):
     return load_policy(
-        other_checkpoint, config(cache, tmp_path_factory.mktemp("policy"), lora_r=0), "float32"
+        Checkpoint(other_checkpoint, None, "float32"),
+        config(cache, tmp_path_factory.mktemp("policy"), lora_r=0),
     )
 
 
@@ -306,7 +310,7 @@ def test_unknown_lora_targets_are_refused(cache, console, tmp_path):
 
 def test_padding_and_order_do_not_change_a_pairs_loss(cache, checkpoint, tmp_path):
     pairs = CachedPairs(cache, manifests.read(cache))
-    policy = load_policy(checkpoint, config(cache, tmp_path, lora_r=0), "float32")
+    policy = load_policy(Checkpoint(checkpoint, None, "float32"), config(cache, tmp_path, lora_r=0))
     # a policy that is not the reference any more
     with torch.no_grad():
         policy.get_parameter("lm_head.weight").mul_(1.1)

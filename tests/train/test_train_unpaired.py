@@ -15,6 +15,7 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.config import build
 from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.data.batches import unpaired
@@ -97,7 +98,9 @@ def test_loss_and_metrics_equal_trls_on_the_same_rows(crossed, checkpoint, tmp_p
     collator = DataCollatorForUnpairedPreference(pad_token_id=0, max_length=160)
     expected = theirs._compute_loss(theirs.model.train(), collator(examples), return_outputs=False)
 
-    policy = flatter(load_policy(checkpoint, config(crossed, tmp_path, lora_r=0), "float32"))
+    policy = flatter(
+        load_policy(Checkpoint(checkpoint, None, "float32"), config(crossed, tmp_path, lora_r=0))
+    )
     trainer = trainer_of(policy, rows, tmp_path, {"kto": 1.0})
     batch, kl = unpaired(every), trainer._reference_point(every)
     assert kl is not None

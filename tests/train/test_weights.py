@@ -16,6 +16,7 @@ from reflogp.pipeline.export import run_export
 from reflogp.pipeline.run import run_train
 from reflogp.stages.filter.config import FilterRules
 from reflogp.stages.interop.cached_reference import CachedReference
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.data.batches import separate, shared, unpaired
 from reflogp.stages.train.data.cached_pairs import CachedPairs
@@ -29,7 +30,8 @@ def policy(cache, other_checkpoint, tmp_path_factory):
     """Another one than the reference, so that losses differ."""
     output = tmp_path_factory.mktemp("policy")
     return load_policy(
-        other_checkpoint, TrainConfig(cache=cache, output=output, lora_r=0), "float32"
+        Checkpoint(other_checkpoint, None, "float32"),
+        TrainConfig(cache=cache, output=output, lora_r=0),
     )
 
 

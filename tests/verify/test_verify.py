@@ -13,6 +13,7 @@ from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.pipeline.run import run_precompute, run_verify
 from reflogp.stages.cache.columns import list_column, views
 from reflogp.stages.cache.write_shard import describe, write_shard
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from reflogp.stages.precompute.seal.compare import agreement, errors_allowed, reasons_to_fail
@@ -146,7 +147,7 @@ def test_precompute_does_not_seal_what_disagrees_with_the_model(
         def score(self, requests):
             return [found - 0.05 for found in super().score(requests)]
 
-    monkeypatch.setattr(worker, "start", lambda *_: Wrong(checkpoint, dtype="float32"))
+    monkeypatch.setattr(worker, "start", lambda *_: Wrong(Checkpoint(checkpoint, None, "float32")))
     config = PrecomputeConfig(
         reference=str(checkpoint), data=str(few_preferences), cache=tmp_path,
         engine="transformers", max_length=192,

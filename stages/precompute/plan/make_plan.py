@@ -16,7 +16,7 @@ from reflogp.data_schemas.reading import Reading
 from reflogp.data_schemas.sealed_file import Shard
 from reflogp.stages.cache.quarantine_file import Quarantine
 from reflogp.stages.cache.write_shard import describe
-from reflogp.stages.model.adapter import tokenizer_folder
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import load_config, load_saved_tokenizer
 from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.precompute.job import Job
@@ -119,24 +119,22 @@ def find_plan(folder: Path) -> Plan | None:
     return Plan(folder, record, shards)
 
 
-def load_tokenizer(
-    reference: Path, config: DataConfig, adapter: Path | None = None
-) -> tuple[Tokenizer, list[int]]:
+def load_tokenizer(reference: Checkpoint, config: DataConfig) -> tuple[Tokenizer, list[int]]:
     """Load the model's tokenizer with the rules of `config`; also return its stop ids.
 
     Raises:
         InputError: the tokenizer cannot be loaded, or the model has fewer positions than
             `max_length`.
     """
-    model_config = load_config(reference).get_text_config()
-    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(tokenizer_folder(reference, adapter))
+    model_config = load_config(reference.folder).get_text_config()
+    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(reference.tokenizer)
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise InputError(
             f"--max-length {config.max_length} is more than the {limit} positions of the model in "
-            f"{reference}. Give at most {limit}."
+            f"{reference.folder}. Give at most {limit}."
         )
-    stops = stop_ids(tokenizer, reference)
+    stops = stop_ids(tokenizer, reference.folder)
     rules = TokenRules(config.max_length, config.truncate, frozenset(stops))
     return Tokenizer(tokenizer, rules), stops
 
@@ -146,7 +144,7 @@ def _write(job: Job, console: Console) -> Plan:
     if not is_hub_id(job.config.data):
         source = sum(p.stat().st_size for p in source_files(job.config.data, job.config.split))
         require_space(job.config.cache, int(_LEAST_SHARE * source), "the plan of the data")
-    tokenizer, stops = load_tokenizer(job.reference, job.config, job.adapter)
+    tokenizer, stops = load_tokenizer(job.reference, job.config)
     with Quarantine(folder / QUARANTINE_NAME, job.claim) as quarantine:
         reader = Reader(job.config, quarantine)
         with console.track("tokenizing", None, "rows") as advance:
@@ -180,9 +178,9 @@ def _write(job: Job, console: Console) -> Plan:
         quarantined_by_reason=dict(aside.most_common()),
         quarantine_summary=quarantine.summary() if aside else "",
         config=job.config.model_dump(mode="json", exclude={"share"}),  # a share is one job's
-        reference=str(job.reference),
-        adapter=None if job.adapter is None else str(job.adapter),
-        dtype=job.dtype,
+        reference=str(job.reference.folder),
+        adapter=None if job.reference.adapter is None else str(job.reference.adapter),
+        dtype=job.reference.dtype,
         engine=_engine(job),
     )
     plan_record.write(folder, record)

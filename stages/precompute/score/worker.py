@@ -80,7 +80,7 @@ class Worker:
     def _start(self, say: Callable[[str], None]) -> Scorer:
         if self._scorer is None:
             job = self._job
-            self._scorer = start(job.engine, job.reference, job.dtype, job.config, job.adapter)
+            self._scorer = start(job.engine, job.reference, job.config)
             say(f"scoring with {self._scorer.method}")
         return self._scorer
 

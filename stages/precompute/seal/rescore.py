@@ -1,6 +1,7 @@
 """Rescore a sample of a cache with transformers, and judge whether its log-probs are correct."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from reflogp.data_schemas.cache_shard import RESPONSES
 from reflogp.data_schemas.errors import InputError
-from reflogp.data_schemas.manifest import Dtype
 from reflogp.data_schemas.sealed_file import Shard
 from reflogp.data_schemas.verification import Verification
 from reflogp.stages.cache.columns import views
 from reflogp.stages.cache.sealed_shards import sealed_shard
 from reflogp.stages.cache.shard_content import Limits
-from reflogp.stages.model.adapter import tokenizer_folder
 from reflogp.stages.model.causal_lm import is_mixture
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import lacks_room, load_config, load_saved_tokenizer, vocabulary
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
@@ -31,37 +31,32 @@ _BATCH_TOKENS = 4096
 def verify(
     cache: Path,
     shards: Sequence[Shard],
-    checkpoint: Path,
-    dtype: Dtype,
+    reference: Checkpoint,
     sample: int,
     console: Console,
     seed: int = 0,
-    adapter: Path | None = None,
 ) -> Verification:
     """Rescore random rows in float32 and with the training forward, and compare.
 
     Args:
         cache: folder of the cache.
         shards: its shards.
-        checkpoint: folder of the reference.
-        dtype: dtype of the cache and of training.
+        reference: what the cache was scored with; its dtype is that of training.
         sample: number of rows; all of them if there are fewer.
         console: for progress.
         seed: seed of the sample.
-        adapter: folder of the LoRA adapter on top of the reference.
 
     Raises:
         InputError: the cache is empty, or a shard cannot be read.
     """
-    limits = Limits(vocabulary=vocabulary(checkpoint) or Limits.vocabulary)
-    requests, cached, names = _sample(
-        cache, shards, limits, tokenizer_folder(checkpoint, adapter), sample, seed
-    )
-    exact = _rescore(requests, checkpoint, adapter, "float32", console, alone=True)
-    mixture = is_mixture(load_config(checkpoint))
+    dtype, in_float32 = reference.dtype, replace(reference, dtype="float32")
+    limits = Limits(vocabulary=vocabulary(reference.folder) or Limits.vocabulary)
+    requests, cached, names = _sample(cache, shards, limits, reference.tokenizer, sample, seed)
+    exact = _rescore(requests, in_float32, console, alone=True)
+    mixture = is_mixture(load_config(reference.folder))
     training = exact
     if dtype != "float32" or mixture:
-        training = _rescore(requests, checkpoint, adapter, dtype, console)
+        training = _rescore(requests, reference, console)
     float32 = agreement("float32 forward", cached, exact, names)
     against = agreement(f"training forward ({dtype})", cached, training, names)
     noise = agreement(f"training forward ({dtype}) against float32", training, exact, names)
@@ -69,7 +64,7 @@ def verify(
     if mixture:
         alone = exact
         if dtype != "float32":
-            alone = _rescore(requests, checkpoint, adapter, dtype, console, alone=True)
+            alone = _rescore(requests, reference, console, alone=True)
         repeat = agreement("the same forward, alone and in a batch", alone, training, names)
     reasons = reasons_to_fail(float32, against, noise, dtype, repeat)
     return Verification(
@@ -134,9 +129,7 @@ def _sample(
 
 def _rescore(
     requests: list[Request],
-    checkpoint: Path,
-    adapter: Path | None,
-    dtype: str,
+    reference: Checkpoint,
     console: Console,
     *,
     alone: bool = False,
@@ -146,16 +139,12 @@ def _rescore(
     With `alone`, each sequence is scored separately, without padding and without a fused attention
     kernel.
     """
-    scorer = TransformersScorer(
-        checkpoint,
-        dtype=dtype,
-        adapter=adapter,
-        eager=alone,
-        batch_tokens=1 if alone else _BATCH_TOKENS,
-    )
+    scorer = TransformersScorer(reference, eager=alone, batch_tokens=1 if alone else _BATCH_TOKENS)
     found: list[Logps] = []
     try:
-        with console.track(f"verifying in {dtype}", len(requests), "responses") as advance:
+        with console.track(
+            f"verifying in {reference.dtype}", len(requests), "responses"
+        ) as advance:
             for start in range(0, len(requests), _AT_ONCE):
                 part = requests[start : start + _AT_ONCE]
                 found += scorer.score(part)

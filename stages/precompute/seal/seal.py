@@ -72,21 +72,22 @@ def _manifest(
     verification: Verification | None,
 ) -> Manifest:
     config, record, jobs = job.config, plan.record, accounts(job)
+    adapter = job.reference.adapter
     # an adapter can also be given as --reference
-    named = job.adapter if job.adapter is not None and config.adapter is None else job.reference
+    named = adapter if adapter is not None and config.adapter is None else job.reference.folder
     return Manifest(
         reflogp_version=version("reflogp"),
         kind=record.kind,
         inputs=job.inputs,
         reference=Reference(
             name=config.reference,
-            path=str(job.reference),
+            path=str(job.reference.folder),
             commit=hub_commit(named),
             adapter=config.adapter,
-            adapter_path=None if job.adapter is None else str(job.adapter),
-            adapter_commit=hub_commit(job.adapter if config.adapter else None),
+            adapter_path=None if adapter is None else str(adapter),
+            adapter_commit=hub_commit(adapter if config.adapter else None),
             stop_token_ids=record.stop_token_ids,
-            vocabulary=vocabulary(job.reference),
+            vocabulary=vocabulary(job.reference.folder),
         ),
         engine=_engine(job, finished),
         source=Source(
@@ -144,7 +145,7 @@ def _limits(job: Job, plan: Plan) -> Limits:
     """Return the limits for the rows, the same as readers of the cache will apply."""
     return Limits(
         kind=plan.record.kind,
-        vocabulary=vocabulary(job.reference) or Limits.vocabulary,
+        vocabulary=vocabulary(job.reference.folder) or Limits.vocabulary,
         max_length=job.config.max_length,
         source_rows=plan.record.rows_read,
         keep=job.config.keep,
@@ -199,7 +200,7 @@ def _engine(job: Job, finished: list[Finished]) -> Engine:
         name=job.engine.name,
         version=job.engine.version,
         method=method,
-        dtype=job.dtype,
+        dtype=job.reference.dtype,
         device=device,
         settings=job.config.engine_settings(),
         why=job.engine.why,
@@ -242,16 +243,13 @@ def _verify(job: Job, shards: list[Shard], console: Console) -> Verification | N
     config = job.config
     if not config.verify_sample:
         return None
-    if obstacle := too_large(job.reference):
+    if obstacle := too_large(job.reference.folder):
         console.warn(f"no rows are verified: {obstacle}")
         return None
     try:
-        found = verify(
-            config.cache, shards, job.reference, job.dtype, config.verify_sample, console,
-            adapter=job.adapter,
-        )  # fmt: skip
+        found = verify(config.cache, shards, job.reference, config.verify_sample, console)
     except (ReflogpError, RuntimeError) as error:  # RuntimeError: a missing kernel
-        if (kind := quantization(job.reference)) is None:
+        if (kind := quantization(job.reference.folder)) is None:
             raise
         console.warn(f"no rows are verified: transformers cannot run this {kind} model: {error}")
         return None
@@ -266,9 +264,10 @@ def _disagreement(job: Job, found: Verification) -> str:
     other = "transformers" if job.engine.name == "vllm" else "vllm"
     return (
         f"the cache is not sealed: the log-probs of {job.engine.name} {job.engine.version} and of "
-        f"a plain float32 forward of {job.reference} do not agree: {'; '.join(found.reasons)} "
-        f"({found.summary()}). Either of the two can be wrong. To find out, run the same command "
-        f"with --engine {other} and another --cache, which is compared with the same forward: if "
-        f"that cache is sealed, {job.engine.name} is wrong; if not, check the checkpoint and the "
-        "versions of transformers and vLLM. The scored shards are kept."
+        f"a plain float32 forward of {job.reference.folder} do not agree: "
+        f"{'; '.join(found.reasons)} ({found.summary()}). Either of the two can be wrong. "
+        f"To find out, run the same command with --engine {other} and another --cache, which "
+        f"is compared with the same forward: if that cache is sealed, {job.engine.name} is wrong; "
+        "if not, check the checkpoint and the versions of transformers and vLLM. The scored "
+        "shards are kept."
     )

@@ -17,9 +17,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from reflogp.data_schemas.errors import InputError
-from reflogp.data_schemas.manifest import Dtype
 from reflogp.stages.model.adapter import load_adapter, merged
 from reflogp.stages.model.causal_lm import load_causal_lm
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.model.precision import round_weights, spread_weights, weights_dtype
 
@@ -31,15 +31,13 @@ Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
 
 
-def load_policy(
-    folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None = None
-) -> nn.Module:
-    """Load the policy as training starts it: with a new LoRA adapter, `adapter`, or all weights.
+def load_policy(start: Checkpoint, config: TrainConfig) -> nn.Module:
+    """Load the policy as training starts it: with a new LoRA adapter, that of `start`, or none.
 
     With LoRA, the frozen weights keep the cache's dtype (float32 for float16, see precision.py) or
     are rounded to 4 bits (Dettmers et al. 2023, 2305.14314), and the adapter is float32. In full
-    fine-tuning, precision.py chooses the dtype, and `adapter` is merged into the weights in
-    float32.
+    fine-tuning, precision.py chooses the dtype, and the adapter is merged into the weights
+    in float32.
 
     The checkpoint stays in evaluation mode even after `policy.train()`. Its dropout, layer drop
     and router noise would make the policy differ from the reference at the start. The dropout of
@@ -49,10 +47,10 @@ def load_policy(
         InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
     """
     if not config.lora_r:
-        return _at_rest(_whole(folder, config, dtype, adapter))
-    model = _loaded(folder, getattr(torch, weights_dtype(config, dtype)), config)
-    if adapter is not None:
-        policy = load_adapter(model, adapter, trainable=True, dropout=config.lora_dropout)
+        return _at_rest(_whole(start, config))
+    model = _loaded(start.folder, getattr(torch, weights_dtype(config, start.dtype)), config)
+    if start.adapter is not None:
+        policy = load_adapter(model, start.adapter, trainable=True, dropout=config.lora_dropout)
     else:
         policy = _adapted(model, config)
     head = policy.get_output_embeddings()
@@ -81,15 +79,15 @@ def _adapted(model: nn.Module, config: TrainConfig) -> Any:
         raise InputError(f"--lora-targets: {error}") from error
 
 
-def _whole(folder: Path, config: TrainConfig, dtype: Dtype, adapter: Path | None) -> nn.Module:
+def _whole(start: Checkpoint, config: TrainConfig) -> nn.Module:
     """The policy for full fine-tuning."""
-    weights = getattr(torch, weights_dtype(config, dtype))
-    loaded = weights if adapter is None else torch.float32
-    model = _loaded(folder, loaded, config)
-    if dtype == "bfloat16" and loaded == torch.float32:
+    weights = getattr(torch, weights_dtype(config, start.dtype))
+    loaded = weights if start.adapter is None else torch.float32
+    model = _loaded(start.folder, loaded, config)
+    if start.dtype == "bfloat16" and loaded == torch.float32:
         spread_weights(model)
-    if adapter is not None:
-        model = merged(model, adapter)
+    if start.adapter is not None:
+        model = merged(model, start.adapter)
         round_weights(model, weights)
     return model  # type: ignore[no-any-return]
 

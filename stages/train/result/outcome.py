@@ -40,7 +40,7 @@ def outcome(
         fingerprint=job.fingerprint,
         cache=str(config.cache),
         policy=config.policy or job.manifest.reference.name,
-        adapter=None if job.adapter is None else str(job.adapter),
+        adapter=None if job.policy.adapter is None else str(job.policy.adapter),
         settings=config.model_dump(mode="json"),
         kind=job.manifest.kind,
         weights=job.manifest.row_weights,

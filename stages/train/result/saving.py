@@ -6,25 +6,21 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from reflogp.data_schemas.manifest import Dtype
-from reflogp.stages.model.adapter import merged, tokenizer_folder
+from reflogp.stages.model.adapter import merged
 from reflogp.stages.model.causal_lm import load_causal_lm
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import load_saved_tokenizer
 from reflogp.stages.train.loop.trainer import PreferenceTrainer
 from reflogp.stages.train.model.precision import round_weights, rounded, spread_weights
 
 
-def save_policy(
-    trainer: PreferenceTrainer, folder: Path, start: Path, adapter: Path | None, dtype: Dtype
-) -> None:
+def save_policy(trainer: PreferenceTrainer, folder: Path, start: Checkpoint) -> None:
     """Write the adapter or the model, with the tokenizer. All processes must call this.
 
     Args:
         trainer: holds the policy.
         folder: to write to.
-        start: the checkpoint that training started from.
-        adapter: the adapter on top of it that training started from, or None.
-        dtype: of the checkpoint, which a full model is written in.
+        start: what training started from. A full model is written in its dtype.
     """
     # with FSDP each process has a shard, and gathering them takes all processes
     state: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
@@ -34,21 +30,21 @@ def save_policy(
     if isinstance(policy, PeftModel):
         policy.save_pretrained(folder, state_dict=state)
     else:
-        _save_whole(policy, state, folder, getattr(torch, dtype))
-    load_saved_tokenizer(tokenizer_folder(start, adapter)).save_pretrained(folder)
+        _save_whole(policy, state, folder, getattr(torch, start.dtype))
+    load_saved_tokenizer(start.tokenizer).save_pretrained(folder)
 
 
-def merge_adapter(folder: Path, start: Path, dtype: Dtype) -> None:
+def merge_adapter(folder: Path, start: Checkpoint) -> None:
     """Merge the adapter in `folder` into `start`, and replace the adapter by the merged model.
 
     The merge is in float32. Changes smaller than half the spacing of bfloat16 would be lost in
     rounding, so the weights are spread first.
     """
-    base: Any = load_causal_lm(start, torch.float32)
-    if dtype == "bfloat16":
+    base: Any = load_causal_lm(start.folder, torch.float32)
+    if start.dtype == "bfloat16":
         spread_weights(base)
     model: Any = merged(base, folder)
-    round_weights(model, getattr(torch, dtype))
+    round_weights(model, getattr(torch, start.dtype))
     model.save_pretrained(folder)
     for path in folder.glob("adapter_*"):
         path.unlink()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from reflogp.data_schemas.errors import InputError
-from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import architecture
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.protocol import Scorer
@@ -48,13 +48,7 @@ def choose(wanted: Literal["auto", "vllm", "transformers"], model: Path) -> Choi
     return Choice("transformers", version("transformers"), obstacle)
 
 
-def start(
-    engine: Choice,
-    model: Path,
-    dtype: Dtype,
-    config: PrecomputeConfig,
-    adapter: Path | None = None,
-) -> Scorer:
+def start(engine: Choice, model: Checkpoint, config: PrecomputeConfig) -> Scorer:
     """Load `model`, with the LoRA adapter on top if there is one, into the chosen engine.
 
     Raises:
@@ -62,15 +56,13 @@ def start(
     """
     # import an engine only if it runs: vLLM is slow to import, and may not be installed
     if engine.name == "vllm":
-        return _start_vllm(model, dtype, config, adapter)
+        return _start_vllm(model, config)
     from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 
-    return TransformersScorer(model, dtype=dtype, batch_tokens=config.batch_tokens, adapter=adapter)
+    return TransformersScorer(model, batch_tokens=config.batch_tokens)
 
 
-def _start_vllm(
-    model: Path, dtype: Dtype, config: PrecomputeConfig, adapter: Path | None
-) -> Scorer:
+def _start_vllm(model: Checkpoint, config: PrecomputeConfig) -> Scorer:
     """The pooling model if it supports `model`, else vLLM's own prompt_logprobs."""
     from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer, unsupported
     from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import (
@@ -78,25 +70,15 @@ def _start_vllm(
     )
 
     limit, settings = config.max_length, config.vllm_arguments()
-    obstacle = unsupported(model)
+    obstacle = unsupported(model.folder)
     if config.method != "prompt_logprobs" and obstacle is None:
         return VllmPoolerScorer(
-            model,
-            dtype=dtype,
-            max_length=limit,
-            settings=settings,
-            head_dtype=config.head_dtype,
-            adapter=adapter,
+            model, max_length=limit, settings=settings, head_dtype=config.head_dtype
         )
     if config.method == "pooler":
         raise InputError(f"--method pooler: {obstacle}. Give --method prompt_logprobs.")
     return VllmPromptLogprobsScorer(
-        model,
-        dtype=dtype,
-        max_length=limit,
-        settings=settings,
-        why=obstacle or "asked for",
-        adapter=adapter,
+        model, max_length=limit, settings=settings, why=obstacle or "asked for"
     )
 
 

@@ -10,7 +10,6 @@ architectures, and this engine is the plain forward pass that the others are com
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.forward.response_logps import predicting, response_logps
 from reflogp.stages.model.adapter import load_adapter
 from reflogp.stages.model.causal_lm import CANNOT_RUN, load_causal_lm
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import cause
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
 
@@ -28,12 +28,10 @@ class TransformersScorer:
 
     def __init__(
         self,
-        model: Path,
+        model: Checkpoint,
         *,
-        dtype: str,
         batch_tokens: int = 4096,
         device: str | None = None,
-        adapter: Path | None = None,
         eager: bool = False,
     ) -> None:
         """Load the model.
@@ -52,10 +50,10 @@ class TransformersScorer:
         self.method = "transformers forward, response tokens only"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_tokens = batch_tokens
-        self._folder = model
-        self._model = load_causal_lm(model, getattr(torch, dtype), eager=eager)
-        if adapter is not None:
-            self._model = load_adapter(self._model, adapter)
+        self._folder = model.folder
+        self._model = load_causal_lm(model.folder, getattr(torch, model.dtype), eager=eager)
+        if model.adapter is not None:
+            self._model = load_adapter(self._model, model.adapter)
         self._model.to(self.device).eval()
         self._embeddings = self._model.get_input_embeddings().weight.shape[0]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reflogp.data_schemas.errors import ReflogpError
-from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import lacks_room
 from reflogp.stages.precompute.score.engines import vllm_lora
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
@@ -137,9 +137,7 @@ def stop_engine(engine: Any) -> None:
     engine.llm_engine.engine_core.shutdown()
 
 
-def rescore(
-    model: Path, dtype: Dtype, adapter: Path | None, requests: Sequence[Request]
-) -> list[Logps]:
+def rescore(model: Checkpoint, requests: Sequence[Request]) -> list[Logps]:
     """See Scorer.rescore. transformers is loaded for this call only, next to the engine.
 
     vLLM reserves most of a GPU's memory. If the weights do not fit in the rest, this runs on the
@@ -147,11 +145,11 @@ def rescore(
     """
     from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 
-    on_gpu, on_cpu = (lacks_room(model, dtype, device) for device in ("cuda", "cpu"))
+    on_gpu, on_cpu = (lacks_room(model.folder, model.dtype, device) for device in ("cuda", "cpu"))
     if on_gpu and on_cpu:
         raise ReflogpError(on_cpu)
     device = "cpu" if on_gpu else "cuda"
-    scorer = TransformersScorer(model, dtype=dtype, device=device, adapter=adapter, eager=True)
+    scorer = TransformersScorer(model, device=device, eager=True)
     try:
         return scorer.rescore(requests)
     finally:

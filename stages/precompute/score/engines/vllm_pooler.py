@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reflogp.data_schemas.errors import ReflogpError
-from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import architecture
 from reflogp.stages.precompute.score.engines import vllm_engine, vllm_lora
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
@@ -29,37 +29,33 @@ class VllmPoolerScorer:
 
     def __init__(
         self,
-        model: Path,
+        model: Checkpoint,
         *,
-        dtype: Dtype,
         max_length: int,
         settings: dict[str, Any],
         head_dtype: Literal["model", "float32"] = "model",
-        adapter: Path | None = None,
     ) -> None:
         """Start the engine for sequences of up to `max_length` tokens.
 
         Args:
-            model: folder of the checkpoint; `unsupported(model)` must be None.
-            dtype: dtype of the weights and the forward pass.
+            model: what to score with; `unsupported` must say nothing of it.
             max_length: longest prompt + response, in tokens.
             settings: further arguments of vllm.LLM, which override those set here.
             head_dtype: dtype of the head's product. "model" rounds like a training forward.
                 "float32" does not round the logits; on a CPU the head then takes 4 times as long.
-            adapter: folder of a LoRA adapter on top of the model.
 
         Raises:
             ReflogpError: the engine does not start, or cannot run the head in float32.
         """
         self.method = f"vLLM pooling model, response tokens only, {head_dtype} head dtype"
-        self._model, self._dtype, self._adapter = model, dtype, adapter
+        self._model = model
         self.device = vllm_engine.device_type()
         if head_dtype != "model":
             _check_head_dtype()
-        base = str(architecture(model))
+        base = str(architecture(model.folder))
         arguments: dict[str, Any] = {
-            "model": str(model),
-            "dtype": dtype,
+            "model": str(model.folder),
+            "dtype": model.dtype,
             "max_model_len": max_length,
             "runner": "pooling",
             # token ids go in and numbers come out
@@ -76,8 +72,8 @@ class VllmPoolerScorer:
         }
         arguments |= settings
         arguments["hf_overrides"] = overrides | settings.get("hf_overrides", {})
-        self._engine, self._log = vllm_engine.start_engine(arguments, adapter)
-        self._lora = vllm_lora.request(adapter)
+        self._engine, self._log = vllm_engine.start_engine(arguments, model.adapter)
+        self._lora = vllm_lora.request(model.adapter)
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.score. A log-prob that could not be computed is NaN."""
@@ -92,7 +88,7 @@ class VllmPoolerScorer:
 
     def rescore(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.rescore."""
-        return vllm_engine.rescore(self._model, self._dtype, self._adapter, requests)
+        return vllm_engine.rescore(self._model, requests)
 
     def close(self) -> None:
         """See Scorer.close."""

@@ -5,12 +5,11 @@ prompt token, and cannot reuse a shared prompt.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reflogp.data_schemas.manifest import Dtype
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines import vllm_engine, vllm_lora
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
 
@@ -20,40 +19,36 @@ class VllmPromptLogprobsScorer:
 
     def __init__(
         self,
-        model: Path,
+        model: Checkpoint,
         *,
-        dtype: Dtype,
         max_length: int,
         settings: dict[str, Any],
         why: str = "asked for",
-        adapter: Path | None = None,
     ) -> None:
         """Start the engine for sequences of up to `max_length` tokens.
 
         Args:
-            model: folder of the checkpoint.
-            dtype: dtype of the weights and the forward pass.
+            model: what to score with.
             max_length: longest prompt + response, in tokens.
             settings: further arguments of vllm.LLM, which override those set here.
             why: the reason not to use the pooling model.
-            adapter: folder of a LoRA adapter on top of the model.
 
         Raises:
             ReflogpError: the engine does not start.
         """
         self.method = f"vLLM prompt_logprobs ({why})"
-        self._model, self._dtype, self._adapter = model, dtype, adapter
+        self._model = model
         self.device = vllm_engine.device_type()
         arguments: dict[str, Any] = {
-            "model": str(model),
-            "dtype": dtype,
+            "model": str(model.folder),
+            "dtype": model.dtype,
             # vLLM needs room for one sampled token, which is discarded
             "max_model_len": max_length + 1,
             # a cached prompt has no hidden states, so it gives no log-probs
             "enable_prefix_caching": False,
         }
-        self._engine, self._log = vllm_engine.start_engine(arguments | settings, adapter)
-        self._lora = vllm_lora.request(adapter)
+        self._engine, self._log = vllm_engine.start_engine(arguments | settings, model.adapter)
+        self._lora = vllm_lora.request(model.adapter)
         from vllm import SamplingParams
 
         # set in the constructor: set later, prompt_logprobs would leave the prefix cache on
@@ -75,7 +70,7 @@ class VllmPromptLogprobsScorer:
 
     def rescore(self, requests: Sequence[Request]) -> list[Logps]:
         """See Scorer.rescore."""
-        return vllm_engine.rescore(self._model, self._dtype, self._adapter, requests)
+        return vllm_engine.rescore(self._model, requests)
 
     def close(self) -> None:
         """See Scorer.close."""

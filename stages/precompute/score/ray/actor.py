@@ -26,10 +26,10 @@ class ShardActor:
             InputError: the node lacks checkpoint or cache, or has a different engine.
         """
         job = self._job
-        require_here(job.reference, job.adapter)
+        require_here(job.reference.folder, job.reference.adapter)
         if is_local(job.config.cache):
             require_here(job.path("plan"))
-        here, node = choose(job.config.engine, job.reference), os.uname().nodename
+        here, node = choose(job.config.engine, job.reference.folder), os.uname().nodename
         if (here.name, here.version) != (job.engine.name, job.engine.version):
             raise InputError(
                 f"the node {node} has {here.name} {here.version} ({here.why}), but this cache is "

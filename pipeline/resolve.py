@@ -10,7 +10,9 @@ from safetensors import safe_open
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.manifest import Dtype, Manifest
 from reflogp.stages.model.adapter import CONFIG as ADAPTER_CONFIG
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import loading, read_json
+from reflogp.stages.precompute.config import DtypeOption
 
 _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bfloat16", "float16": "float16", "float32": "float32",
@@ -18,14 +20,16 @@ _DTYPES: dict[str, Dtype] = {
 }  # fmt: skip
 
 
-def model_folders(
+def resolve_checkpoint(
     name: str,
     adapter: str | None,
     option: str,
     revision: str | None = None,
     adapter_revision: str | None = None,
-) -> tuple[Path, Path | None]:
-    """The folders of a checkpoint and of the LoRA adapter on top of it, if there is one.
+    *,
+    dtype: DtypeOption = "auto",
+) -> Checkpoint:
+    """Find a checkpoint and the LoRA adapter on top of it, if there is one.
 
     Args:
         name: folder or Hub id of a checkpoint, or of an adapter whose configuration names one.
@@ -33,13 +37,14 @@ def model_folders(
         option: the option that gave `name`, for messages.
         revision: branch, tag or commit of `name` on the Hub; default: main.
         adapter_revision: the same for `adapter`.
+        dtype: dtype to run it in; `auto` is the dtype that it was saved in.
 
     Raises:
         InputError: there is no such checkpoint or adapter, or the adapter is not LoRA.
     """
     folder = _folder(name, option, revision)
     if adapter is None and not (folder / ADAPTER_CONFIG).is_file():
-        return folder, None
+        return Checkpoint(folder, None, _dtype(dtype, folder))
     if adapter is None:
         config = _lora_config(folder)
         top, base = folder, str(config.get("base_model_name_or_path"))
@@ -53,23 +58,26 @@ def model_folders(
             f"{folder} is an adapter itself. Give the checkpoint that both were trained on, and "
             "one adapter. PEFT can merge the other into the checkpoint (merge_and_unload)."
         )
-    return folder, top
+    return Checkpoint(folder, top, _dtype(dtype, folder))
 
 
-def start_folders(
+def resolve_start(
     model: str | None, adapter: str | None, manifest: Manifest, option: str
-) -> tuple[Path, Path | None]:
-    """The folders of the given model and adapter; by default those of the cache's reference.
+) -> Checkpoint:
+    """The given model and adapter, in the cache's dtype; by default the cache's reference.
 
     The reference is looked up where it was read from; on another machine, by its name and at the
     commit that was scored.
     """
+    dtype = manifest.engine.dtype
     if model is not None:
-        return model_folders(model, adapter, option)
+        return resolve_checkpoint(model, adapter, option, dtype=dtype)
     reference = manifest.reference
     places = [reference.path, reference.adapter_path]
     if all(Path(place).is_dir() for place in places if place is not None):
-        return model_folders(reference.path, adapter or reference.adapter_path, option)
+        return resolve_checkpoint(
+            reference.path, adapter or reference.adapter_path, option, dtype=dtype
+        )
     commits = [
         None if name is None or Path(name).exists() else commit
         for name, commit in (
@@ -78,7 +86,9 @@ def start_folders(
     ]  # fmt: skip
     if adapter is not None:
         commits[1] = None
-    return model_folders(reference.name, adapter or reference.adapter, option, *commits)
+    return resolve_checkpoint(
+        reference.name, adapter or reference.adapter, option, *commits, dtype=dtype
+    )
 
 
 def described(manifest: Manifest) -> str:
@@ -146,3 +156,7 @@ def checkpoint_dtype(folder: Path) -> Dtype:
                 if weight.get_dtype() in _DTYPES:
                     elements[_DTYPES[weight.get_dtype()]] += math.prod(weight.get_shape())
     return elements.most_common(1)[0][0] if elements else "float32"
+
+
+def _dtype(dtype: DtypeOption, folder: Path) -> Dtype:
+    return checkpoint_dtype(folder) if dtype == "auto" else dtype
