@@ -159,7 +159,7 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_the_default(yaml_file):
 def test_shard_of_several_names_share():
     result = CliRunner().invoke(app, ["precompute", "--shard", "3/16"])
     assert isinstance(result.exception, InputError)
-    assert "--share 3/16 now" in str(result.exception)
+    assert "now called --share 3/16" in str(result.exception)
     assert "--shard " not in CliRunner().invoke(app, ["precompute", "--help"]).stdout
 
 
