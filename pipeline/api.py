@@ -1,4 +1,4 @@
-"""Both stages as Python functions. Their options are the command's, in the names of YAML."""
+"""Both stages as Python functions. They take the options of the command, by their YAML names."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,8 +28,8 @@ class Run:
     """A finished training run.
 
     Attributes:
-        output: folder of the adapter or model, its card, its record and its metrics.
-        record: what was trained, from what, and what came out.
+        output: folder of the adapter or model, with its card, record and metrics.
+        record: the inputs, settings and results of the run.
     """
 
     output: Path
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """What was logged at each step and evaluation, in order, under TRL's names."""
+        """The metrics of each step and evaluation, in order, under TRL's names."""
         lines = (self.output / METRICS).read_bytes().splitlines()
         return [from_json(line) for line in lines]
 
@@ -57,15 +57,15 @@ def precompute(
     progress: bool = False,
     **options: Any,
 ) -> Cache:
-    """Stage one: score the preferences under the frozen reference, unless `cache` has them all.
+    """Stage one: score the preferences under the frozen reference, unless `cache` is up to date.
 
     Args:
-        reference: folder or hub id of the checkpoint that training will start from.
-        data: file, folder or hub id of the preferences.
+        reference: folder or Hub id of the checkpoint that training will start from.
+        data: file, folder or Hub id of the preferences.
         cache: folder or URL of the cache to write.
-        progress: show bars and remarks on stderr. Else remarks and warnings go to the logger
-            `reflogp`.
-        options: any other option of `reflogp precompute`, by its name in YAML.
+        progress: show progress bars and remarks on stderr; if False, remarks and warnings go to
+            the logger `reflogp`.
+        options: any other option of `reflogp precompute`, by its YAML name.
 
     Returns:
         The sealed cache.
@@ -78,8 +78,8 @@ def precompute(
     config = _config(PrecomputeConfig, "precompute", given)
     if config.share is not None:
         raise InputError(
-            "reflogp.precompute(): share makes a part of a cache, and there is none to return. "
-            "Run `reflogp precompute --share` in each job, then reflogp.open()."
+            "reflogp.precompute(): share makes one part of a cache, so there is no cache to "
+            "return. Run `reflogp precompute --share` in each job, then reflogp.open()."
         )
     with _transformers_as_before():
         run_precompute(config, _console(progress=progress))
@@ -89,17 +89,18 @@ def precompute(
 def train(
     *, cache: Cache | str | Path, output: str | Path, progress: bool = False, **options: Any
 ) -> Run:
-    """Stage two: train the policy against a sealed cache, unless `output` has that very run.
+    """Stage two: train the policy against a sealed cache, unless `output` is up to date.
 
     Args:
-        cache: as `open` or `precompute` gave it, or its folder or URL.
+        cache: the result of `open` or `precompute`, or a folder or URL.
         output: folder for the adapter or model.
         progress: as in `precompute`.
-        options: any other option of `reflogp train`, by its name in YAML: loss, beta, lora_r, ...
+        options: any other option of `reflogp train`, by its YAML name: loss, beta, lora_r, ...
 
     Raises:
-        InputError: the cache is not sealed or not of this policy, or an option cannot be used.
-        ReflogpError: training diverged, or it changed nothing.
+        InputError: the cache is not sealed, or its reference is not the policy; or an option cannot
+            be used.
+        ReflogpError: training diverged, or changed nothing.
     """
     config = _config(TrainConfig, "train", {"cache": cache, "output": output, **options})
     with _transformers_as_before():
@@ -107,10 +108,10 @@ def train(
 
 
 def open(cache: str | Path) -> Cache:  # noqa: A001 - as in gzip.open
-    """The sealed cache in a folder or at a URL.
+    """Open the sealed cache in a folder or at a URL.
 
     Raises:
-        InputError: there is none, it was never sealed, or its manifest is damaged.
+        InputError: there is no cache, it was never sealed, or its manifest is damaged.
     """
     return Cache(cache)
 
@@ -121,7 +122,7 @@ def _config(model: type[Config], call: str, given: Mapping[str, Any]) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML would have it; URLs that were opened stay what they are."""
+    """Convert a value to its YAML form. An opened cache becomes its folder or URL."""
     if isinstance(value, Cache):
         return value.folder
     return str(value) if isinstance(value, Path) else value
@@ -133,7 +134,7 @@ def _console(*, progress: bool) -> Console:
 
 @contextmanager
 def _transformers_as_before() -> Iterator[None]:
-    """A stage silences transformers; afterwards it says again what the caller had it say."""
+    """Restore the verbosity of transformers, which a stage turns off."""
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()

@@ -190,9 +190,9 @@ class TerminalConsole:
 
 
 class LogConsole:
-    """A Console for programs: remarks go to the logger `reflogp`, and there are no bars.
+    """A Console for programs: remarks go to the logger `reflogp`, without progress bars.
 
-    Python prints the warnings of a logger that nobody has configured.
+    If the program does not configure logging, Python still prints the warnings.
     """
 
     def say(self, message: str) -> None:

@@ -1,6 +1,6 @@
 """Take the frozen reference model out of DPO training: the Python API.
 
-A name is imported when it is first used, so `import reflogp` costs next to nothing.
+Names are imported on first use, so `import reflogp` is fast.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the API, from the module that it lives in."""
+    """Import a name of the API from its module."""
     if name == "losses":
         return import_module("reflogp.losses")
     if name not in _HOMES:

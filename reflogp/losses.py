@@ -1,7 +1,8 @@
 """Every loss as a pure function of log-probs: `reflogp.losses.dpo(pairs, beta=0.1)`.
 
-Those over pairs take `PairLogps`, those over unpaired rows `UnpairedLogps`; each gives the loss of
-each row, float64 [batch]. `reflogp train --list-losses` prints formulas, papers and arguments.
+Losses of pairs take `PairLogps`, losses of unpaired rows take `UnpairedLogps`. Both return float64
+[batch], one loss per pair or row. `reflogp train --list-losses` prints formulas, papers and
+arguments.
 """
 
 from reflogp.stages.train.losses.anchored import (

@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 
 
 def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
-    """Linear correlation; None where there are too few values, or one of them is constant."""
+    """Pearson's correlation; None for fewer than three values, or if one array is constant."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(np.corrcoef(x, y)[0, 1])
 
 
 def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
-    """Correlation of the ranks, equal values sharing theirs."""
+    """Spearman's rank correlation; equal values share a rank."""
     ranks = (pc.rank_quantile(values).to_numpy() for values in (x, y))
     return pearson(*ranks)

@@ -212,7 +212,7 @@ def test_options_are_refused_with_the_words_of_the_command(options, monkeypatch,
         reflogp.train(cache="cache", output="model", bta=0.1)
     with pytest.raises(reflogp.InputError, match="no option 'beta'; it belongs under 'train'"):
         reflogp.precompute(**options, beta=0.1)
-    with pytest.raises(reflogp.InputError, match="share makes a part of a cache"):
+    with pytest.raises(reflogp.InputError, match="share makes one part of a cache"):
         reflogp.precompute(**options, share="1/2")
     code, said = run_command(monkeypatch, capsys, "train", "--cache=x", "--output=y", "--beta=-1")
     with pytest.raises(reflogp.InputError) as refused:

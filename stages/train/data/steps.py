@@ -53,8 +53,8 @@ class Pass(NamedTuple, Generic[AnyRow]):
 
     Attributes:
         pairs: the rows that go through the policy.
-        fraction: of the step's pairs; it weights the mean over these. 0 for a pass that only fills
-            up the number of passes of this process.
+        fraction: share of these pairs in all pairs of the step, which weights their mean; 0 for a
+            pass that only fills up the number of passes of this process.
     """
 
     pairs: Sequence[AnyRow]
