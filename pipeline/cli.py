@@ -38,7 +38,7 @@ ListLosses = Annotated[
     bool | None, typer.Option("--list-losses", help="Print a table of the losses and exit.")
 ]
 
-Shard = Annotated[str | None, typer.Option("--shard", hidden=True)]  # what --share was called
+OldShare = Annotated[str | None, typer.Option("--shard", hidden=True)]  # what --share was called
 
 Varied = Annotated[
     list[str] | None,
@@ -66,7 +66,7 @@ app = typer.Typer(
 
 
 @app.command()
-@options_of(PrecomputeConfig, shard=Shard)
+@options_of(PrecomputeConfig, shard=OldShare)
 def precompute(config: Path | None = None, shard: str | None = None, **given: Any) -> None:
     """Stage one: score the preferences under the frozen reference and seal a cache."""
     if shard is not None:

@@ -264,7 +264,7 @@ def test_an_adapter_that_does_not_belong_is_refused(checkpoint, other_adapter, c
     with pytest.raises(InputError, match=r"--adapter nowhere: no such folder"):
         resolve_checkpoint(str(checkpoint), "nowhere", "reference")
     (own / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"holds no adapter_model\.safetensors"):
+    with pytest.raises(InputError, match=r"has no adapter_model\.safetensors"):
         model_inputs(Checkpoint(checkpoint, own, "float32"))
 
 

@@ -73,7 +73,7 @@ class _Parts(NamedTuple):
     rejected_prompt: Content | None = None
 
 
-Reader = Callable[[Mapping[str, Any]], _Parts]
+ReadParts = Callable[[Mapping[str, Any]], _Parts]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Form:
 
     name: str
     paired: bool
-    reader: Reader
+    reader: ReadParts
 
     @property
     def columns(self) -> list[str]:
