@@ -138,7 +138,7 @@ def make_plan(
 
 
 def finish_plan(job: Job, shards: list[PlannedShard], count: int) -> Plan:
-    """The record of a plan of `count` rows, none of which was set aside."""
+    """The record of a plan of `count` rows, none of which was quarantined."""
     folder = job.path("plan")
     with Quarantine(folder / planning.QUARANTINE_NAME):
         pass

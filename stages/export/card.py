@@ -59,7 +59,7 @@ tags: [dpo, preference, reflogp]
 | scored by | reflogp {manifest.reflogp_version}, {engine.name} {engine.version}, {engine.dtype} |
 | method | {engine.method} |
 | data | `{manifest.source.source}`, split {manifest.source.split}; {counts.quarantined:,} of \
-{manifest.source.rows:,} rows set aside |
+{manifest.source.rows:,} rows quarantined |
 | rules | {rules} |{weights}
 | tokens | {counts.prompt_tokens:,} prompt, {counts.chosen_tokens:,} chosen, \
 {counts.rejected_tokens:,} rejected |

@@ -48,7 +48,7 @@ def push(folder: Path, name: str, api: HfApi, *, public: bool) -> str:
         public: whether a data set that is made can be seen by all.
 
     Raises:
-        InputError: whoever is logged in may not write there.
+        InputError: the account that is logged in may not write there.
         ReflogpError: the hub cannot be reached, or fails.
     """
     with _asking(name):

@@ -126,7 +126,7 @@ def _copy(cache: Path, target: Path) -> Path:
     return shutil.copytree(cache, target)
 
 
-@pytest.mark.skipif(not THOROUGH, reason="each engine imports torch anew; make faults")
+@pytest.mark.skipif(not THOROUGH, reason="each engine imports torch again; make faults")
 def test_a_parent_of_two_engines_is_killed_and_they_end_by_themselves(
     configured: Make, sound: Path, tmp_path: Path, record_fault: Record
 ):

@@ -259,7 +259,7 @@ def test_a_sweep_passes_the_signal_on_and_its_run_makes_a_checkpoint(cache, tmp_
     assert not (tmp_path / "sweep" / "seed=2").exists()
 
 
-@pytest.mark.skipif(not THOROUGH, reason="each engine imports torch anew; make faults")
+@pytest.mark.skipif(not THOROUGH, reason="each engine imports torch again; make faults")
 @pytest.mark.parametrize("number", EXIT_CODES)
 @pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
 def test_two_engines_end_with_the_command(configured, tmp_path, number, group):

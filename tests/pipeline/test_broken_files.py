@@ -92,7 +92,7 @@ def plan(cache, folder) -> Path:
         template_diverged=0, stop_token_ids=[1], quarantined_by_reason={"too_long": 1},
         shards=[shard.model_copy(update={"file": "plan-00000.arrow"})],
         quarantine=shard.model_copy(update={"file": "quarantine.parquet"}),
-        quarantine_summary="1 row set aside", reference="model", adapter=None, dtype="float32",
+        quarantine_summary="1 row quarantined", reference="model", adapter=None, dtype="float32",
         config={"reference": "model", "data": "pairs.jsonl", "cache": "cache"},
         engine={"name": "transformers", "version": "5", "why": "asked for"},
     )  # fmt: skip

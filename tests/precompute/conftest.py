@@ -115,7 +115,7 @@ class Loaded:
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
-    """Read, normalize and tokenize a source; what was set aside comes from the file on disk."""
+    """Read, normalize and tokenize a source; quarantined rows come from the file on disk."""
     path = tmp_path_factory.mktemp("load") / "quarantine.parquet"
 
     def run(data: Path | str, **options: Any) -> Loaded:

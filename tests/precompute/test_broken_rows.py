@@ -1,4 +1,4 @@
-"""Whatever a file of preferences holds, each row is used or set aside, or the file is refused."""
+"""Whatever a file of preferences holds, each row is used or quarantined, or the file is refused."""
 
 import io
 import json

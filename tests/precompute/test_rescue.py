@@ -1,4 +1,4 @@
-"""What an engine gets wrong is scored again, plainly; only what stays wrong is set aside."""
+"""A wrong score is computed again, one response at a time; rows that stay wrong are quarantined."""
 
 import math
 from collections.abc import Callable, Sequence

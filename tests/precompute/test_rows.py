@@ -1,4 +1,4 @@
-"""Source to token ids in one pass: every row is used or set aside, with its reason, on disk."""
+"""Source to token ids in one pass: every row is used or quarantined, with its reason, on disk."""
 
 import functools
 import json

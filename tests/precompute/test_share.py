@@ -1,4 +1,4 @@
-"""Shares of the work cover it once, whoever does them."""
+"""Shares cover the work exactly once."""
 
 import pytest
 from hypothesis import given

@@ -18,7 +18,7 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Positions of a data set in lists of `size`, shuffled anew in each epoch."""
+    """Positions of a data set in lists of `size`, shuffled again in each epoch."""
 
     def __init__(self, rows: int, size: int, seed: int) -> None:
         self._rows, self._size, self._seed, self._epoch = rows, size, seed, 0
