@@ -54,8 +54,8 @@ def explain(
     if kin is None:
         aside = sum(manifest.counts.quarantined for _, manifest in caches)
         return (
-            f"no row there has its prompt or its responses ({aside:,} rows were quarantined when the "
-            "cache was made)",
+            f"no row there has its prompt or its responses ({aside:,} rows were quarantined "
+            "when the cache was made)",
             "Precompute the very data that you train on, with the same tokenizer and chat template",
         )
     different = (n for n in range(3) if not np.array_equal(row[n], kin.ids[n]))
