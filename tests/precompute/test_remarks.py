@@ -106,7 +106,7 @@ def test_fields_that_the_template_does_not_use_are_named(notices):
 )
 def test_responses_that_the_template_makes_the_same_say_so(rejected):
     chosen = assistant("<think>Yes.</think>Ho.") | {"id": "a"}
-    with pytest.raises(RowFault, match="the chat template drops what differs") as caught:
+    with pytest.raises(RowFault, match="the chat template drops the difference") as caught:
         chat(CUTS)(Preference(0, [user("Hi.")], [chosen], [rejected]))
     assert caught.value.reason is Reason.IDENTICAL_RESPONSES
 

@@ -36,7 +36,7 @@ def test_a_store_that_stays_down_ends_the_run_and_the_next_one_completes_it(
     assert len(there) == (3 if kind == "lost" else 2)
     assert "manifest.json" not in keys(s3)
     run_precompute(settings, console)
-    assert any(f"{len(there)} of 5 shards are there" in line for line in console.said)
+    assert any(f"{len(there)} of 5 shards are finished" in line for line in console.said)
     assert rows_by_id(settings.cache) == local_rows
     assert run_integrity(settings.cache, console) == []
 

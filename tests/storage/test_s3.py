@@ -68,7 +68,7 @@ def test_a_run_that_died_goes_on_where_it_was(settings, s3, console, local_rows,
     assert len(shards(s3)) == 2
     assert "manifest.json" not in keys(s3)
     manifest = run_precompute(settings, console)
-    assert any("2 of 5 shards are there" in line for line in console.said)
+    assert any("2 of 5 shards are finished" in line for line in console.said)
     assert [job.shards for job in manifest.jobs] == [2, 3]
     assert rows_by_id(settings.cache) == local_rows
 
@@ -127,7 +127,7 @@ def test_what_others_do_in_the_bucket_is_seen_at_once(settings, s3, console, loc
     s3.delete_object(Bucket="bucket", Key=f"some/cache/{flipped}")
     run_precompute(settings, console)
     assert any(f"{gone} (damaged), {flipped} (damaged)" in line for line in console.said)
-    assert any("3 of 5 shards are there" in line for line in console.said)
+    assert any("3 of 5 shards are finished" in line for line in console.said)
     assert rows_by_id(settings.cache) == local_rows
 
 
