@@ -1,4 +1,4 @@
-"""What both stages will take, before any weight is loaded.
+"""Estimates of both stages, without loading any weights.
 
 In: a checkpoint's configuration and the data. Out: hours, cost, disk and memory.
 """

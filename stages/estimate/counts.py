@@ -1,4 +1,4 @@
-"""Preferences -> how many tokens there are: of all rows, or of a sample, scaled."""
+"""Preferences -> token counts, of all rows or scaled up from a sample."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,19 +25,21 @@ _Measured = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Of all usable rows, as far as a sample can tell.
+    """Token counts of all usable rows, estimated from a sample unless all rows were tokenized.
 
     Attributes:
-        rows: usable rows; `read` of the source are there, `sampled` were tokenized.
-        prompt, response: tokens; a prompt counts once for its row. KL completions of unpaired
-            rows are responses, too.
-        sequence: tokens of prompt + response, for every response.
-        distinct: tokens that are to be computed once prompts, and equal beginnings of a row's two
-            responses, are shared.
-        attended: over the distinct tokens, how many tokens each attends to.
-        head_rows: rows that the head must see.
-        longest_pair, longest_sequence: of the sample, in tokens.
-        error: relative standard error of `sequence` through sampling.
+        rows: usable rows.
+        read: rows of the source.
+        sampled: rows that were tokenized.
+        prompt, response: tokens; each row's prompt counts once. KL completions of unpaired rows
+            count as responses.
+        sequence: tokens of prompt + response, summed over all responses.
+        distinct: tokens to compute if prompts, and common beginnings of a row's two responses, are
+            shared.
+        attended: sum over the distinct tokens of the tokens that each attends to.
+        head_rows: rows that the head must compute.
+        longest_pair, longest_sequence: largest lengths in the sample, in tokens.
+        error: relative standard error of `sequence` due to sampling.
     """
 
     rows: int
@@ -58,7 +60,7 @@ def count(config: PlanConfig, reference: Checkpoint, console: Console) -> TokenC
     """Tokenize the rows of `config`, or every n-th of them, exactly as stage one would.
 
     Raises:
-        InputError: the data or the tokenizer cannot be used, or no row of the sample can.
+        InputError: the data or the tokenizer cannot be used, or no sampled row can.
     """
     tokenizer, _ = load_tokenizer(reference, config)
     read = sum(1 for _ in read_source(*config.source())) if config.sample else 0
@@ -72,7 +74,7 @@ def count(config: PlanConfig, reference: Checkpoint, console: Console) -> TokenC
         measured = list(_measured(reader.tokenized(tokenizer, advance, every), shared=every == 1))
         if not measured:
             raise InputError(
-                f"{config.data}: not one of {reader.read} rows can be used: {aside.summary()}."
+                f"{config.data}: none of the {reader.read} rows can be used: {aside.summary()}."
             )
     tell(reader.reading(), console)
     if aside.reasons:
@@ -126,7 +128,7 @@ def _sum_to(number: int) -> int:
 
 
 def _error(tokens: _Measured, sampled: int, read: int) -> float:
-    """Of the mean, with the correction for a sample of much of the whole."""
+    """Return the relative standard error of the mean, with the finite population correction."""
     if len(tokens) < 2 or sampled == read:
         return 0.0
     spread = float(tokens.std(ddof=1) / tokens.mean())

@@ -1,4 +1,7 @@
-"""Counts, shape and device -> time, money, disk and memory. The whole model stands here."""
+"""Token counts, model shape and device -> time, cost, disk and memory.
+
+This file is the complete throughput and memory model; docs/plan.md explains it.
+"""
 
 from dataclasses import dataclass
 
@@ -6,13 +9,13 @@ from reflogp.stages.estimate.config import DEVICES, PlanConfig
 from reflogp.stages.estimate.counts import TokenCounts
 from reflogp.stages.estimate.shape import Shape
 
-# Bytes of a cache, from caches of real pairs: 1.65 for a response's token id and 3.65 for its
-# log-prob; prompts of one shard are sorted, and compress better; and an id and two sums a row.
+# Bytes of a cache, measured on real pairs: 1.65 per response token id and 3.65 per log-prob.
+# Prompts are sorted within a shard and compress better. Each row adds an id and two sums.
 _PROMPT_BYTES, _RESPONSE_BYTES, _ROW_BYTES = 1.2, 5.3, 32.0
-# Bytes of a token in a layer that wait for the backward pass of bfloat16: norms and their float32
+# Bytes per token and layer that are kept for the backward pass in bfloat16: norms and their float32
 # copies, q, k, v and the attention's output; gate, up and their product.
 _HIDDEN_BYTES, _INTERMEDIATE_BYTES = 38, 6
-# A row of logits in the usual trainer: bfloat16, float32 log-softmax, and the gradient of each.
+# Bytes per logit in the usual trainer: bfloat16, float32 log-softmax, and the gradient of each.
 _LOGIT_BYTES = 12
 _CHUNK_ROWS = {"cpu": 512}
 _CHUNK_ROWS_ELSEWHERE = 1024
@@ -21,7 +24,7 @@ _PROCESS_BYTES = 0.6e9  # libraries, or a CUDA context
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device while a policy is trained."""
+    """Bytes on each device during training."""
 
     weights: float
     trained: float
@@ -30,23 +33,23 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it, with what a process takes before it begins."""
+        """Sum of all parts, plus what a process takes at its start."""
         return self.weights + self.trained + self.activations + self.logits + _PROCESS_BYTES
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What both stages take.
+    """The estimate for both stages.
 
     Attributes:
-        cache_bytes: of the sealed cache.
-        flops: that stage one needs at the least.
-        tokens_per_second: sequence tokens of stage one, of all devices together.
-        seconds: of stage one, without starting the engines.
-        cost: of stage one, in the currency of --price; None without it.
-        reference_bytes: of the reference's weights, in stage one.
-        without_reference: of stage two against the cache.
-        with_reference: of the usual trainer, whose reference is in memory.
+        cache_bytes: size of the sealed cache.
+        flops: least number of operations of stage one.
+        tokens_per_second: sequence tokens per second of stage one, over all devices.
+        seconds: duration of stage one, without the start of the engines.
+        cost: cost of stage one, in the currency of --price; None without it.
+        reference_bytes: size of the reference's weights in stage one.
+        without_reference: memory of stage two, which trains against the cache.
+        with_reference: memory of the usual trainer, which has the reference in memory.
     """
 
     cache_bytes: float
@@ -64,9 +67,9 @@ def estimate(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes
 
     Args:
         config: devices, price and batches.
-        counts: of the data.
-        shape: of the model.
-        weight_bytes: of one weight of the checkpoint.
+        counts: token counts of the data.
+        shape: shape of the model.
+        weight_bytes: bytes per weight of the checkpoint.
     """
     device = DEVICES[config.gpu]
     flops = (
@@ -96,7 +99,7 @@ def estimate(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes
 
 
 def _without(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes: int) -> Memory:
-    """Each pair is one sequence, and the head runs on chunks of rows."""
+    """Estimate stage two: each pair is one sequence, and the head runs on chunks of rows."""
     rows = _CHUNK_ROWS.get(config.gpu, _CHUNK_ROWS_ELSEWHERE)
     weights, trained = _weights(shape, weight_bytes)
     return Memory(
@@ -108,7 +111,11 @@ def _without(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes
 
 
 def _with(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes: int) -> Memory:
-    """Two padded sequences a pair, whole logits; a second model, but for LoRA, which has none."""
+    """Estimate the usual trainer.
+
+    It pads two sequences per pair, computes full logits, and keeps a second model unless the policy
+    is a LoRA adapter.
+    """
     tokens = 2 * config.batch_size * counts.longest_sequence
     weights, trained = _weights(shape, weight_bytes)
     second = 0 if shape.adapter else shape.parameters * weight_bytes
@@ -121,11 +128,11 @@ def _with(config: PlanConfig, counts: TokenCounts, shape: Shape, weight_bytes: i
 
 
 def _weights(shape: Shape, weight_bytes: int) -> tuple[float, float]:
-    """Bytes of weights; and of what AdamW has of trained ones, which is all of it float32."""
+    """Return the bytes of all weights, and of the float32 training state of the trained ones."""
     weights = float(shape.parameters * weight_bytes)
     if shape.adapter:
         return weights, float(16 * shape.adapter)
-    # gradients and two moments; and beside bfloat16 weights, the model's or autocast's, float32
+    # float32 gradients and two moments; and next to bfloat16 weights (or autocast), float32 ones
     return weights, float((12 if weight_bytes == 4 else 16) * shape.parameters)
 
 

@@ -1,4 +1,4 @@
-"""config.json -> how large a model is and what a token costs it; no weight is loaded."""
+"""config.json -> the size of a model and its operations per token, without loading weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,14 @@ _ACTIVE = ("num_experts_per_tok", "moe_topk")
 
 @dataclass(frozen=True)
 class Shape:
-    """A causal language model.
+    """The shape of a causal language model.
 
     Attributes:
-        parameters: all weights.
-        adapter: weights of a LoRA adapter; 0 where all weights are trained.
-        body_flops: operations of one token in all matrix products of the layers.
-        attended_flops: operations for each earlier token that a token attends to, over all layers.
-        head_flops: operations of the head for one row.
+        parameters: number of weights.
+        adapter: number of weights of a LoRA adapter; 0 if all weights are trained.
+        body_flops: operations per token in all matrix products of the layers.
+        attended_flops: operations per earlier token that a token attends to, over all layers.
+        head_flops: operations of the head per row.
     """
 
     parameters: int
@@ -39,10 +39,10 @@ class Shape:
 
 
 def shape_of(folder: Path, lora_r: int, targets: str | None = None) -> Shape:
-    """The shape of the checkpoint in `folder`, with a LoRA adapter of rank `lora_r` (0: none).
+    """Return the shape of a checkpoint with a LoRA adapter of rank `lora_r` (0: none).
 
     Raises:
-        InputError: its config.json cannot be read, or names no causal language model.
+        InputError: config.json cannot be read, or is not that of a causal language model.
     """
     whole = load_config(folder)
     with loading("config", folder), torch.device("meta"):
@@ -64,7 +64,7 @@ def shape_of(folder: Path, lora_r: int, targets: str | None = None) -> Shape:
 
 
 def _active(body: nn.Module, config: Any) -> float:
-    """Weights of matrices that a token meets: of experts, those that it is sent to."""
+    """Count the matrix weights that one token uses; of the experts, only the active ones."""
     embeddings = {p for m in body.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     experts, active = _first(config, _EXPERTS), _first(config, _ACTIVE)
     share = active / experts if experts and active else 1.0

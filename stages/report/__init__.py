@@ -1,4 +1,4 @@
-"""A run as one HTML page, and the drawing that other pages share.
+"""Reports on runs as one HTML page, and the charts that other pages share.
 
-In: finished runs. Out: an HTML page with charts, pairs token by token and the loss to explore.
+In: finished runs. Out: an HTML page with charts, pairs token by token, and a loss explorer.
 """

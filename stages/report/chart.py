@@ -1,4 +1,4 @@
-"""A chart: what to draw, what it means, and its numbers as a table for those who cannot see it."""
+"""A chart: how to draw it, what it means, and its numbers as an accessible table."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,12 +7,12 @@ from reflogp.stages.report.gather import Floats
 
 
 class Ink(NamedTuple):
-    """Colours to draw with.
+    """The colours of a chart.
 
     Attributes:
-        text: of axes and labels.
-        line: of what should not catch the eye.
-        series: of the data, in the order in which they are taken.
+        text: colour of axes and labels.
+        line: colour of unobtrusive lines, such as the grid.
+        series: colours of the data series, in order.
     """
 
     text: str
@@ -21,15 +21,15 @@ class Ink(NamedTuple):
 
 
 class Plotted(NamedTuple):
-    """A curve of a chart, for the page to read values off.
+    """A curve whose values the page shows under the pointer.
 
     Attributes:
-        name: as in the legend.
-        colour: its number in Ink.series.
-        steps: float64 [n], growing.
-        values: float64 [n].
-        least: float64 [n], of the steps that each value is the mean of.
-        most: float64 [n], likewise.
+        name: its name in the legend.
+        colour: its index in Ink.series.
+        steps: float64 [n], ascending.
+        values: float64 [n], each the mean of one or more steps.
+        least: float64 [n], the smallest value among those steps.
+        most: float64 [n], the largest value among those steps.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Chart(NamedTuple):
     """One chart.
 
     Attributes:
-        name: a plain word, for files and ids.
-        title: above it.
-        note: one sentence on how to read it.
-        draw: draws it on matplotlib Axes with the given Ink.
-        header: names of the columns of its table.
-        rows: the table, numbers and names.
-        height: of the drawing in inches; it is 5.6 wide.
-        curves: what is plotted by step, if anything is.
+        name: a plain word, for file names and ids.
+        title: the title above the chart.
+        note: one sentence on how to read the chart.
+        draw: draws the chart on matplotlib Axes in the given Ink.
+        header: column names of its table.
+        rows: rows of its table, numbers and names.
+        height: height of the drawing in inches; the width is 5.6.
+        curves: its curves over steps, if it has any.
     """
 
     name: str

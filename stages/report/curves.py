@@ -1,4 +1,4 @@
-"""Metrics over steps, of one run or of several laid over each other."""
+"""Charts of metrics over steps, for one run or several overlaid."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,24 +10,25 @@ from reflogp.stages.report.chart import Chart, Ink, Plotted
 from reflogp.stages.report.gather import Curve, Floats, Run
 from reflogp.stages.report.pair_charts import SIDES
 
-_POINTS = 300  # of a curve on the page; more cannot be told apart
-_ALL_POINTS = 1600  # of all runs' curves in one chart
+_POINTS = 300  # per curve on the page; more are indistinguishable
+_ALL_POINTS = 1600  # over all runs' curves in one chart
 _FEWEST_POINTS = 24
 _TABLE = 24  # rows
 _NAME = 28  # characters of a run's name in a legend
 _REWARDS = ("rewards/chosen", "rewards/rejected")
-_DASHES = ("-", (0, (6, 2)), (0, (2, 1)), (0, (8, 2, 2, 2)))  # told apart without colour, too
+_DASHES = ("-", (0, (6, 2)), (0, (2, 1)), (0, (8, 2, 2, 2)))  # distinct without colour
 _MARKERS = "oDs^vP*X"
 
 
 NOTE = (
-    "Of training: means of each step's pairs, before its update. Markers: held-out pairs. "
-    "Accuracy is the share of pairs whose chosen response has the higher reward."
+    "Lines without markers are training metrics: means over each step's pairs, before its update. "
+    "Markers are held-out pairs. Accuracy is the share of pairs whose chosen response has the "
+    "higher reward."
 )
 
 
 class Binned(NamedTuple):
-    """A curve in at most so many points: steps, and means, least and greatest values of each."""
+    """A curve reduced to bins, each with its last step, and its mean, least and greatest value."""
 
     steps: Floats
     means: Floats
@@ -44,7 +45,7 @@ class _Line(NamedTuple):
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """Loss, margin, rewards and accuracy by step."""
+    """Return the charts of loss, margin, rewards and accuracy over steps."""
     loss = ("loss", "Loss", ["loss"])
     margin = ("margin", "Margin of the rewards", ["rewards/margins"])
     accuracy = ("accuracy", "Accuracy", ["rewards/accuracies"])
@@ -87,9 +88,10 @@ def _chart(runs: Sequence[Run], name: str, title: str, metrics: Sequence[str]) -
 
 
 def _lines(run: Run, metric: str, number: int | None, most: int) -> list[_Line]:
-    """A metric of training and of the held-out pairs.
+    """Return the lines of a metric, of training and of the held-out pairs.
 
-    One run's are told apart by what they are of; of several, each run has its colour and dashes.
+    A single run's lines have a colour per metric; with several runs, each run has its own colour
+    and dashes.
     """
     if number is not None:
         label, colour, dash = run.name[-_NAME:], number, _DASHES[number % len(_DASHES)]
@@ -97,7 +99,7 @@ def _lines(run: Run, metric: str, number: int | None, most: int) -> list[_Line]:
         label, colour = metric.rpartition("/")[2], _REWARDS.index(metric)
         dash = _DASHES[colour]
     else:
-        label, colour, dash = "trained on", 2, "-"  # neither chosen nor rejected is meant
+        label, colour, dash = "trained on", 2, "-"  # not the colour of chosen or rejected
     return [
         _Line(text, binned(run.curves[name], most), colour, dash, held_out)
         for name, text, held_out in (
@@ -123,10 +125,10 @@ def _draw_line(axes: Any, ink: Ink, line: _Line) -> None:
 
 
 def binned(curve: Curve, most: int) -> Binned:
-    """Means, least and greatest values of neighbouring points, in at most `most` of them.
+    """Reduce a curve to at most `most` bins of neighbouring points.
 
     Returns:
-        float64 [m] each; a bin's step is the last of its steps.
+        The bins, float64 [m] each; a bin's step is the last of its steps.
     """
     if len(curve.steps) <= most:
         return Binned(curve.steps, curve.values, curve.values, curve.values)

@@ -1,7 +1,8 @@
-"""Chart -> inline SVG whose colours follow the page, or a PNG or SVG file for a paper.
+"""Chart -> inline SVG in the colours of the page, or a PNG or SVG file for a paper.
 
-matplotlib and not a library in JavaScript: the charts stand without a script, they print, the same
-code draws the files for papers, and a chart takes some 20 kB where plotly.js takes 1 MB or more.
+matplotlib draws the charts rather than a JavaScript library: they need no script, they print, the
+same code draws the files for papers, and a chart takes about 20 kB, while plotly.js alone takes
+1 MB or more.
 """
 
 import io
@@ -20,7 +21,7 @@ from reflogp.stages.report.gather import Floats
 
 ImageFormat = Literal["png", "svg"]
 
-# matplotlib takes no CSS variables, so it draws in colours that nothing else has.
+# matplotlib does not support CSS variables, so unique placeholder colours stand for them.
 _VARIABLES = {
     "#010101": "var(--ink)",
     "#020202": "var(--line)",
@@ -33,7 +34,7 @@ PAPER = Ink(
     "#bbbbbb",
     ("#2f6fb0", "#b8560f", "#00795c", "#a8407c", "#6a51a3", "#7a6a00", "#00748c", "#555555"),
 )
-"""Dark on white; the first two are those of base.html.jinja."""
+"""Dark on white. The first two series have the colours of base.html.jinja."""
 
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "reflogp",  # the same chart gives the same bytes
@@ -44,7 +45,7 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "path.simplify": True,
 }
-# larger, for a phone shows a drawing at nine tenths of its size
+# larger text, because a phone shows a drawing at nine tenths of its size
 _PAGE_STYLE = _STYLE | {
     "svg.fonttype": "none", "font.sans-serif": ["sans-serif"], "font.size": 12,
     "legend.fontsize": 11,
@@ -52,7 +53,7 @@ _PAGE_STYLE = _STYLE | {
 
 
 class Frame(NamedTuple):
-    """Where a drawing's axes are, and what they reach over.
+    """The position and range of a drawing's axes.
 
     Attributes:
         box: left, top, right and bottom, as shares of the drawing's width and height.
@@ -66,7 +67,7 @@ class Frame(NamedTuple):
 
 
 def drawn(chart: Chart) -> dict[str, Any]:
-    """The chart for figure.html.jinja: its attributes, its drawing, and what can be read off it."""
+    """Return a chart for figure.html.jinja: its attributes, its SVG, and the data of readout.js."""
     from markupsafe import Markup
 
     text, frame = _inline_svg(chart)
@@ -75,7 +76,7 @@ def drawn(chart: Chart) -> dict[str, Any]:
 
 
 def _readout(chart: Chart, frame: Frame) -> dict[str, Any] | None:
-    """What readout.js shows: the curves' values, and where they are in the drawing."""
+    """Return the data of readout.js: the curves' values and their position in the drawing."""
     if not chart.curves:
         return None
     return frame._asdict() | {"curves": [_values(one) for one in chart.curves]}
@@ -91,7 +92,7 @@ def _values(one: Plotted) -> dict[str, Any]:
 
 
 def _rounded(values: Floats) -> list[float]:
-    return [float(f"{value:.6g}") for value in values]  # more digits than are shown
+    return [float(f"{value:.6g}") for value in values]  # more digits than the page shows
 
 
 def _inline_svg(chart: Chart) -> tuple[str, Frame]:
@@ -102,15 +103,15 @@ def _inline_svg(chart: Chart) -> tuple[str, Frame]:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    # ids of its own: there are other charts on the page
+    # prefix the ids, because the page has several charts
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{chart.name}-", text), frame
 
 
 def save(charts: Sequence[Chart], png: Path | None, svg: Path | None) -> list[Path]:
-    """Write charts for a paper, black on white, 300 dots an inch, to the folders that are given.
+    """Write charts for a paper to the given folders, black on white at 300 dpi.
 
     Raises:
-        InputError: a file that reflogp did not write has the name of a chart.
+        InputError: a folder already has a file with a chart's name that reflogp did not write.
     """
     forms: tuple[tuple[ImageFormat, Path | None], ...] = (("png", png), ("svg", svg))
     files = [
@@ -129,15 +130,15 @@ def save(charts: Sequence[Chart], png: Path | None, svg: Path | None) -> list[Pa
 
 
 def _mark(option: str, folder: Path, names: Sequence[str]) -> None:
-    """Name the files that will be written in the mark of a folder, before any of them is there."""
+    """List the files in the folder's mark before any of them is written."""
     mark = require_output(folder, "charts", option=option, overwrite=None) or Mark(kind="charts")
     for name in names:
         path = folder / name
         ours = name in mark.files and path.is_file() and not path.is_symlink()
         if os.path.lexists(path) and not ours:
             raise InputError(
-                f"{option} {folder}: reflogp did not write {name} in there, and a chart has that "
-                "name. Give another folder."
+                f"{option} {folder}: the folder has a file {name}, which is a chart's name, but "
+                f"reflogp did not write {name}. Give another folder."
             )
     write_mark(folder, mark.model_copy(update={"files": sorted({*mark.files, *names})}))
 
@@ -148,7 +149,7 @@ def _draw(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    # the reader's machine has the fonts, this one need not
+    # only the reader's machine needs the fonts
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with rc_context(style):
         figure = Figure(figsize=(5.6, chart.height), layout="constrained")
@@ -166,5 +167,5 @@ def _draw(
                 text.set_color(ink.text)
         metadata = {"Date": None} if form == "svg" else None
         figure.savefig(file, format=form, dpi=300, transparent=not title, metadata=metadata)
-        left, bottom, right, top = map(float, axes.get_position().extents)  # now that it is drawn
+        left, bottom, right, top = map(float, axes.get_position().extents)  # final after drawing
     return Frame((left, 1 - top, right, 1 - bottom), axes.get_xlim(), axes.get_ylim())

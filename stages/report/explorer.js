@@ -1,4 +1,4 @@
-// The explorer: inputs -> loss, its slopes and three drawings, anew at each change.
+// The explorer: inputs -> loss, its slopes and three drawings, updated at each change.
 "use strict";
 
 const explorer = (() => {
@@ -7,7 +7,7 @@ const explorer = (() => {
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
   const $ = (name) => root.querySelector(`[data-is="${name}"]`);
   const state = { loss: data.start.loss, chosen: 0, rejected: 0, given: {} };
-  const REACH = 20; // nats that the sliders go either way, or as far as a loaded pair needs
+  const REACH = 20; // range of the sliders in nats, either way; a loaded pair can extend it
   let reach = REACH;
 
   const shown = (x, digits = 4) => {
@@ -34,12 +34,12 @@ const explorer = (() => {
     drawPushes($("pushes"), found);
     drawLoss($("curve"));
     clearTimeout(update.later);
-    update.later = setTimeout(() => { // a screen reader hears where it ends, not each step
+    update.later = setTimeout(() => { // screen readers announce the final value, not each step
       $("spoken").textContent = `Margin ${shown(found.margin, 2)} nats, loss ${shown(found.loss)}`;
     }, 500);
   }
 
-  // --- drawings: 400 units wide, text of 13, which a phone shows at nearly full size
+  // --- drawings: 400 units wide with text of size 13, which a phone shows at nearly full size
   const SVG = "http://www.w3.org/2000/svg";
   function add(parent, tag, attributes, text) {
     const element = document.createElementNS(SVG, tag);
@@ -81,7 +81,7 @@ const explorer = (() => {
     const at = (side, x) => side === "chosen" ? loss(x, rejected, given) : loss(chosen, x, given);
     const xs = Array.from({ length: points }, (_, i) => -reach + (2 * reach * i) / (points - 1));
     const here = loss(chosen, rejected, given);
-    // what explodes far away must not flatten what is near
+    // extreme values far away must not flatten the curve nearby
     const values = ["chosen", "rejected"].flatMap((side) => xs.map((x) => at(side, x)));
     const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
     const high = Math.max(here, sorted[Math.floor(sorted.length * 0.9)]);
@@ -112,7 +112,7 @@ const explorer = (() => {
   }
   const diamond = (x, y) => `M${x - 8} ${y}L${x} ${y - 8}L${x + 8} ${y}L${x} ${y + 8}Z`;
 
-  // --- inputs: a slider and a number each; beta's slider goes by its logarithm
+  // --- inputs: each has a slider and a number; beta's slider is logarithmic
   const toSlider = { beta: Math.log10 }, fromSlider = { beta: (x) => 10 ** x };
 
   function take(name, value, source) {

@@ -1,4 +1,4 @@
-"""What the explorer of the loss needs beside its JavaScript: names, defaults, pairs of the runs."""
+"""Data for the loss explorer's JavaScript: names, defaults, and pairs of the runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +11,16 @@ EXPLORED = (
     *("apo_zero", "apo_down", "nca", "bco", "sppo"),
     *("fdpo_forward_kl", "fdpo_js", "fdpo_alpha"),
 )
-"""The losses in losses.js: functions of a pair's two log-ratios and nothing else."""
+"""The losses in losses.js, which depend only on a pair's two log-ratios."""
 
 FIXED: dict[str, dict[str, Any]] = {"ipo": {"per_token": False}, "bco": {"batch_shift": False}}
-"""Arguments that must have this value for that to hold."""
+"""Fixed arguments, without which a loss would depend on more than the log-ratios."""
 
-_PAIRS = 200  # to choose from
+_PAIRS = 200  # offered in the explorer
 
 
 def explorer_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """The explorer's losses, where it starts, and pairs to load; all of it JSON."""
+    """Return the explorer's losses, its initial state, and pairs to load, as JSON values."""
     return {
         "losses": {name: _loss(name) for name in EXPLORED},
         "start": _start(runs[0]) if runs else {"loss": "dpo", "given": {}},
@@ -29,7 +29,7 @@ def explorer_data(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def first_pairs(runs: Sequence[Run]) -> list[int]:
-    """Where the pairs of each run begin in explorer_data's."""
+    """Return the index of each run's first pair in the pairs of `explorer_data`."""
     numbers = [len(run.pairs[: _PAIRS // len(runs)]) for run in runs]
     return [sum(numbers[:i]) for i in range(len(numbers))]
 
@@ -53,7 +53,7 @@ _OVER_SUMS = {"ipo": "(m - 1/(2 beta))^2, over sums", "bco": "-log s(beta c) - l
 
 
 def _start(run: Run) -> dict[str, Any]:
-    """The run's own loss and arguments, if the explorer has it."""
+    """Return the run's own loss and arguments if the explorer has that loss, else DPO."""
     settings = run.record.settings
     name = settings.get("loss")
     if name not in EXPLORED:

@@ -1,4 +1,4 @@
-"""A run's folder -> what its report shows: record, metrics by step, scored pairs."""
+"""A run's folder -> the content of its report: record, metrics by step, scored pairs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ METRICS = (
 )
 _HELD_OUT = "eval_"
 _LONGEST_LINE = 1 << 20  # bytes of metrics.jsonl; a line has about 500
-_LARGEST = 1e300  # a number that JSON can hold, and float64 cannot, is no metric
+_LARGEST = 1e300  # JSON numbers can be too large for float64
 
 
 class Curve(NamedTuple):
-    """A metric by step, a line of metrics.jsonl each: float64 [n] both."""
+    """A metric by step, one point per line of metrics.jsonl; both arrays are float64 [n]."""
 
     steps: Floats
     values: Floats
@@ -36,11 +36,11 @@ class Run:
     """A finished run.
 
     Attributes:
-        name: what it is called on the page.
-        folder: where it is.
+        name: its name on the page.
+        folder: its folder.
         record: its record.
-        curves: by the metric's name; those of held-out pairs begin with eval_.
-        pairs: rows of pairs.parquet; none if the run wrote none.
+        curves: curves by metric name; names of held-out metrics begin with eval_.
+        pairs: rows of pairs.parquet; empty if the run wrote none.
     """
 
     name: str
@@ -51,19 +51,19 @@ class Run:
 
 
 def gather(folders: Sequence[Path]) -> list[Run]:
-    """The runs in these folders.
+    """Return the runs in these folders.
 
     Raises:
-        InputError: a folder holds no finished run, a file in it is damaged, or one is given twice.
+        InputError: a folder has no finished run, a file in it is damaged, or a run is given twice.
     """
     places = [folder.resolve() for folder in folders]
     if twice := [str(p) for p in dict.fromkeys(places) if places.count(p) > 1]:
-        raise InputError(f"{twice[0]}: this run is given twice. Give each one once.")
+        raise InputError(f"{twice[0]}: this run is given twice. Give each run once.")
     return [_run(folder, name) for folder, name in zip(folders, short_names(places), strict=True)]
 
 
 def short_names(places: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as few as tell all of them apart."""
+    """Return the shortest endings of the paths, in whole parts, that tell all of them apart."""
     for parts in range(1, max((len(place.parts) for place in places), default=0) + 1):
         names = ["/".join(place.parts[-parts:]) for place in places]
         if len(set(names)) == len(names):
@@ -79,8 +79,8 @@ def _run(folder: Path, name: str) -> Run:
     if record is None:
         raise InputError(
             f"{folder}: no finished run: it has no {run_record.FILE_NAME}. "
-            "Give the --output of `reflogp train`; of a sweep, its runs' folders. A run "
-            "that still goes on, or was killed, has none yet: train it to its end."
+            "Give the --output of `reflogp train`, or for a sweep the folders of its runs. If "
+            "the run is active or was killed, train it to its end first."
         )
     return Run(
         name, folder, record, read_metrics(folder / "metrics.jsonl"), scored_pairs.read(folder)
@@ -88,10 +88,10 @@ def _run(folder: Path, name: str) -> Run:
 
 
 def read_metrics(path: Path) -> dict[str, Curve]:
-    """Each of METRICS, of training and of held-out pairs, where the file has it.
+    """Return the curves of METRICS that a file has, of training and of held-out pairs.
 
     Raises:
-        InputError: there is no file, or a line is no metrics; says which.
+        InputError: the file cannot be read, or one of its lines is not valid.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     try:
@@ -112,14 +112,14 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}, line {number}: not JSON ({error}). Remove the line.") from error
     if not isinstance(entry, dict) or not _is_number(entry.get("step")):
-        raise InputError(f"{path}, line {number}: no metrics of a step. Remove the line.")
+        raise InputError(f"{path}, line {number}: not the metrics of a step. Remove the line.")
     return entry
 
 
 def _add(points: dict[str, list[tuple[float, float]]], entry: dict[str, Any]) -> None:
     for name in _names():
         value = entry.get(name)
-        if value is not None and _is_number(value):  # a loss that is not finite leaves a gap
+        if value is not None and _is_number(value):  # a non-finite loss leaves a gap
             points.setdefault(name, []).append((entry["step"], value))
 
 

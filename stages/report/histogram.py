@@ -1,4 +1,4 @@
-"""Counts of one or two series over the same bins, told apart without colour, too."""
+"""Histograms of one or two series over the same bins, distinct without colour."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from reflogp.stages.report.chart import Ink
 
 FAINT = 0.3
-"""Opacity of the first of two series: the second's outline has a contrast of 3 on its bars."""
+"""Opacity of the first of two series, on which the second's outline has a contrast of 3."""
 
 
 def draw_histogram(
     axes: Any, ink: Ink, edges: Sequence[float], series: Mapping[str, Sequence[int]]
 ) -> None:
-    """One series: full bars. Two: faint bars, and over them hatched ones.
+    """Draw one series as solid bars, or two as faint bars with hatched bars over them.
 
     Args:
-        axes: matplotlib's.
-        ink: to draw with.
-        edges: of the bins, [n + 1].
+        axes: matplotlib Axes.
+        ink: the colours.
+        edges: edges of the bins, [n + 1].
         series: counts by name, [n] each.
     """
     for number, (name, counts) in enumerate(series.items()):

@@ -1,11 +1,11 @@
-// The losses that are a function of a pair's two log-ratios, as in stages/train/losses, whose names and
-// arguments they have; a test compares the two. c, r: log-ratios of chosen and rejected, in nats.
+// The losses that depend only on a pair's two log-ratios, with the names and arguments of
+// stages/train/losses; a test compares the two. c, r: log-ratios of chosen and rejected, in nats.
 "use strict";
 
 const logSigmoid = (x) => Math.min(x, 0) - Math.log1p(Math.exp(-Math.abs(x)));
 const sigmoid = (x) => Math.exp(logSigmoid(x));
 
-// beyond 30 the tangent: still growing, never infinite
+// beyond 30, continue along the tangent, which stays finite
 const exp = (x) => Math.exp(Math.min(x, 30)) + Math.exp(30) * Math.max(0, x - 30);
 
 const LOSSES = {
@@ -40,8 +40,8 @@ const LOSSES = {
     -logSigmoid((beta * (exp(-alpha * r) - exp(-alpha * c))) / alpha),
 };
 
-// Minus the slope of the loss by c and by r: how hard it pushes the response's log-prob up. Taken over a
-// small step either way, so that a new loss is one line; at a kink it is the mean of both sides.
+// Minus the slopes of the loss in c and r: how strongly it pushes each response's log-prob up. Central
+// differences, so a new loss takes one line; at a kink, they give the mean of both sides.
 function pushes(loss, c, r, given) {
   const h = 1e-4;
   return [

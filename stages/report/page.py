@@ -1,7 +1,7 @@
-"""Runs -> one HTML page that needs nothing else.
+"""Runs -> one self-contained HTML page.
 
-Its only script is the one whose digest stands in the page's content security policy: were a text of
-the data ever to reach the page unescaped, no browser would run it.
+The page's content security policy allows only the script with the given digest. Even if text from
+the data reached the page unescaped, no browser would run it.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ _SCRIPTS = ("losses.js", "explorer.js", "pairs.js", "readout.js")
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The page as text; without runs, of the explorer alone.
+    """Return the page as text; without runs, it has only the explorer.
 
-    It shows as many pairs as keep it below LIMIT, and of very many runs no single pairs at all.
+    The page shows fewer pairs if it would exceed LIMIT, and none for very many runs.
     """
     text = ""
-    for each in (4, 2, 1, 0):  # pairs for each reason to show one
+    for each in (4, 2, 1, 0):  # pairs per reason to show one
         text = _page(runs, each)
         if len(text.encode()) < LIMIT:
             break
@@ -38,7 +38,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def all_charts(runs: Sequence[Run]) -> list[Chart]:
-    """The charts of the page, to write to files; those of pairs of each run."""
+    """Return the charts to write to files: the curves, and the pair charts of each run."""
     found = curves.charts(runs) if runs else []
     for number, run in enumerate(runs, start=1):
         suffix = f"-{number}" if len(runs) > 1 else ""
@@ -100,9 +100,9 @@ def _subtitle(run: Run) -> str:
 
 
 def _section(run: Run, number: int, first: int, each: int, single: bool) -> dict[str, Any]:
-    """What the page shows of one run's scored pairs."""
+    """Return the page's section on one run's scored pairs."""
     eval_ = run.pairs[0]["split"] == "eval"
-    what = "held-out pairs" if eval_ else "pairs that it was trained on"
+    what = "held-out pairs" if eval_ else "training pairs"
     prefix = "" if single else f"run{number}-"
     return {
         "title": "Single pairs" if single else f"Single pairs of {run.name}",

@@ -1,4 +1,4 @@
-"""What the scored pairs show together: how far they moved, length, calibration."""
+"""Charts of the scored pairs: how far they moved, length, calibration."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from reflogp.stages.report.gather import Floats, Run
 from reflogp.stages.report.histogram import draw_histogram
 
 SIDES = ("chosen", "rejected")
-_BIN = 10  # pairs; below that a share says nothing
-_LEAST = 40  # pairs for a calibration
+_BIN = 10  # pairs per bin; a share of fewer is meaningless
+_LEAST = 40  # pairs needed for a calibration
 _MOST_BINS = 8
 _SD95 = 1.96
-_DOTS = 400  # of each side, and rows of the table
+_DOTS = 400  # per side, and rows of the table
 
 
 def charts(run: Run) -> list[Chart]:
-    """Charts of one run's scored pairs; none without pairs."""
+    """Return the charts of one run's scored pairs, or none if it has no pairs."""
     if not run.pairs:
         return []
     found = [_moved(run), _plane(run), _length(run)]
@@ -30,7 +30,7 @@ def charts(run: Run) -> list[Chart]:
 
 
 def log_ratios(pairs: Sequence[Mapping[str, Any]], side: str) -> Floats:
-    """log pi_theta(y|x) - log pi_ref(y|x) of one response of each pair, float64 [n], in nats."""
+    """Return log pi_theta(y|x) - log pi_ref(y|x) of one side of each pair, float64 [n], in nats."""
     return np.array(
         [pair[f"policy_{side}_logp_sum"] - pair[f"ref_{side}_logp_sum"] for pair in pairs], float
     )
@@ -52,7 +52,7 @@ def _moved(run: Run) -> Chart:
     means = ", ".join(f"{side} {values[side].mean():+.2f}" for side in SIDES)
     return Chart(
         "log-ratios", "Log-ratios after training",
-        f"Before training all are 0, since the policy is the reference. Means: {means} nats.",
+        f"Before training, all are 0, because the policy is the reference. Means: {means} nats.",
         draw, ("from", "to", *SIDES),
         [(float(a), float(b), c, r)
          for a, b, c, r in zip(edges, edges[1:], *counts.values(), strict=False)],
@@ -78,8 +78,8 @@ def _plane(run: Run) -> Chart:
 
     return Chart(
         "chosen-rejected", "Chosen against rejected",
-        f"A point for each pair; {right.mean():.0%} are right. On the dotted line the margin of "
-        "the log-ratios is 0. Below 0 a response got less likely.",
+        f"One point per pair; {right.mean():.0%} are right. On the dotted line, the margin of the "
+        "log-ratios is 0. Below 0, a response became less likely.",
         draw, ("row", *SIDES, "right"),
         [(str(pair["source_row"]), float(chosen[i]), float(rejected[i]), "yes" if wins else "no")
          for i, (pair, wins) in enumerate(zip(run.pairs[:_DOTS], right, strict=False))],
@@ -105,11 +105,11 @@ def _length(run: Run) -> Chart:
         axes.legend(loc="best")
 
     said = "" if correlation is None else (
-        f" Margins and differences in length correlate by {correlation:+.2f}: near 0 is good, near "
-        "1 or -1 means that length is what the policy learned."
+        f" The correlation of margins with differences in length is {correlation:+.2f}: near 0 is "
+        "good, near 1 or -1 means that the policy learned length."
     )  # fmt: skip
     return Chart(
-        "length-reward", "Length against reward", f"A point for each response.{said}",
+        "length-reward", "Length against reward", f"One point per response.{said}",
         draw, ("row", "tokens of chosen", "reward", "tokens of rejected", "reward"),
         [(str(pair["source_row"]), int(lengths["chosen"][i]), float(rewards["chosen"][i]),
           int(lengths["rejected"][i]), float(rewards["rejected"][i]))
@@ -118,9 +118,9 @@ def _length(run: Run) -> Chart:
 
 
 class Bin(NamedTuple):
-    """Pairs of like confidence: how sure the rewards are, and how often they are right.
+    """Pairs of similar confidence, and the share of them that is right.
 
-    `low` and `high` bound `share` with 95% confidence (Wilson).
+    `low` and `high` are the bounds of the 95% interval of `share` (Wilson).
     """
 
     pairs: int
@@ -131,10 +131,10 @@ class Bin(NamedTuple):
 
 
 def calibration(margins: Floats) -> list[Bin]:
-    """Bins of as many pairs each, of growing confidence.
+    """Group pairs into bins of equal size, by increasing confidence.
 
-    A policy that prefers one response by a margin m of rewards, whichever it is, prefers it with
-    probability sigmoid(|m|) under the Bradley-Terry model; it is right if that is the chosen one.
+    Under the Bradley-Terry model, a policy that prefers one response by a margin m of rewards
+    prefers it with probability sigmoid(|m|). It is right if that response is the chosen one.
 
     Args:
         margins: rewards of chosen minus those of rejected, float64 [n].
@@ -151,20 +151,20 @@ def calibration(margins: Floats) -> list[Bin]:
 def _policy_calibration(run: Run) -> Chart:
     return _calibration(
         "calibration", "Calibration of the policy",
-        "How often the preferred response is the chosen one, against how sure the rewards are. "
-        "Below the dotted line the policy is surer than it is right.",
+        "How often the preferred response is the chosen one, against the confidence of the "
+        "rewards. Below the dotted line, the policy is overconfident.",
         np.array([pair["margin"] for pair in run.pairs], float), "sigmoid of |margin|",
     )  # fmt: skip
 
 
 def _cache_calibration(run: Run) -> Chart:
-    """Of the reference by itself: what it would be if beta log pi_ref were the reward."""
+    """Return the calibration of the reference alone, with beta log pi_ref as the reward."""
     gaps = [pair["ref_chosen_logp_sum"] - pair["ref_rejected_logp_sum"] for pair in run.pairs]
     return _calibration(
         "calibration-cache", "Calibration of the cache",
-        "The same of the reference alone: how often the response that it finds likelier is the "
-        "chosen one, against beta times the distance of its two log-probs. At 0.5 it knows nothing "
-        "of the order, however sure it is.",
+        "The same for the reference alone: how often its likelier response is the chosen one, "
+        "against beta times the distance of its two log-probs. At 0.5, it knows nothing about the "
+        "preferences, however confident it is.",
         float(run.record.settings["beta"]) * np.array(gaps, float), "sigmoid of beta |distance|",
     )  # fmt: skip
 

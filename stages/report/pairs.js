@@ -1,5 +1,5 @@
-// Numbers of a token: under the pointer, or where the arrow keys go within a response. And which pairs
-// are shown.
+// Shows the numbers of a token under the pointer, or the one that the arrow keys reach, and filters the
+// shown pairs.
 "use strict";
 
 {
@@ -8,7 +8,7 @@
 
   const text = (x) => (+x).toFixed(3).replace("-", "−");
 
-  function hide() { // the arrow keys still go on from there
+  function hide() { // the arrow keys still continue from this token
     current?.classList.remove("current");
     tip.hidden = true;
   }

@@ -1,4 +1,4 @@
-// Values of a chart's curves at a step: under the pointer, or where the arrow keys go.
+// Shows the values of a chart's curves at a step, under the pointer or chosen with the arrow keys.
 "use strict";
 
 {
@@ -6,7 +6,7 @@
   const tip = document.createElement("div");
   tip.className = "tip readout";
   tip.hidden = true;
-  tip.ariaHidden = "true"; // the chart itself says it, as aria-valuetext
+  tip.ariaHidden = "true"; // the chart announces the values as aria-valuetext
   document.querySelector("main").append(tip);
 
   const text = (x) => {
@@ -26,7 +26,7 @@
     const marks = document.createElementNS(SVG, "g");
     marks.setAttribute("class", "marks");
     svg.append(marks);
-    let current = -1; // number of the step
+    let current = -1; // index of the step
 
     function mark(tag, attributes, colour) {
       const element = document.createElementNS(SVG, tag);
@@ -63,7 +63,7 @@
       return p;
     }
 
-    function place(share) { // above the curves, or below them: not on them
+    function place(share) { // above or below the curves, never on them
       const drawn = svg.getBoundingClientRect(), own = tip.getBoundingClientRect();
       const beside = drawn.left + share * drawn.width - own.width / 2;
       const above = drawn.top + top * drawn.height - own.height - 6;

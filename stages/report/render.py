@@ -1,8 +1,8 @@
-"""Template + values -> one HTML file that needs nothing else: no network, no other file.
+"""Template + values -> one self-contained HTML file, without network access or other files.
 
-Everything that comes from data is escaped by Jinja; markup that we made ourselves is passed as
-`markupsafe.Markup`. The content security policy in base.html.jinja forbids scripts all the same; a
-page that has its own overrides the block `policy`.
+Jinja escapes everything that comes from data; reflogp's own markup is passed as
+`markupsafe.Markup`. In addition, the content security policy in base.html.jinja forbids scripts. A
+page with a script overrides the block `policy`.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ _SHARED = Path(__file__).parent
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page that `template` makes of `values`; it may extend `base.html.jinja`."""
+    """Render `template` with `values`. The template can extend `base.html.jinja`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -27,12 +27,12 @@ def render(template: Path, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    generator = Markup(GENERATOR)  # noqa: S704 - our own, by which the page is known as ours
+    generator = Markup(GENERATOR)  # noqa: S704 - our own, marks the page as reflogp's
     return environment.get_template(template.name).render(generator=generator, **values)
 
 
 def require_libraries() -> None:
-    """Look for what pages and charts are made with, before any work is done.
+    """Check before any work that the libraries for pages and charts are installed.
 
     Raises:
         InputError: a library is not installed.
@@ -43,5 +43,5 @@ def require_libraries() -> None:
         except ImportError as error:
             raise InputError(
                 f"pages and charts need {name}, which is not installed. "
-                "pip install 'reflogp[html]'."
+                "Run pip install 'reflogp[html]'."
             ) from error

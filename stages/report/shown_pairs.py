@@ -1,4 +1,4 @@
-"""Which scored pairs the page shows in full, and the colour of each of their tokens."""
+"""The scored pairs that the page shows in full, with a colour for each token."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,8 +8,8 @@ import numpy as np
 from reflogp.stages.report.pair_charts import SIDES, log_ratios
 
 LEVELS = 4  # shades on either side of no change
-_EACH = 4  # pairs for each reason
-# shown of a response, and of a prompt
+_EACH = 4  # pairs per reason
+# limits on the shown part of a response (tokens, characters) and of a prompt (characters)
 _TOKENS, _CHARACTERS, _PROMPT_CHARACTERS = 400, 6000, 1500
 _LEAST_SCALE = 0.2  # nats; rounding in bfloat16 must not look like learning
 
@@ -22,7 +22,7 @@ class Token(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A response, and its tokens' log-probs in nats with spaces between them."""
+    """A response; `reference` and `policy` are its tokens' log-probs in nats, space-separated."""
 
     side: str
     log_ratio: float
@@ -34,7 +34,7 @@ class Response(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A pair, why it is shown, and where it stands among the run's scored pairs."""
+    """A pair, the reasons to show it, and its position among the run's scored pairs."""
 
     number: int
     source_row: int
@@ -47,11 +47,11 @@ class Shown(NamedTuple):
 
 
 def choose_pairs(pairs: Sequence[Mapping[str, Any]], each: int = _EACH) -> dict[int, list[str]]:
-    """Positions of the pairs worth a look, with the reasons.
+    """Return the positions of the pairs worth a look, with the reasons.
 
     Args:
         pairs: rows of pairs.parquet.
-        each: at most so many for each reason.
+        each: largest number of pairs per reason.
     """
     if not pairs:
         return {}
@@ -70,7 +70,7 @@ def choose_pairs(pairs: Sequence[Mapping[str, Any]], each: int = _EACH) -> dict[
 
 
 def scale(pairs: Sequence[Mapping[str, Any]]) -> float:
-    """The log-ratio of a token, in nats, that has the strongest colour: 98% are below it."""
+    """Return the log-ratio, in nats, of the strongest colour: the 98th percentile over tokens."""
     sizes = [np.abs(_token_ratios(pair, side)) for pair in pairs for side in SIDES]
     if not sizes:
         return _LEAST_SCALE
@@ -78,7 +78,7 @@ def scale(pairs: Sequence[Mapping[str, Any]]) -> float:
 
 
 def shown(pairs: Sequence[Mapping[str, Any]], each: int = _EACH) -> list[Shown]:
-    """The pairs worth a look, as the page shows them."""
+    """Return the pairs worth a look, as the page shows them."""
     strongest = scale(pairs)
     return [
         _shown(pairs[number], number, reasons, strongest)
@@ -116,13 +116,13 @@ def _response(pair: Mapping[str, Any], side: str, strongest: float) -> Response:
 
 
 def _token_ratios(pair: Mapping[str, Any], side: str) -> Any:
-    """float64 [tokens], in nats."""
+    """Return log pi_theta - log pi_ref of each token, float64 [tokens], in nats."""
     policy, reference = pair[f"policy_{side}_logps"], pair[f"ref_{side}_logps"]
     return np.array(policy, float) - np.array(reference, float)
 
 
 def _beginning(texts: Sequence[str]) -> list[str]:
-    """As many of the first tokens as the page shows."""
+    """Return the first tokens, as many as the page shows."""
     ends = np.cumsum([len(text) for text in texts[:_TOKENS]])
     return list(texts[: int((ends <= _CHARACTERS).sum())])
 

@@ -1,4 +1,4 @@
-"""Finished runs -> a page, and charts as files if they are wanted."""
+"""Finished runs -> a page, and optionally charts as files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +20,18 @@ def report(
     """Write the page, and the charts as files.
 
     Args:
-        folders: of finished runs; none: the page holds the explorer of the loss alone.
-        output: the page; by default report.html, in the run's folder if there is one run, and
-            explorer.html without a run.
-        png: folder for the charts as PNG; None: none are written.
-        svg: folder for the charts as SVG.
+        folders: folders of finished runs; if empty, the page has only the loss explorer.
+        output: path of the page; by default report.html, in the run's folder if there is one run,
+            or explorer.html without runs.
+        png: folder for the charts as PNG; not written if None.
+        svg: folder for the charts as SVG; not written if None.
 
     Returns:
-        The page first, then the files of the charts.
+        The path of the page, then those of the charts.
 
     Raises:
-        InputError: a folder holds no finished run, a library is missing, or an output holds
-            something that reflogp did not write.
+        InputError: a folder has no finished run, a library is missing, or an output has files that
+            reflogp did not write.
     """
     require_libraries()
     path = output or _default_output(folders)

@@ -1,4 +1,4 @@
-"""Tables of the page: final figures, what differs, provenance; a column for each run."""
+"""Tables of the page: final figures, differing settings, provenance. Each run is a column."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class Tile(NamedTuple):
 
 
 def tiles(record: RunRecord) -> list[Tile]:
-    """The main figures: of the held-out pairs, or else of the last quarter of training."""
+    """Return the main figures, of the held-out pairs or else of the last quarter of training."""
     final, where = _final(record), "held out" if record.evaluation else "last quarter"
     first = record.first
     return [
@@ -32,7 +32,7 @@ def tiles(record: RunRecord) -> list[Tile]:
 
 
 def final_figures(runs: Sequence[Run]) -> TableRows:
-    """What came out of each run."""
+    """Return the final figures of each run."""
 
     def row(name: str, form: str, of: str) -> tuple[str, list[str]]:
         return name, [_or_dash(getattr(_final(run.record), of), form) for run in runs]
@@ -50,7 +50,7 @@ def final_figures(runs: Sequence[Run]) -> TableRows:
 
 
 def settings(runs: Sequence[Run], *, differing: bool = False) -> TableRows:
-    """All settings, or those that are not the same in all runs."""
+    """Return all settings, or only those that differ between the runs."""
     names = dict.fromkeys(name for run in runs for name in run.record.settings)
     rows = [(name, [_text(run.record.settings.get(name)) for run in runs]) for name in names]
     return [
@@ -61,7 +61,7 @@ def settings(runs: Sequence[Run], *, differing: bool = False) -> TableRows:
 
 
 def provenance(runs: Sequence[Run]) -> TableRows:
-    """From what, by what and when each run was made."""
+    """Return each run's inputs, date, duration and version."""
     records = [run.record for run in runs]
     rows = [
         ("folder", [str(run.folder) for run in runs]),

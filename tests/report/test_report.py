@@ -175,6 +175,6 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, console):
     with pytest.raises(InputError, match=r"metrics\.jsonl, line \d+: not JSON .*Remove the line"):
         run_report([broken], None, None, None, console)
     (broken / "metrics.jsonl").write_text('{"loss": 1}\n')
-    with pytest.raises(InputError, match=r"line 1: no metrics of a step"):
+    with pytest.raises(InputError, match=r"line 1: not the metrics of a step"):
         run_report([broken], None, None, None, console)
     assert not list(tmp_path.rglob("*.html"))
