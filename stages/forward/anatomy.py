@@ -139,7 +139,7 @@ def _with_hidden(output: Any, hidden: Tensor) -> Any:
 
 @contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Run a module that FSDP shards without its hooks.
+    """In the block, a module that FSDP shards runs without its hooks.
 
     FSDP's hook gathers the head's weights once per forward pass, and `hidden` has triggered it.
     """

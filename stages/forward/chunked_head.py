@@ -21,7 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 # The most rows that go through the head at once. On a CPU, each chunk reads the weights once, which
 # 256 rows hide (64 rows take 12% longer, measured in vLLM at 576 x 49k). If the weights are
 # trained, each chunk also computes their gradient, which is larger than the logits of 512 rows. On
-# a GPU, 1,024 rows fill the device and take 0.6 GB of float32 logits at 150k tokens.
+# a GPU, 1,024 rows fill the device, and their float32 logits over 150k tokens take 0.6 GB.
 _HEAD_ROWS = {"cpu": 512}
 _HEAD_ROWS_ELSEWHERE = 1024
 

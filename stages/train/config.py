@@ -86,14 +86,14 @@ class TrainConfig(BaseModel):
         "warning before the first step says how far.",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak rate. Default: 5e-5 with LoRA, 1e-6 without."
+        None, gt=0, description="Peak learning rate. Default: 5e-5 with LoRA, 1e-6 without."
     )
-    schedule: Schedule = Field("linear", description="Decay of the rate from its peak.")
+    schedule: Schedule = Field("linear", description="Decay of the learning rate from its peak.")
     warmup: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="Share of the steps for warm-up, rounded down. The rate is never 0.",
+        description="Share of the steps for warm-up, rounded down. The learning rate is never 0.",
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the cache.")
     max_steps: int = Field(
@@ -158,7 +158,7 @@ class TrainConfig(BaseModel):
     grace_seconds: float = Field(
         30.0,
         ge=0,
-        description="Time after SIGTERM, SIGHUP or Ctrl-C to finish the step and write a "
+        description="Seconds after SIGTERM, SIGHUP or Ctrl-C to finish the step and write a "
         "checkpoint. After that the run ends without one.",
     )
     stop_grad_norm: float = Field(

@@ -135,7 +135,7 @@ def _logps(policy: nn.Module, batch: Batch) -> Tensor:
 
 @contextmanager
 def _still(policy: nn.Module) -> Iterator[None]:
-    """Put `policy` in evaluation mode, without dropout."""
+    """In the block, `policy` is in evaluation mode, without dropout."""
     training = policy.training
     policy.eval()
     try:

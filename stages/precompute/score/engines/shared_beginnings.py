@@ -3,8 +3,9 @@
 A cached token has no hidden state, so it gives no log-prob. If responses to a prompt share their
 first tokens, the cache would swallow these rows. Here only the first response is asked for the
 shared tokens, and for the first token in which the others differ, which the same row predicts. The
-others are asked only for tokens after their own first token, which no sibling can have put into the
-cache. A request that equals another one, or differs only in its last token, is not computed.
+others are asked only for the tokens after their first difference: no sibling can have put these
+rows into the cache. A request that equals another one, or differs only in its last token, is not
+computed.
 """
 
 from collections.abc import Sequence
