@@ -4,11 +4,6 @@ A batch's logits over the whole vocabulary are by far its largest tensor, and tr
 number per row. The head therefore runs on chunks of rows. It runs inside the model's own forward,
 which gets hidden states in place of its body's output, so scaling and soft-capping are the model's
 own and any causal language model works.
-
-d logp_t / d h_t needs row t only. With a frozen head (LoRA), the forward pass computes it, and the
-backward pass is one product per row: the head costs two matrix products instead of autograd's
-three. With a trained head, the backward pass recomputes every chunk except the last, whose graph
-and slopes are kept. A pass of one chunk recomputes nothing.
 """
 
 from collections.abc import Callable
@@ -68,6 +63,14 @@ def head_logps(
 
 
 class _ChunkedLogps(torch.autograd.Function):
+    """`head_logps` in chunks of rows.
+
+    d logp_t / d h_t needs row t only. With a frozen head (LoRA), the forward pass computes it, and
+    the backward pass is one product per row: the head costs two matrix products instead of
+    autograd's three. With a trained head, the backward pass recomputes every chunk except the last,
+    whose graph and slopes are kept. A pass of one chunk recomputes nothing.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, head: Head, squares: bool, targets: Tensor, hidden: Tensor, *parameters: Tensor

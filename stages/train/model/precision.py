@@ -1,22 +1,8 @@
-"""Chooses the dtype of weights and computation in full fine-tuning; AdamW with float32 copies.
+"""Dtypes of full fine-tuning, and AdamW with float32 copies of bfloat16 weights.
 
 At a learning rate of 5e-6, most updates of bfloat16 weights round to zero, so weights are updated
-in float32. For bfloat16 computation there are two ways. A single process holds bfloat16 weights,
-and its optimizer holds float32 copies (Micikevicius et al. 2018, 1710.03740, section 3.1). The
-forward pass is then the one that scored the reference. Several processes hold float32 weights and
-use autocast, because DDP reduces gradients in the dtype of the weights, and FSDP makes its own
-bfloat16 copies. Autocast keeps the residual stream and each norm in float32, so activations take
-twice the memory.
-
-Float32 updates are not enough. Every bfloat16 weight sits in the middle of its rounding interval,
-so in both ways most weights stay the same to the forward pass for the first fifty steps. After six
-steps of SmolLM2 on 16 pairs, the margin is 0.71 in float32, 0.03 with copies, and -0.01 under
-autocast. Each weight is therefore moved at random within its rounding interval at the start
-(`spread`). In bfloat16 nothing changes, but from then on the share of weights that round to a
-neighbour is in proportion to the updates: the margin with copies is 0.70.
-
-A policy scored in float16 is trained in float32. In float16, gradients below 6e-8 vanish, which
-requires a loss scaler that skips steps; float32 takes twice the memory and loses nothing.
+in float32, and spread within their rounding intervals at the start. After six steps of SmolLM2 on
+16 pairs, the margin is 0.71 in float32, 0.70 this way, and 0.03 with float32 copies alone.
 """
 
 from collections.abc import Iterable
@@ -33,12 +19,23 @@ from reflogp.stages.train.config import TrainConfig
 
 
 def computed_in(dtype: Dtype) -> Dtype:
-    """The dtype of the forward and backward pass for a cache that was scored in `dtype`."""
+    """The dtype of the forward and backward pass for a cache that was scored in `dtype`.
+
+    A policy scored in float16 is trained in float32. In float16, gradients below 6e-8 vanish, which
+    requires a loss scaler that skips steps; float32 takes twice the memory and loses nothing.
+    """
     return "float32" if dtype == "float16" else dtype
 
 
 def weights_dtype(config: TrainConfig, dtype: Dtype) -> Dtype:
     """The dtype of the policy's weights in this process.
+
+    There are two ways to compute in bfloat16. A single process holds bfloat16 weights, and its
+    optimizer holds float32 copies (Micikevicius et al. 2018, 1710.03740, section 3.1). The forward
+    pass is then the one that scored the reference. Several processes hold float32 weights and use
+    autocast, because DDP reduces gradients in the dtype of the weights, and FSDP makes its own
+    bfloat16 copies. Autocast keeps the residual stream and each norm in float32, so activations
+    take twice the memory.
 
     Args:
         config: of the run.
@@ -121,6 +118,12 @@ class MasterAdamW(torch.optim.AdamW):
 
 def spread(values: Tensor, generator: torch.Generator) -> Tensor:
     """Move each bfloat16 value at random within its rounding interval. 0 and infinity stay.
+
+    Every bfloat16 weight sits in the middle of its rounding interval, so small updates in float32
+    are invisible to the forward pass for the first fifty steps: after six steps of SmolLM2 on 16
+    pairs, the margin is 0.03 with float32 copies and -0.01 under autocast, against 0.71 in float32.
+    Spread weights are the same in bfloat16, but the share of them that an update rounds to a
+    neighbour is in proportion to the update: the margin is then 0.70 with copies.
 
     Args:
         values: float32, any shape, exactly representable in bfloat16.

@@ -1,18 +1,8 @@
 """Replaces an old result by a new one with renames, in an order that is safe against a kill.
 
 A single rename cannot do it, because OUTPUT can hold files of other people and can be a mount
-point. The steps are:
-
-1. The mark of the unfinished folder lists its files. From then on the new result is complete.
-2. The mark of OUTPUT lists the old and the new files.
-3. The old configuration, without which the old model does not load, is removed, then its other
-   files.
-4. The new files are placed, each by a rename, the configuration last. They are hard links to the
-   files in the unfinished folder, which stays complete throughout.
-5. The mark of OUTPUT lists only the new files, and the unfinished folder is removed.
-
-After a kill, the next command with the same output starts again at step 2. A model that loads from
-OUTPUT is always one of the two.
+point. After a kill, the next command with the same output completes the switch. A model that loads
+from OUTPUT is always one of the two.
 """
 
 import os
@@ -62,6 +52,18 @@ def commit(folder: Path, result: Path, checkpoints: Collection[str]) -> None:
 
 def switch(output: Path, folder: Path) -> None:
     """Move the complete result in `folder` to `output`, replacing what reflogp wrote there before.
+
+    The steps are:
+
+    1. The mark of `folder` lists the files of the new result (`commit`).
+    2. The mark of `output` lists the old and the new files.
+    3. The old configuration, without which the old model does not load, is removed, then its other
+       files.
+    4. The new files are placed, each by a rename, the configuration last. They are hard links to
+       the files in `folder`, which stays complete throughout.
+    5. The mark of `output` lists only the new files, and `folder` is removed.
+
+    After a kill, the next call starts again at step 2.
 
     Raises:
         ReflogpError: a file that reflogp did not write has a name that the result needs.

@@ -3,10 +3,6 @@
 Requests are sorted by length and batched up to a token budget, which leaves almost no padding. The
 head runs only on response tokens, in chunks, so the memory for logits does not grow with the
 budget.
-
-A prompt is computed again for each of its responses. Computing it once, like vLLM's prefix cache,
-would save a third of HH-RLHF's tokens, but positions, masks and caches differ between
-architectures, and this engine is the plain forward pass that the others are compared with.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +20,12 @@ from reflogp.stages.precompute.score.engines.protocol import Logps, Request
 
 
 class TransformersScorer:
-    """A Scorer over AutoModelForCausalLM."""
+    """A Scorer over AutoModelForCausalLM.
+
+    A prompt is computed again for each of its responses. Computing it once, like vLLM's prefix
+    cache, would save a third of HH-RLHF's tokens, but positions, masks and caches differ between
+    architectures, and this engine is the plain forward pass that the others are compared with.
+    """
 
     def __init__(
         self,

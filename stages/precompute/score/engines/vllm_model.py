@@ -6,9 +6,6 @@ runs the head only on requested rows, for all requests of a step together. It ca
 `compute_logits`, so scaling, soft-capping, and tied or quantized weights work as usual. A request
 is packed into `PoolingParams.extra_kwargs`, and the answer is one float32 tensor, without a Python
 object per token.
-
-With tensor parallelism, `compute_logits` gathers the logits of a chunk of rows on every rank. This
-is correct for every model, but not the least traffic. The chunk size bounds the memory.
 """
 
 from collections.abc import Callable
@@ -96,6 +93,11 @@ class TargetLogpPooler(Pooler):  # type: ignore[misc]  # vLLM is untyped to us
         return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
     def _score_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The same for one chunk, whose size bounds the memory for logits.
+
+        With tensor parallelism, every rank gathers the logits. This is correct for every model, but
+        not the least traffic.
+        """
         logits = self._compute_logits(hidden)
         if logits is None:  # on some platforms only the first rank gathers logits and reports
             return hidden.new_zeros(len(hidden), dtype=torch.float32)
