@@ -10,7 +10,7 @@ from pydantic import AfterValidator, PlainSerializer, PlainValidator
 from reflogp.data_schemas.errors import InputError
 
 # No cached listings, because other jobs change the folder, and short timeouts, because a server
-# can stall. data_schemas/files/requests.py retries whole requests; the second attempt here is for
+# can stall. data_schemas/files/retries.py retries whole requests; the second attempt here is for
 # one part of a large shard.
 _S3: dict[str, Any] = {
     "use_listings_cache": False,

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from reflogp.data_schemas.errors import InputError, StorageError, StorageRefusedError
 from reflogp.data_schemas.files.location import is_local
-from reflogp.data_schemas.files.requests import ABSENT, Result, ask
+from reflogp.data_schemas.files.retries import ABSENT, Result, ask
 
 # Concurrent requests, each of which can hold a whole shard in memory. At 30 ms per response, 200
 # footers take 29 s one by one and 4 s with 8 threads.

@@ -66,7 +66,7 @@ def impatient(monkeypatch) -> None:
     }
     monkeypatch.setenv("FSSPEC_S3", json.dumps(options))
     monkeypatch.setitem(fsspec.config.conf, "s3", options)
-    monkeypatch.setattr("reflogp.data_schemas.files.requests.PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr("reflogp.data_schemas.files.retries.PATIENCE_SECONDS", 2.0)
 
 
 @pytest.fixture

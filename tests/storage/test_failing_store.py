@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("impatient")
 def test_scoring_goes_on_when_a_fault_passes(
     settings, proxy, console, local_rows, kind, monkeypatch
 ):
-    monkeypatch.setattr("reflogp.data_schemas.files.requests.PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr("reflogp.data_schemas.files.retries.PATIENCE_SECONDS", 60.0)
     proxy.fail(kind, "PUT", "00002.parquet", times=2 if kind == "stall" else 1)
     run_precompute(settings, console)
     assert proxy.failed >= 1

@@ -233,7 +233,7 @@ def test_credentials_that_are_refused_or_missing_give_one_message(
 def test_a_server_that_is_not_there_gives_one_message_at_once(settings, use, capsys, monkeypatch):
     """What was never reached is not waited for: there is no second try, and so no pause."""
     use("http://127.0.0.1:9")
-    monkeypatch.setattr("reflogp.data_schemas.files.requests.time.sleep", None)
+    monkeypatch.setattr("reflogp.data_schemas.files.retries.time.sleep", None)
     for arguments in (precompute(settings), ["verify", "s3://bucket/some/cache"]):
         code, _, shown = command(capsys, monkeypatch, *arguments)
         assert (code, len(shown.splitlines())) == (1, 1), shown

@@ -13,17 +13,9 @@ from reflogp.data_schemas.errors import StorageError, StorageRefusedError
 # Losing a minute of scoring costs more than waiting. A store that stalls adds the timeout of a last
 # attempt (data_schemas/files/location.py), so the longest wait is about three minutes.
 PATIENCE_SECONDS = 120.0
-
-
 _LONGEST_PAUSE_SECONDS = 16.0
-
-
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-
-
 _FINAL = (PermissionError, ValueError, NotImplementedError)
-
-
 Result = TypeVar("Result")
 
 
