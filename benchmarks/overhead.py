@@ -133,7 +133,7 @@ def make_job(cache: Path) -> Job:
 def make_plan(
     job: Job, rows: Iterable[TokenizedRow], count: int, shard_tokens: int = SHARD_TOKENS
 ) -> Plan:
-    """A plan of `count` rows, written as planning.py does it."""
+    """A plan of `count` rows, written as make_plan.py does it."""
     return finish_plan(job, write_plan(rows, job.path("plan"), shard_tokens), count)
 
 

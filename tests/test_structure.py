@@ -15,7 +15,7 @@ ROOMS = [
     "stages.cache",
     "stages.model",
     "stages.forward",
-    "stages.precompute.division",
+    "stages.precompute.share_and_actors",
     "stages.precompute.config",
     "stages.precompute.score.engines",
     "stages.precompute.job",

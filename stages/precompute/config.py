@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from reflogp.data_schemas.files.location import Location, Place
 from reflogp.stages.assignments import Arguments, ColumnNames, Names
-from reflogp.stages.precompute.division import crew, share
+from reflogp.stages.precompute.share_and_actors import crew, share
 
 RULES_VERSION = 3
 """Increases with every code change that can give different rows or ids for the same input."""

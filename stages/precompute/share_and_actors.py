@@ -1,6 +1,6 @@
-"""Division of the work: `--share 3/16` among jobs, `--actors 2-8` among Ray actors.
+"""The values of two options: `--share 3/16` among jobs, and `--actors 2-8` on a Ray cluster.
 
-Every job makes or finds the same plan and takes every 16th planned shard. Jobs therefore need no
+Every job finds or makes the same plan and scores every 16th planned shard. Jobs therefore need no
 coordinator and no locks, and any job can finish another's share.
 """
 

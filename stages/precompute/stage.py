@@ -13,7 +13,6 @@ from reflogp.stages.cache.leftovers import clear_up
 from reflogp.stages.model.causal_lm import require_causal_lm
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
-from reflogp.stages.precompute.division import share
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.make_plan import Plan, find_plan, make_plan
 from reflogp.stages.precompute.score.engines.choose import Choice
@@ -21,6 +20,7 @@ from reflogp.stages.precompute.score.finished import step_aside, take_stock
 from reflogp.stages.precompute.score.local import score
 from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.seal.seal import seal
+from reflogp.stages.precompute.share_and_actors import share
 from reflogp.stages.progress import Console
 
 _LEAST_SHARE = 0.25  # least size of a finished, compressed shard as a share of the planned one's

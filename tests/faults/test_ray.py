@@ -19,7 +19,6 @@ from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.pipeline.run import run_precompute
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
-from reflogp.stages.precompute.division import crew
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard
 from reflogp.stages.precompute.score.engines.choose import Choice, choose
@@ -27,6 +26,7 @@ from reflogp.stages.precompute.score.ray.actor import ShardActor
 from reflogp.stages.precompute.score.ray.roster import TimeLimit
 from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.score.worker import Done
+from reflogp.stages.precompute.share_and_actors import crew
 from tests.conftest import Silent
 from tests.faults import processes
 from tests.faults.conftest import THOROUGH, Make, names, require_equal

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from reflogp.stages.precompute.config import PrecomputeConfig
-from reflogp.stages.precompute.division import share
+from reflogp.stages.precompute.share_and_actors import share
 
 
 @given(st.integers(0, 50), st.integers(1, 20))

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from reflogp.stages.precompute.division import Crew
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.score.ray.actor import ShardActor
 from reflogp.stages.precompute.score.ray.cluster import Room
 from reflogp.stages.precompute.score.reuse import ScoredRows
+from reflogp.stages.precompute.share_and_actors import Crew
 
 _FLOOR_SECONDS = 3600.0
 _TIMES = 20.0

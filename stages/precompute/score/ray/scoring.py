@@ -11,7 +11,6 @@ from collections import Counter, deque
 from typing import Any, NamedTuple
 
 from reflogp.data_schemas.errors import ReflogpError
-from reflogp.stages.precompute.division import crew
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard
 from reflogp.stages.precompute.score.account import Account
@@ -20,6 +19,7 @@ from reflogp.stages.precompute.score.ray.cluster import connect, plain, room_of_
 from reflogp.stages.precompute.score.ray.roster import Roster, TimeLimit
 from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.score.worker import Done
+from reflogp.stages.precompute.share_and_actors import crew
 from reflogp.stages.progress import Advance, Console
 
 ATTEMPTS = 3
