@@ -1,4 +1,4 @@
-.PHONY: help setup test test-all test-fast test-everything fuzz lint faults demo bench-gpu clean
+.PHONY: help setup test test-all test-fast test-everything fuzz lint faults mutants demo bench-gpu clean
 
 PYTHON ?= python
 SHAPE ?= llama-1b
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz      broken input for every reader, $(FUZZ_CASES) cases each"
 	@echo "make lint      ruff and mypy only"
 	@echo "make faults    hundreds of kills, failing writes and flipped bits (20 minutes)"
+	@echo "make mutants   faults planted in the code, each of which make test finds (20 minutes)"
 	@echo "make clean     remove .venv and what the demo made"
 	@echo "make bench-gpu  time stage one on this machine's GPU (PYTHON=$(PYTHON) SHAPE=$(SHAPE))"
 
@@ -44,6 +45,9 @@ fuzz: setup
 
 faults: setup
 	REFLOGP_FAULTS=1 .venv/bin/python -m pytest tests/faults tests/verify/test_integrity.py
+
+mutants: setup
+	.venv/bin/python -m tests.mutants
 
 demo: setup
 	.venv/bin/python examples/fetch_smollm2.py .demo/SmolLM2-135M-Instruct
