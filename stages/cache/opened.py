@@ -1,4 +1,4 @@
-"""A sealed cache as a Python object: rows by number, all of them, or as a data set."""
+"""A sealed cache as a Python object: index it, iterate over it, or convert it."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -31,11 +31,11 @@ Row = dict[str, Any]
 
 
 class Cache:
-    """A sealed cache. Opening it reads its manifest; a shard is read, and checked, when needed.
+    """A sealed cache. Opening it reads only the manifest; shards are read and checked when needed.
 
     Attributes:
-        folder: where it is.
-        manifest: what it holds, what it was made from, and how.
+        folder: the cache's folder.
+        manifest: the cache's manifest: its content, its inputs, and how it was made.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Cache:
         """Open the cache in `folder`, a path or a URL.
 
         Raises:
-            InputError: there is none, it was never sealed, or its manifest is damaged.
+            InputError: the cache is missing or unsealed, or its manifest is damaged.
             StorageError: the store of a URL does not answer.
         """
         self.folder = location(folder)
@@ -70,9 +70,10 @@ class Cache:
     @overload
     def __getitem__(self, number: slice) -> list[Row]: ...
     def __getitem__(self, number: SupportsIndex | slice) -> Row | list[Row]:
-        """A row, or those of a slice, in the cache's order. Each reads a whole shard at most.
+        """Return one row, or a list of the rows of a slice, in the cache's order.
 
-        For rows here and there, as shuffled training takes them, `to_dataset` is faster.
+        Each row reads at most one whole shard, and the last few shards stay in memory. For random
+        access, as in shuffled training, `to_dataset` is faster.
 
         Raises:
             InputError: the shard is missing or damaged.
@@ -88,7 +89,7 @@ class Cache:
         return _rows(table.slice(place - self._ends[shard] + table.num_rows, 1))[0]
 
     def __iter__(self) -> Iterator[Row]:
-        """Every row in the cache's order; a few shards are in memory at a time.
+        """Yield every row in the cache's order, with a few shards in memory at a time.
 
         Raises:
             InputError: a shard is missing or damaged, or two rows have the same id.
@@ -97,10 +98,10 @@ class Cache:
             yield from _rows(table)
 
     def to_dataset(self) -> "Dataset":
-        """All rows as a memory-mapped `datasets.Dataset`; `with_format("numpy")` gives arrays.
+        """Return all rows as a memory-mapped `datasets.Dataset`.
 
-        The first call writes the rows, checked and unpacked, to the cache folder of `datasets`,
-        one shard after the other. Later calls open that file.
+        `with_format("numpy")` gives arrays. The first call writes the rows, checked and unpacked,
+        to the cache folder of `datasets`, one shard after another; later calls open that file.
 
         Raises:
             InputError: a shard is missing or damaged, or two rows have the same id.
@@ -120,7 +121,7 @@ class Cache:
         return Dataset.from_file(str(path))
 
     def to_pandas(self) -> "DataFrame":
-        """All rows as a `pandas.DataFrame` in memory; its cells hold token values as arrays.
+        """Return all rows as a `pandas.DataFrame`, with token values as arrays in its cells.
 
         Raises:
             InputError: a shard is missing or damaged, or two rows have the same id.
@@ -128,11 +129,11 @@ class Cache:
         return pa.concat_tables(self._tables()).to_pandas()
 
     def _tables(self) -> Iterator[pa.Table]:
-        """Every shard, in order."""
+        """Yield every shard, in order."""
         return each_shard(self.folder, self.manifest, lambda _, table: table)
 
     def _shard(self, number: int) -> pa.Table:
-        """One shard; the last few that were asked for stay in memory."""
+        """Return one shard. The most recently used shards stay in memory."""
         table = self._kept.pop(number, None)
         if table is None:
             shard = self.manifest.shards[number]
@@ -149,7 +150,7 @@ def _rows(table: pa.Table) -> list[Row]:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """The values of a column; arrays of tokens are copies, so that they do not hold the shard."""
+    """Return the values of a column; token arrays are copies, so they do not keep the shard."""
     if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
         return [None if view is None else view.copy() for view in views(column)]
     return column.to_pylist()  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from reflogp.data_schemas.cache_shard import RESPONSES
 from reflogp.data_schemas.manifest import Manifest
 
 ROUNDING = 1e-4
-"""Nats by which a log-prob may exceed 0 through the rounding of a log-sum-exp."""
+"""Nats by which a log-prob can exceed 0 due to rounding in a log-sum-exp."""
 _SUM_TOLERANCE = 1e-6  # of a sum in float64, relative
 _WEIGHT_TOLERANCE = 1e-6  # of the largest weight, relative
 

@@ -100,7 +100,7 @@ def _measured(rows: Iterator[TokenizedRow], *, shared: bool) -> Iterator[tuple[i
 
     Args:
         rows: to measure.
-        shared: whether all rows are here, so that prompts of several rows can be told.
+        shared: whether all rows are here, so prompts shared by several rows are counted once.
     """
     known: set[bytes] = set()
     for row in rows:

@@ -113,7 +113,7 @@ def test_the_command_takes_a_run_file_and_needs_no_weights(
     assert done.exit_code == 0, done.output
     said = (
         "22 of 24", "under a second on 8 x h100", "under 0.01 GPU-hours", "a guess",
-        "at 2 a GPU-hour", "batches of 3 of the",
+        "at 2 per GPU-hour", "batches of 3 of the",
     )  # fmt: skip
     for expected in said:
         assert expected in " ".join(done.stdout.split())

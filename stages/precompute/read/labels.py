@@ -93,7 +93,7 @@ def is_good(row: Mapping[str, Any]) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """Return a label as a number, or None if it is not one and is no known word."""
+    """Return a label as a number, or None if it is neither a number nor a known word."""
     if isinstance(value, bool | int | float):
         return float(value) if abs(value) < 2**53 else math.inf
     if not isinstance(value, str):
