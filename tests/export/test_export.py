@@ -130,7 +130,7 @@ def test_what_reflogp_did_not_write_in_the_output_is_never_touched(cache, consol
     (output / "mine.txt").write_text("kept")
     for overwrite in (False, True):
         before = snapshot(tmp_path)
-        with pytest.raises(InputError, match=r"--output .*not empty \(mine\.txt\)"):
+        with pytest.raises(InputError, match=r"--output .*did not write \(mine\.txt\)"):
             run_export(cache, "parquet", output, None, console, overwrite=overwrite)
         assert snapshot(tmp_path) == before
 

@@ -177,7 +177,8 @@ def test_actors_that_find_no_room_end_the_run(
     two_cores: None, small: Make, tmp_path: Path, console: Silent, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("reflogp.stages.precompute.score.ray.scoring.START_SECONDS", 1.0)
-    with pytest.raises(ReflogpError, match=r"0 of the 2 actors .* One takes 4 GPUs, .* 2 CPU"):
+    message = r"0 of the minimum of 2 --actors .* Each needs 4 GPUs, .* 2 CPU"
+    with pytest.raises(ReflogpError, match=message):
         run_precompute(on_ray(small(tmp_path), actor_gpus=4), console)
 
 

@@ -126,7 +126,9 @@ def test_what_cannot_be_weighted_by_is_refused(faulty, unpaired, tmp_path, conso
     assert not manifests.is_sealed(tmp_path / "out")
 
 
-@pytest.mark.parametrize(("value", "what"), [(float("nan"), "is not finite"), (-1.0, "is negative")])
+@pytest.mark.parametrize(
+    ("value", "what"), [(float("nan"), "is not finite"), (-1.0, "is negative")]
+)
 def test_a_weight_that_is_none_is_damage(pairs, tmp_path, console, value, what):
     run_filter(pairs, tmp_path, FilterRules(weight_by="similarity"), console)
     manifest = manifests.read(tmp_path)

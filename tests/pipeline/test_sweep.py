@@ -40,7 +40,7 @@ def test_the_command_line_wins_over_the_file():
     [
         ([], "nothing to vary"),
         (["bet=1"], "did you mean 'beta'"),
-        (["output=a,b"], "--set output: a sweep has one cache"),
+        (["output=a,b"], "--set output: it cannot vary: a sweep has one cache"),
         (["beta="], "--set beta: there are no values"),
         (["beta"], "--set beta: there are no values"),
         (["loss=[dpo"], "not a valid list"),
