@@ -134,3 +134,18 @@ _PAIRED: Cells = {
     "gap": lambda group: f"{group.mean_reference_gap or 0:+.1f}",
 }
 _UNPAIRED: Cells = {**_COUNTS, "good": lambda group: _share(group.share_good)}
+
+
+def grade(value: float, warning: float, problem: float) -> Severity:
+    """The severity of a value, given the least value of a warning and of a problem."""
+    return "problem" if value >= problem else "warning" if value >= warning else "fine"
+
+
+def signed(value: float | None) -> str:
+    """A correlation as text."""
+    return "none" if value is None else f"{value:+.2f}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """A count with its noun: `1 row`, `2 rows`."""
+    return f"{number:,} {one if number == 1 else many}"

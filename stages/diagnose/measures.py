@@ -1,6 +1,7 @@
-"""A shard -> a few numbers a row, from which findings and filters are made.
+"""A shard -> a few numbers per row, and which rows are outliers by them.
 
-The log-probs of each token are not read: their sums stand in the shard, too.
+Findings and filters use these numbers. The log-probs of each token are not read, since the shard
+also has their sums.
 """
 
 from typing import NamedTuple, Self
@@ -18,7 +19,11 @@ MEASURED = [
 ]  # fmt: skip
 """All that is read of a shard."""
 
+FAR = 6.0
+"""A response this many standard deviations from the median is an outlier."""
+
 _ROWS = 4096  # hashed at a time: a million tokens, 8 MB
+_MAD = 1.4826  # normal: standard deviation / median absolute deviation
 
 Floats = NDArray[np.float64]
 
@@ -94,6 +99,45 @@ def measure(table: pa.Table) -> Measures:
 def joined(parts: list[Measures]) -> Measures:
     """The rows of all parts, one after the other."""
     return Measures(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def centre_and_spread(values: Floats) -> tuple[float, float]:
+    """Median, and a standard deviation from the median absolute deviation. NaN is ignored."""
+    centre = float(np.nanmedian(values))
+    return centre, _MAD * float(np.nanmedian(np.abs(values - centre)))
+
+
+def distance(measures: Measures) -> Floats:
+    """Distance of each row's responses from the median, in standard deviations, float64 [rows].
+
+    Mean log-prob per token and log length are compared, and the farther response counts.
+    """
+    values = [
+        np.concatenate(sides)
+        for sides in (
+            (measures.chosen_per_token, measures.rejected_per_token),
+            (_log(measures.chosen_tokens), _log(measures.rejected_tokens)),
+        )
+    ]
+    farthest = np.fmax(*(np.abs(_standardized(both)) for both in values))
+    found: Floats = np.nan_to_num(np.fmax(*np.split(farthest, 2)))
+    return found
+
+
+def is_far(measures: Measures) -> NDArray[np.bool_]:
+    """Which rows have an outlier, bool [rows]."""
+    found: NDArray[np.bool_] = distance(measures) > FAR
+    return found
+
+
+def _standardized(values: Floats) -> Floats:
+    centre, spread = centre_and_spread(values)
+    return np.asarray((values - centre) / spread if spread > 0 else np.zeros_like(values))
+
+
+def _log(tokens: NDArray[np.int64]) -> Floats:
+    """NaN where there is no response."""
+    return np.asarray(np.log(np.where(tokens > 0, tokens, np.nan)))
 
 
 def _keys(table: pa.Table) -> Keys:

@@ -3,9 +3,8 @@
 import numpy as np
 
 from reflogp.stages.correlation import pearson, spearman
-from reflogp.stages.diagnose.diagnosis import Finding, Severity
+from reflogp.stages.diagnose.diagnosis import Finding, Severity, grade, signed
 from reflogp.stages.diagnose.groups import preferred
-from reflogp.stages.diagnose.statistics import beyond_chance, grade, signed
 from reflogp.stages.diagnose.survey import Facts
 
 NEAR = 0.9
@@ -22,7 +21,7 @@ def length_bias(facts: Facts) -> Finding:
     score = np.isfinite(measures.confidence)
     by_score = spearman(measures.confidence[score], difference[score])
     severity = grade(abs(share - 0.5), 0.1, 0.2)
-    if not beyond_chance(share, len(unequal)):
+    if not _beyond_chance(share, len(unequal)):
         severity = "fine"
     if severity == "fine" and by_score is not None and abs(by_score) > 0.5 and score.sum() >= 30:
         severity = "warning"
@@ -96,7 +95,7 @@ def reference_order(facts: Facts) -> Finding:
     if right > 0.9 and each > 0.9:
         severity = "warning"
         advice = "The reference knows the order of nearly all pairs: there is little to learn."
-    elif max(right, each) < 0.25 and beyond_chance(max(right, each), count):
+    elif max(right, each) < 0.25 and _beyond_chance(max(right, each), count):
         severity = "warning"
         advice = (
             "The reference prefers nearly every rejected response. Check that chosen and rejected "
@@ -118,3 +117,8 @@ def reference_order(facts: Facts) -> Finding:
         advice=f"{advice} Its margin is {middle:+.1f} nats in the median, and from {low:+.0f} to "
         f"{high:+.0f} in 90% of the pairs.",
     )
+
+
+def _beyond_chance(share: float, count: int) -> bool:
+    """Whether a share of `count` draws is more than two standard errors from one half."""
+    return bool(abs(share - 0.5) > 1 / np.sqrt(max(count, 1)))

@@ -3,17 +3,9 @@
 import numpy as np
 
 from reflogp.stages.correlation import spearman
-from reflogp.stages.diagnose.diagnosis import Finding
+from reflogp.stages.diagnose.diagnosis import Finding, counted, grade, signed
 from reflogp.stages.diagnose.groups import MOST
-from reflogp.stages.diagnose.measures import Floats
-from reflogp.stages.diagnose.statistics import (
-    FAR,
-    centre_and_spread,
-    counted,
-    grade,
-    is_far,
-    signed,
-)
+from reflogp.stages.diagnose.measures import FAR, Floats, centre_and_spread, is_far
 from reflogp.stages.diagnose.survey import Facts
 
 _FEW_ROWS = 1_000

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.sealed_shards import sealed_shard
 from reflogp.stages.cache.shard_content import limits_of
-from reflogp.stages.diagnose import statistics
-from reflogp.stages.diagnose.diagnosis import Diagnosis, Example, Finding, Histogram, Severity
+from reflogp.stages.diagnose.diagnosis import Diagnosis, Example, Finding, Severity
+from reflogp.stages.diagnose.histograms import histograms
+from reflogp.stages.diagnose.measures import FAR, distance
 from reflogp.stages.diagnose.pair_findings import NEAR, length_bias, reference_order, too_similar
 from reflogp.stages.diagnose.row_findings import (
     confidence,
@@ -22,13 +22,21 @@ from reflogp.stages.diagnose.row_findings import (
     size,
     truncated,
 )  # fmt: skip
-from reflogp.stages.diagnose.statistics import FAR, distance
 from reflogp.stages.diagnose.suggest import suggest, verdict
 from reflogp.stages.diagnose.survey import Facts, survey
 from reflogp.stages.diagnose.texts import Decoder
 from reflogp.stages.progress import Console
 
 _EXAMPLES = 5  # of each kind
+
+Look = Callable[[Facts], Finding]
+
+_SHARED: list[Look] = [
+    contradictions, duplicates, confidence, truncated, outliers, other_columns,
+]  # fmt: skip
+_PAIRED: list[Look] = [size, length_bias, too_similar, reference_order, *_SHARED]
+_UNPAIRED: list[Look] = [size, labels, *_SHARED]
+_SERIOUS: list[Severity] = ["problem", "warning", "fine", "note"]
 
 
 def diagnose(
@@ -62,54 +70,15 @@ def diagnose(
         findings=found,
         grouped=facts.grouped,
         suggestion=suggest(facts, found),
-        histograms=list(_histograms(facts)),
+        histograms=list(histograms(facts)),
         examples=texts,
     )
 
 
-def _histograms(facts: Facts) -> Iterator[Histogram]:
-    measures = facts.measures
-    if facts.kind == "paired":
-        difference = measures.length_difference.astype(float)
-        yield _histogram(
-            "length", "Length difference: chosen minus rejected", "tokens", "pairs",
-            {"pairs": difference}, quantum=1,
-        )  # fmt: skip
-        yield _histogram(
-            "gap", "Reference margin: log π_ref(chosen) - log π_ref(rejected)", "nats", "pairs",
-            {"pairs": measures.gap},
-        )  # fmt: skip
-        borders = np.linspace(0, 1, 41)
-        yield Histogram(
-            name="similarity",
-            title="Similarity of both responses: tokens in common, in order",
-            unit="share",
-            of="pairs",
-            edges=borders.tolist(),
-            series={"pairs": statistics.histogram(facts.compared, borders)},
-        )
-    yield _histogram(
-        "logp", "Mean log-prob of a token under the reference", "nats", "responses",
-        {
-            "chosen": measures.chosen_per_token[measures.chosen_tokens > 0],
-            "rejected": measures.rejected_per_token[measures.rejected_tokens > 0],
-        },
-    )  # fmt: skip
-
-
-def _histogram(
-    name: str, title: str, unit: str, of: str,
-    series: dict[str, NDArray[np.float64]], quantum: float = 0.0,
-) -> Histogram:  # fmt: skip
-    borders = statistics.edges(np.concatenate(list(series.values())), quantum)
-    return Histogram(
-        name=name,
-        title=title,
-        unit=unit,
-        of=of,
-        edges=borders.tolist(),
-        series={key: statistics.histogram(values, borders) for key, values in series.items()},
-    )
+def findings(facts: Facts) -> list[Finding]:
+    """All of them, the serious ones first."""
+    found = [look(facts) for look in (_PAIRED if facts.kind == "paired" else _UNPAIRED)]
+    return sorted(found, key=lambda finding: _SERIOUS.index(finding.severity))
 
 
 def _examples(facts: Facts) -> Iterator[tuple[int, Example]]:
@@ -143,19 +112,3 @@ def _with_text(
             )
         position -= shard.rows
     return example
-
-
-Look = Callable[[Facts], Finding]
-
-_SHARED: list[Look] = [
-    contradictions, duplicates, confidence, truncated, outliers, other_columns,
-]  # fmt: skip
-_PAIRED: list[Look] = [size, length_bias, too_similar, reference_order, *_SHARED]
-_UNPAIRED: list[Look] = [size, labels, *_SHARED]
-_SERIOUS: list[Severity] = ["problem", "warning", "fine", "note"]
-
-
-def findings(facts: Facts) -> list[Finding]:
-    """All of them, the serious ones first."""
-    found = [look(facts) for look in (_PAIRED if facts.kind == "paired" else _UNPAIRED)]
-    return sorted(found, key=lambda finding: _SERIOUS.index(finding.severity))

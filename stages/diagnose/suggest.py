@@ -49,10 +49,10 @@ def verdict(found: list[Finding]) -> str:
     problems = [finding.name for finding in found if finding.severity == "problem"]
     warnings = [finding.name for finding in found if finding.severity == "warning"]
     if problems:
-        return f"Mend this before you train: {', '.join(problems)}."
+        return f"Fix this before you train: {', '.join(problems)}."
     if warnings:
         return f"These preferences can teach; keep an eye on: {', '.join(warnings)}."
-    return "Nothing stands against training on these preferences."
+    return "Nothing found that speaks against training on these preferences."
 
 
 def _beta(facts: Facts) -> tuple[float, str]:

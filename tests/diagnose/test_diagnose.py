@@ -74,7 +74,7 @@ def test_sound_preferences_are_called_sound(cache, console, tmp_path):
     ]  # fmt: skip
     diagnosis = run_diagnose(plant(tmp_path, plain, manifests.read(cache)), None, console)
     assert {one.severity for one in diagnosis.findings} <= {"fine", "note"}
-    assert "Nothing stands against" in diagnosis.verdict
+    assert "Nothing found that speaks against" in diagnosis.verdict
     assert diagnosis.suggestion.loss == "dpo"
 
 
@@ -121,7 +121,7 @@ def test_a_cache_without_rows_or_with_a_missing_shard_is_refused(faulty, tmp_pat
 def test_the_command_prints_plain_lines_of_80_columns_where_it_is_piped(faulty, command):
     done = command("diagnose", faulty)
     assert done.code == 0
-    assert "VERDICT  Mend this before you train: " in done.stdout
+    assert "VERDICT  Fix this before you train: " in done.stdout
     assert "PROBLEM  length bias: chosen is longer in 89.5%" in done.stdout
     assert "\x1b" not in done.stdout
     prose = [line for line in done.stdout.splitlines() if "reflogp " not in line]

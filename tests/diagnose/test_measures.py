@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reflogp.stages.correlation import pearson, spearman
+from reflogp.stages.diagnose.histograms import counts, edges
 from reflogp.stages.diagnose.keys import contradictory, list_keys, pair_keys, repeated
 from reflogp.stages.diagnose.similarity import similarities, similarity
-from reflogp.stages.diagnose.statistics import edges, histogram
 
 IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 few_tokens = st.lists(st.integers(0, 3), max_size=12)
@@ -89,6 +89,6 @@ def test_correlations_are_what_they_are_called():
 def test_a_histogram_counts_every_value_once(values, quantum):
     floats = np.array(values, float)
     borders = edges(floats, quantum)
-    assert sum(histogram(floats, borders)) == len(values)
+    assert sum(counts(floats, borders)) == len(values)
     assert (np.diff(borders) > 0).all()
     assert len(borders) < 60
