@@ -1,19 +1,15 @@
 """Reads everything in a checkpoint except the weights. Any library error becomes one message."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
-from safetensors import safe_open
+from typing import Any
 
 from reflogp.data_schemas.errors import InputError
-from reflogp.data_schemas.manifest import Dtype, Manifest
+from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.shard_content import Limits, limits_of
 
 _LONGEST = 500
@@ -163,40 +159,3 @@ def architecture(folder: Path) -> str | None:
     with loading("config.json", folder):
         config = json.loads((folder / "config.json").read_bytes())
         return next(iter(config.get("architectures") or []), None)
-
-
-_PACKED = {"I32": 8}  # 4-bit weights per element in quantized checkpoints
-_SHARE_OF_MEMORY = 0.7  # for the weights; the rest is for activations
-
-
-def lacks_room(checkpoint: Path, dtype: Dtype, device: Literal["cpu", "cuda"]) -> str | None:
-    """Why the weights of `checkpoint` in `dtype` do not fit on `device`; None if they fit.
-
-    Raises:
-        InputError: the weights cannot be read.
-    """
-    import torch  # slow, and most commands that look at a checkpoint do without
-
-    if device == "cpu":
-        room = psutil.virtual_memory().available
-    elif torch.cuda.is_available():
-        room = torch.cuda.mem_get_info()[0]
-    else:
-        return "there is no GPU"
-    needed = _parameters(checkpoint) * (4 if dtype == "float32" else 2)
-    if needed < _SHARE_OF_MEMORY * room:
-        return None
-    return f"{needed / 1e9:.0f} GB of {dtype} weights do not fit into {room / 1e9:.0f} GB"
-
-
-def _parameters(checkpoint: Path) -> int:
-    """The number of weights in the checkpoint's files. Pickled weights count as 16 bits each."""
-    count = sum(path.stat().st_size // 2 for path in checkpoint.glob("*.bin"))
-    for path in checkpoint.glob("*.safetensors"):
-        with loading("weights", path), safe_open(path, framework="pt") as file:
-            weights = (file.get_slice(name) for name in file.keys())  # noqa: SIM118
-            count += sum(
-                math.prod(weight.get_shape()) * _PACKED.get(weight.get_dtype(), 1)
-                for weight in weights
-            )
-    return count

@@ -17,7 +17,8 @@ from reflogp.stages.cache.sealed_shards import sealed_shard
 from reflogp.stages.cache.shard_content import Limits
 from reflogp.stages.model.causal_lm import is_mixture
 from reflogp.stages.model.checkpoint import Checkpoint
-from reflogp.stages.model.loading import lacks_room, load_config, load_saved_tokenizer, vocabulary
+from reflogp.stages.model.loading import load_config, load_saved_tokenizer, vocabulary
+from reflogp.stages.model.memory import lacks_room
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from reflogp.stages.precompute.seal.compare import agreement, reasons_to_fail

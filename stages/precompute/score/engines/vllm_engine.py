@@ -12,7 +12,7 @@ from typing import Any
 
 from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.model.checkpoint import Checkpoint
-from reflogp.stages.model.loading import lacks_room
+from reflogp.stages.model.memory import lacks_room
 from reflogp.stages.precompute.score.engines import vllm_lora
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
 from reflogp.stages.precompute.score.engines.vllm_log import QUIET, EngineLog
