@@ -13,7 +13,7 @@ from reflogp.data_schemas.files.storage import reach
 from reflogp.pipeline.config import build, options_of
 from reflogp.pipeline.console import TerminalConsole
 from reflogp.pipeline.curate import run_diagnose, run_filter, run_filter_trial
-from reflogp.pipeline.export import run_export, run_push, run_report
+from reflogp.pipeline.publish import run_export, run_push, run_report
 from reflogp.pipeline.run import (
     run_integrity,
     run_verify,

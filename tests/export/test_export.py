@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from reflogp.data_schemas.cache_shard import SHARD_SCHEMA
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.pipeline.cli import app
-from reflogp.pipeline.export import run_export
+from reflogp.pipeline.publish import run_export
 from reflogp.pipeline.run import run_precompute
 from reflogp.stages.export.hub import push, require_login
 from reflogp.stages.precompute.config import PrecomputeConfig

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import reflogp
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.pipeline.cli import app
-from reflogp.pipeline.export import run_export
+from reflogp.pipeline.publish import run_export
 from reflogp.pipeline.run import run_precompute
 from reflogp.stages.export.card import data_card
 from reflogp.stages.interop.cached_reference import CachedReference, row_keys

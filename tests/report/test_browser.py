@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reflogp.data_schemas import scored_pairs
-from reflogp.pipeline.export import run_report
+from reflogp.pipeline.publish import run_report
 from reflogp.stages.report import page as pages
 from reflogp.stages.report.explorer import EXPLORED, FIXED
 from reflogp.stages.train.losses.arguments import parameters

@@ -8,7 +8,7 @@ import pytest
 
 from reflogp.data_schemas import scored_pairs
 from reflogp.data_schemas.errors import InputError
-from reflogp.pipeline.export import run_report
+from reflogp.pipeline.publish import run_report
 from reflogp.stages.report import tables
 from reflogp.stages.report.curves import binned
 from reflogp.stages.report.gather import Curve, Floats, gather, short_names

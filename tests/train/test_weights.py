@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.curate import run_filter
-from reflogp.pipeline.export import run_export
+from reflogp.pipeline.publish import run_export
 from reflogp.pipeline.run import run_train
 from reflogp.stages.filter.config import FilterRules
 from reflogp.stages.interop.cached_reference import CachedReference

@@ -1,4 +1,4 @@
-"""Runs export, push and report: a cache as a plain data set or on the Hub, a run as a page."""
+"""Runs export, push and report: results for other programs and for people."""
 
 import tempfile
 from collections.abc import Sequence
