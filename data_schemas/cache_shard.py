@@ -1,11 +1,9 @@
 """A cache shard: one preference per row, with its exact token ids and the reference's log-probs.
 
 Paired rows have both responses. An unpaired row (KTO) has one, `chosen` if its label is good and
-`rejected` if it is bad, and the columns of the other response are null. One schema therefore serves
-both kinds. An unpaired row can also have a KL completion for KTO's reference point: the response
-of another row, scored after this row's prompt.
-
-Each field's documentation is stored in the Parquet file as field metadata.
+`rejected` if it is bad; the columns of the other are null. It can also have a KL completion: the
+response of another row, scored after this row's prompt. Each field's documentation is stored in the
+file as field metadata.
 """
 
 import io

@@ -1,11 +1,9 @@
 """Token ids -> a stable, unique row id, in 11 bytes of memory per row.
 
 The id depends on the content only, so a row has the same id in every run, whatever rows precede it.
-A suffix tells rows with the same content apart. To detect them, a 64-bit key of each row is kept in
-one of 65,536 sorted arrays, chosen by the key's first bits. At 100 million rows, a look-up searches
-1,500 keys and an insertion moves half of them; it takes 2 microseconds, up from 1 for the first
-rows. If two different rows share a key (a chance of 1 in 3,000 at 100 million rows), one gets a
-needless suffix, and their ids still differ.
+A suffix tells rows with the same content apart; a 64-bit key of each row detects them. If two
+different rows share a key (a chance of 1 in 3,000 at 100 million rows), one gets a needless suffix,
+and their ids still differ.
 """
 
 from __future__ import annotations
@@ -28,7 +26,11 @@ _BUCKET_BITS = 16
 
 
 class KeySet:
-    """A set of 64-bit keys that only grows."""
+    """A set of 64-bit keys that only grows, in 65,536 sorted arrays chosen by a key's first bits.
+
+    At 100 million keys, a look-up searches 1,500 keys and an insertion moves half of them. It takes
+    2 microseconds, up from 1 for the first keys.
+    """
 
     def __init__(self) -> None:
         self._buckets = [array("Q") for _ in range(1 << _BUCKET_BITS)]

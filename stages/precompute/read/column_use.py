@@ -1,15 +1,7 @@
 """The use of each column: what it means, whether it is used, and whether it can be ignored.
 
-Text that can belong to a prompt is never dropped silently. A row is an error if it has text that
-would not reach the model in one of three kinds of columns:
-
-- a system text next to a plain-text prompt, which has no system turn to put it in;
-- a column with a common name for prompts (question, input, context, ...) next to the prompt column;
-- any text next to whole texts, whose prompt would be guessed from their common beginning. Columns
-  whose name or content shows that they describe the row (an id, a score, a source, a language, a
-  single word) are exempt. Transcripts mark their turns, so nothing is guessed.
-
-`--columns prompt=a+b` joins columns, and `--ignore a` allows dropping a column.
+Text that can belong to a prompt is never dropped silently: it is an error unless `--columns
+prompt=a+b` joins its column to the prompt, or `--ignore a` allows dropping it.
 """
 
 import re
@@ -52,7 +44,16 @@ _MOST_NAMES, _MOST_TOLD = 10_000, 100  # columns; in some data, every row has ne
 
 
 class ColumnUse:
-    """The use of the columns of one source, under a configuration."""
+    """The use of the columns of one source, under a configuration.
+
+    A row is an error if one of three kinds of columns has text that would not reach the model:
+
+    - a system text next to a plain-text prompt, which has no system turn to put it in;
+    - a column with a common name for prompts (question, input, ...) next to the prompt column;
+    - any text next to whole texts, whose prompt would be guessed from their common beginning.
+      Columns whose name or content shows that they describe the row (an id, a score, a source, a
+      language, a single word) are exempt. Transcripts mark their turns, so nothing is guessed.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config

@@ -3,10 +3,6 @@
 A preference is a prompt and one or two responses, each either plain text or chat messages. The
 input form is detected from the columns of the first rows. Each form has a reader, which reports
 exactly what is wrong with a row that does not fit.
-
-DPO compares two responses to the same prompt. A row whose two conversations differ before their
-last turn is therefore quarantined; TRL would treat everything after their common beginning as the
-response, including later questions of the user.
 """
 
 import math
@@ -169,6 +165,12 @@ def _explicit(row: Mapping[str, Any], prompt_field: str) -> _Parts:
 
 
 def _implicit(row: Mapping[str, Any]) -> _Parts:
+    """Read two whole texts or conversations, each of which begins with the prompt.
+
+    DPO compares two responses to the same prompt, so conversations that differ before their last
+    turn are a fault. TRL would treat everything after their common beginning as the response,
+    including later questions of the user.
+    """
     chosen, rejected = content(row, "chosen"), content(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _Parts(*split_texts(chosen, rejected))

@@ -1,21 +1,5 @@
 """Preferences -> token ids. Stage two uses these ids unchanged.
 
-The rules, compared with TRL 1.16:
-
-- Messages are rendered by the chat template, the prompt with its generation prompt. Plain text gets
-  the tokenizer's BOS, but never twice. Both are as in TRL.
-- The prompt's ids are a prefix of the whole sequence. If tokens would merge across the boundary of
-  prompt and response, the response is tokenized separately, so the policy trains on the prompt ids
-  that it sees at inference; TRL starts the response where the ids diverge. If the template renders
-  a prompt differently when a response follows, no such prefix exists. TRL's rule then applies, and
-  the row counts as `template_diverged`.
-- A response ends with one stop token. Plain text gets EOS, as in TRL, or keeps another stop token
-  of the model. A rendered message keeps the template's end of turn (such as `<|im_end|>` and a
-  newline). EOS is added only if the message has none of the model's stop tokens; TRL does not add
-  it, and a policy trained that way never learns to stop.
-- Beyond `max_length`, either the responses lose their end (TRL's keep_start), or the prompt loses
-  its beginning, the same for both responses. A BOS stays.
-
 Any change here that can give different ids for the same input must raise RULES_VERSION in
 config.py.
 """
@@ -78,7 +62,24 @@ class TokenRules:
 
 
 class Tokenizer:
-    """A tokenizer with its rules. It also counts the rows whose template diverged."""
+    """A tokenizer with its rules. It also counts the rows whose template diverged.
+
+    The rules, compared with TRL 1.16:
+
+    - Messages are rendered by the chat template, the prompt with its generation prompt. Plain text
+      gets the tokenizer's BOS, but never twice. Both are as in TRL.
+    - The prompt's ids are a prefix of the whole sequence. If tokens would merge across the boundary
+      of prompt and response, the response is tokenized separately, so the policy trains on the
+      prompt ids that it sees at inference; TRL starts the response where the ids diverge. If the
+      template renders a prompt differently when a response follows, no such prefix exists. TRL's
+      rule then applies, and the row counts as `template_diverged`.
+    - A response ends with one stop token. Plain text gets EOS, as in TRL, or keeps another stop
+      token of the model. A rendered message keeps the template's end of turn (such as `<|im_end|>`
+      and a newline). EOS is added only if the message has none of the model's stop tokens; TRL does
+      not add it, and a policy trained that way never learns to stop.
+    - Beyond `max_length`, either the responses lose their end (TRL's keep_start), or the prompt
+      loses its beginning, the same for both responses. A BOS stays.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: TokenRules) -> None:
         self._tokenizer = tokenizer
