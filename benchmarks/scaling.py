@@ -214,6 +214,7 @@ def driver(model: Path, data: str, count: int) -> dict[str, tuple[Times, Times]]
     return found
 
 
+@quiet_transformers()
 def main() -> None:
     """Measure both and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -225,7 +226,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    quiet_transformers()
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     roster.ShardActor = StubActor  # type: ignore[attr-defined]
     costs = driver(options.model, options.data, options.rows)

@@ -1,7 +1,6 @@
 """Both stages as Python functions. They take the options of the command, by their YAML names."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,8 +80,7 @@ def precompute(
             "reflogp.precompute(): share makes one part of a cache, so there is no cache to "
             "return. Run `reflogp precompute --share` in each job, then reflogp.open()."
         )
-    with _transformers_as_before():
-        run_precompute(config, _console(progress=progress))
+    run_precompute(config, _console(progress=progress))
     return Cache(config.cache)
 
 
@@ -103,8 +101,7 @@ def train(
         ReflogpError: training diverged, or changed nothing.
     """
     config = _config(TrainConfig, "train", {"cache": cache, "output": output, **options})
-    with _transformers_as_before():
-        return Run(config.output, run_train(config, _console(progress=progress)))
+    return Run(config.output, run_train(config, _console(progress=progress)))
 
 
 def open(cache: str | Path) -> Cache:  # noqa: A001 - as in gzip.open
@@ -130,17 +127,3 @@ def _plain(value: Any) -> Any:
 
 def _console(*, progress: bool) -> Console:
     return TerminalConsole() if progress else LogConsole()
-
-
-@contextmanager
-def _transformers_as_before() -> Iterator[None]:
-    """Restore the verbosity of transformers, which a stage turns off."""
-    from transformers.utils import logging as theirs
-
-    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(level)
-        if bars:
-            theirs.enable_progress_bar()

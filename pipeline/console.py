@@ -226,10 +226,20 @@ def _line(task: Task, note: str) -> str:
     return ", ".join(parts) + (f"  {note}" if note else "")
 
 
-def quiet_transformers() -> None:
-    """Turn off the progress bars and remarks of transformers. Errors are raised anyway."""
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Turn off the progress bars and remarks of transformers within. Errors are raised anyway."""
     from transformers.utils import logging as theirs
 
+    kernels = logging.getLogger("bitsandbytes")  # it warns about optional kernels
+    levels, bars = (theirs.get_verbosity(), kernels.level), theirs.is_progress_bar_enabled()
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about optional kernels
+    kernels.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(levels[0])
+        kernels.setLevel(levels[1])
+        if bars:
+            theirs.enable_progress_bar()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # they import torch
 _ROOM = 0.9  # of a GPU's memory, for weights in stage one
 
 
+@quiet_transformers()
 def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estimate]":
     """Estimate both stages, without loading weights.
 
@@ -26,7 +27,6 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estima
     from reflogp.stages.estimate.estimate import estimate
     from reflogp.stages.estimate.shape import shape_of
 
-    quiet_transformers()
     reference = resolve_checkpoint(config.reference, config.adapter, "reference", config.revision)
     shape = shape_of(reference.folder, config.lora_r, config.lora_targets)
     counts = count(config, reference, console)

@@ -47,9 +47,9 @@ def run_export(
         )
     from reflogp.stages.export.stage import export
 
-    quiet_transformers()
     limits = limits_under(manifest, model.folder)
-    return export(cache, manifest, limits, form, model.tokenizer, output, console)
+    with quiet_transformers():
+        return export(cache, manifest, limits, form, model.tokenizer, output, console)
 
 
 def _require_free(output: Path, *, overwrite: bool) -> None:

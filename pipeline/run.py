@@ -89,10 +89,10 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     from reflogp.stages.precompute.job import Job
     from reflogp.stages.precompute.stage import precompute
 
-    quiet_transformers()
     job = Job(config, reference, engine, inputs)
     require_writable(trial_file(config.cache))
-    return precompute(job, console)
+    with quiet_transformers():
+        return precompute(job, console)
 
 
 def _reference(config: PrecomputeConfig) -> Checkpoint:
@@ -147,12 +147,12 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
         return earlier
     own = mark.files if mark is not None else []
     require_free_names(config.output, folder, own, kept=config.keep_checkpoints > 0)
-    quiet_transformers()  # before imports that print messages
-    from reflogp.stages.train.job import TrainJob
-    from reflogp.stages.train.stage import train
+    with quiet_transformers():  # some imports print messages
+        from reflogp.stages.train.job import TrainJob
+        from reflogp.stages.train.stage import train
 
-    job = TrainJob(config, policy, manifest, fingerprint.of(), evaluation, own)
-    return train(job, console)
+        job = TrainJob(config, policy, manifest, fingerprint.of(), evaluation, own)
+        return train(job, console)
 
 
 def require_output_of_both(first: PrecomputeConfig, second: TrainConfig) -> None:
@@ -196,10 +196,10 @@ def run_merge(cache: Path, console: Console) -> Manifest:
     """
     from reflogp.stages.precompute.stage import merge
 
-    quiet_transformers()
     reach(cache)
     stand(cache, "merge", overwrite=False)
-    return merge(cache, console)
+    with quiet_transformers():
+        return merge(cache, console)
 
 
 def run_integrity(cache: Path, console: Console) -> list[str]:
@@ -240,8 +240,8 @@ def run_verify(
         )
     from reflogp.stages.precompute.seal.rescore import verify
 
-    quiet_transformers()
-    return verify(cache, manifest.shards, model, sample, console, seed)
+    with quiet_transformers():
+        return verify(cache, manifest.shards, model, sample, console, seed)
 
 
 def _require_same_start(

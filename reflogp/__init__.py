@@ -36,16 +36,17 @@ _HOMES = {
     "train": "reflogp.pipeline.api",
 }
 
+if not TYPE_CHECKING:  # type checkers would take every name for one of the API's
 
-def __getattr__(name: str) -> Any:
-    """Import a name of the API from its module."""
-    if name == "losses":
-        return import_module("reflogp.losses")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'reflogp' has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return found
+    def __getattr__(name: str) -> Any:
+        """Import a name of the API from its module."""
+        if name == "losses":
+            return import_module("reflogp.losses")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'reflogp' has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__
