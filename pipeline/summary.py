@@ -14,6 +14,7 @@ from reflogp.stages.diagnose.diagnosis import LEGEND, Diagnosis, group_table
 
 Lines = list[tuple[str, str]]
 _JOBS_SHOWN = 3
+_STYLES = {"problem": "bold red", "warning": "bold yellow", "fine": "green", "note": "dim"}
 
 
 def cache_rows(cache: Path, manifest: Manifest) -> Lines:
@@ -236,9 +237,6 @@ def human_size(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
-
-
-_STYLES = {"problem": "bold red", "warning": "bold yellow", "fine": "green", "note": "dim"}
 
 
 def print_diagnosis(found: Diagnosis, console: TerminalConsole) -> None:

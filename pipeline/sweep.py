@@ -49,6 +49,12 @@ _TABLE = "sweep.md"
 _FILES = (sweep_record.FILE_NAME, _TABLE)
 _HALF = re.compile(r"\.(reflogp\.json|sweep\.(json|md))\.[0-9a-f]{12}\.tmp")  # of a killed sweep
 _LONGEST_NAME = 100
+TITLE = "# A sweep over "
+MEANING = (
+    "Loss, margin and accuracy of the final weights on held-out pairs; for runs without held-out "
+    "pairs (*), the mean of the last quarter of training."
+)
+_FIGURES = ("loss", "margin", "acc", "margin/token", "acc/token", "pairs/s", "warnings")
 
 
 def axes(section: Mapping[str, Any], given: Iterable[str]) -> Axes:
@@ -227,16 +233,6 @@ def folder_name(settings: Mapping[str, Any]) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{plain[:_LONGEST_NAME]}-{digest}"
-
-
-TITLE = "# A sweep over "
-MEANING = (
-    "Loss, margin and accuracy of the final weights on held-out pairs; for runs without held-out "
-    "pairs (*), the mean of the last quarter of training."
-)
-
-
-_FIGURES = ("loss", "margin", "acc", "margin/token", "acc/token", "pairs/s", "warnings")
 
 
 def header(record: SweepRecord) -> tuple[str, ...]:

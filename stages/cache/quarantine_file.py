@@ -15,6 +15,8 @@ from reflogp.data_schemas.files.atomic import atomic_path
 from reflogp.data_schemas.quarantine import SCHEMA, Reason
 from reflogp.data_schemas.reading import place
 
+_BATCH_ROWS = 1_000
+
 
 class RowFault(Exception):  # noqa: N818 - a fault of the data, not an error of the program
     """Raised for a row that cannot be used.
@@ -30,9 +32,6 @@ class RowFault(Exception):  # noqa: N818 - a fault of the data, not an error of 
         self.reason = reason
         self.field = field
         self.detail = detail
-
-
-_BATCH_ROWS = 1_000
 
 
 class Quarantine:

@@ -9,6 +9,15 @@ from reflogp.data_schemas.record import Record
 
 Severity = Literal["problem", "warning", "fine", "note"]
 
+LEGEND = (
+    "longer: share of the pairs that differ in length whose chosen response is the longer one. "
+    "preferred: share whose chosen response the reference prefers (the implicit accuracy before "
+    "any training), by the sum of log-probs and per token. gap: its mean margin, in nats."
+)
+"""What the columns of pairs are."""
+_NONE = "(none)"
+_LONGEST = 24  # characters of a value in a table
+
 
 class Finding(Record):
     """One thing that was looked at."""
@@ -93,16 +102,6 @@ class Diagnosis(Record):
 
 
 Cells = dict[str, Callable[[Group], str]]
-
-LEGEND = (
-    "longer: share of the pairs that differ in length whose chosen response is the longer one. "
-    "preferred: share whose chosen response the reference prefers (the implicit accuracy before "
-    "any training), by the sum of log-probs and per token. gap: its mean margin, in nats."
-)
-"""What the columns of pairs are."""
-
-_NONE = "(none)"
-_LONGEST = 24  # characters of a value
 
 
 def group_table(grouped: Grouped, kind: str) -> list[tuple[str, ...]]:

@@ -9,6 +9,7 @@ from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.train.config import TrainConfig
 
 Device = Literal["h100", "h200", "a100", "l40s", "cpu"]
+_TRAIN = TrainConfig.model_fields
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,6 @@ DEVICES: dict[Device, Peak] = {
     "l40s": Peak(362e12, 48e9, 0.4, measured=False),
     "cpu": Peak(0.2e12, 0, 0.62, measured=True),
 }
-
-
-_TRAIN = TrainConfig.model_fields
 
 
 class PlanConfig(DataConfig):

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 _APART = "_reflogp_head_apart"  # the model's attribute that caches whether the split works
 _ROUNDING = 1e-2  # of the largest logit
+_OWN = "_reflogp_own_forward"  # attribute that keeps the replaced forward
 
 
 class NotApartError(Exception):
@@ -165,9 +166,6 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             del module.forward
         else:
             module.forward = own
-
-
-_OWN = "_reflogp_own_forward"
 
 
 def replace_forward(model: nn.Module, forward: Callable[..., Any]) -> None:

@@ -17,6 +17,8 @@ FIXED: dict[str, dict[str, Any]] = {"ipo": {"per_token": False}, "bco": {"batch_
 """Fixed arguments, without which a loss would depend on more than the log-ratios."""
 
 _PAIRS = 200  # offered in the explorer
+_OVER_SUMS = {"ipo": "(m - 1/(2 beta))^2, over sums", "bco": "-log s(beta c) - log s(-beta r)"}
+"""Formulas with the FIXED arguments."""
 
 
 def explorer_data(runs: Sequence[Run]) -> dict[str, Any]:
@@ -46,10 +48,6 @@ def _loss(name: str) -> dict[str, Any]:
     }
     formula = _OVER_SUMS.get(name, loss.formula)
     return {"formula": formula, "paper": loss.paper, "choose": loss.choose, "arguments": arguments}
-
-
-_OVER_SUMS = {"ipo": "(m - 1/(2 beta))^2, over sums", "bco": "-log s(beta c) - log s(-beta r)"}
-"""Formulas with the FIXED arguments."""
 
 
 def _start(run: Run) -> dict[str, Any]:

@@ -28,6 +28,7 @@ _TEXT = {".json", *_LINES, *_SEPARATORS}
 SUFFIXES = sorted(_TEXT | {".parquet", ".arrow"})
 # Files that save_to_disk writes next to its Arrow files, and caches that map() adds later.
 _NO_ROWS = re.compile(r"(state|dataset_info|dataset_dict)\.json|cache-.*\.arrow")
+_Content = dict[str, Any] | tuple[str, RowFault]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +105,6 @@ def read_source(
             else:
                 yield RawRow(index, file, line, None, *content)
             index += 1
-
-
-_Content = dict[str, Any] | tuple[str, RowFault]
 
 
 def _suffix(path: Path) -> str:

@@ -19,6 +19,7 @@ from reflogp.stages.train.data.cached_pairs import Pair
 from reflogp.stages.train.data.cached_unpaired import Unpaired
 
 Ids = NDArray[np.int64]
+_PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
 
 
 class Batch(TypedDict):
@@ -89,9 +90,6 @@ def unpaired(rows: Sequence[Unpaired]) -> Batch:
     batch = _batch(inputs, places, responses, references, [row.weight for row in rows])
     batch["desirable"] = torch.tensor([row.desirable for row in rows])
     return batch
-
-
-_PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
 
 
 def _parts(pair: Pair) -> Ids:

@@ -14,6 +14,14 @@ from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.progress import Console
 from reflogp.stages.signals import Stopped, stopping
 
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "rewards/margins": "margin {:+.3f}",
+    "rewards/accuracies": "acc {:.2f}",
+    "learning_rate": "lr {:.1e}",
+    "grad_norm": "grad {:.2f}",
+}
+
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """Appends the metrics of each step and each evaluation to a JSONL file.
@@ -111,15 +119,6 @@ class StopInTime(TrainerCallback):  # type: ignore[misc]
         """Stop, now that the checkpoint is written and sealed."""
         if self._signal:
             raise Stopped(self._signal)
-
-
-_SHOWN = {
-    "loss": "loss {:.3f}",
-    "rewards/margins": "margin {:+.3f}",
-    "rewards/accuracies": "acc {:.2f}",
-    "learning_rate": "lr {:.1e}",
-    "grad_norm": "grad {:.2f}",
-}
 
 
 def figures(logs: Mapping[str, float]) -> str:

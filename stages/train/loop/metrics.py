@@ -14,6 +14,8 @@ from reflogp.stages.train.losses.objective import PreferenceLoss, UnpairedLoss
 from reflogp.stages.train.model.policy import Reduce
 
 _BEST = ("loss", "rewards/margins", "rewards/accuracies")
+_MOMENTS = ("moments/margins", "moments/lengths", "moments/both")
+_EQUAL = 1e-9  # of the mean square; a smaller variance is a rounding error
 
 
 @torch.no_grad()
@@ -132,10 +134,6 @@ class Means:
             for name, (total, count) in zip(names, sums, strict=True)
             if count
         }
-
-
-_MOMENTS = ("moments/margins", "moments/lengths", "moments/both")
-_EQUAL = 1e-9  # of the mean square: a smaller variance is rounding
 
 
 def moments(margins: Tensor, differences: Tensor) -> dict[str, Tensor]:

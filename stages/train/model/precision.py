@@ -17,6 +17,8 @@ from reflogp.data_schemas.manifest import Dtype
 from reflogp.stages.processes import processes
 from reflogp.stages.train.config import TrainConfig
 
+_GRADIENTS_MAY_DIFFER = hasattr(Tensor, "grad_dtype")  # in dtype from their weights; torch 2.10
+
 
 def computed_in(dtype: Dtype) -> Dtype:
     """The dtype of the forward and backward pass for a cache that was scored in `dtype`.
@@ -183,6 +185,3 @@ def _master(weight: Any, generator: torch.Generator) -> nn.Parameter:
         return weight  # type: ignore[no-any-return]
     weight.grad_dtype = torch.float32
     return nn.Parameter(spread(weight.detach().float(), generator))
-
-
-_GRADIENTS_MAY_DIFFER = hasattr(Tensor, "grad_dtype")  # in dtype from their weights; torch 2.10

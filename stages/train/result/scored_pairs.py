@@ -32,6 +32,7 @@ _CACHED = [
     *(f"{side}_ids" for side in _SIDES),
     *(f"ref_{side}_{what}" for side in _SIDES for what in ("logps", "logp_sum")),
 ]
+_INCOMPLETE = "\ufffd"  # a tokenizer decodes an incomplete character to this
 
 
 def score_sample(
@@ -124,9 +125,6 @@ def _add_rewards(rows: list[dict[str, Any]], config: TrainConfig) -> None:
     chosen, rejected = rewards(pairs, config.beta, uses(config.losses, "reference"))
     for row, good, bad in zip(rows, chosen.tolist(), rejected.tolist(), strict=True):
         row |= {"chosen_reward": good, "rejected_reward": bad, "margin": good - bad}
-
-
-_INCOMPLETE = "\ufffd"  # a tokenizer decodes an incomplete character to this
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:

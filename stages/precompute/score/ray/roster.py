@@ -11,6 +11,7 @@ from reflogp.stages.precompute.share_and_actors import Crew
 _FLOOR_SECONDS = 3600.0
 _TIMES = 20.0
 _SECONDS_A_TOKEN = 1.0  # before the first measurement; no useful engine is slower
+_CLOSE_SECONDS = 20
 
 
 class TimeLimit:
@@ -35,9 +36,6 @@ class TimeLimit:
             return self._given
         a_token = _SECONDS_A_TOKEN if self._slowest is None else _TIMES * self._slowest
         return max(_FLOOR_SECONDS, a_token * tokens)
-
-
-_CLOSE_SECONDS = 20
 
 
 class Roster:
