@@ -1,1 +1,1 @@
-"""The command line, and everything around the stages. Imports stages and data_schemas."""
+"""The command and the Python API: options in, stages called, results printed."""

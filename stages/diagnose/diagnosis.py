@@ -1,4 +1,4 @@
-"""What a diagnosis says: `reflogp diagnose --json` prints it, the terminal and the page show it."""
+"""The result of a diagnosis, which the terminal, the page and `--json` show, and its wording."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,13 +14,13 @@ LEGEND = (
     "preferred: share whose chosen response the reference prefers (the implicit accuracy before "
     "any training), by the sum of log-probs and per token. gap: its mean margin, in nats."
 )
-"""What the columns of pairs are."""
+"""Explains the columns for pairs."""
 _NONE = "(none)"
 _LONGEST = 24  # characters of a value in a table
 
 
 class Finding(Record):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     severity: Severity
@@ -31,7 +31,7 @@ class Finding(Record):
 
 
 class Suggestion(Record):
-    """How to train on these preferences, if one does."""
+    """Settings to start training with."""
 
     loss: str
     beta: float
@@ -40,7 +40,7 @@ class Suggestion(Record):
 
 
 class Histogram(Record):
-    """Counts of one or two series over the same bins; the outermost hold what is beyond them."""
+    """Counts of one or two series in the same bins; the outer bins hold all values beyond them."""
 
     name: str
     title: str
@@ -61,7 +61,7 @@ class Example(Record):
 
 
 class Group(Record):
-    """The rows with one value of a kept column. None: the rows are of the other kind."""
+    """The rows with one value of a kept column. None: does not apply to this kind of rows."""
 
     value: str | None = Field(description="None: of rows that have none.")
     rows: int
@@ -79,14 +79,14 @@ class Group(Record):
 
 
 class Grouped(Record):
-    """What the values of a kept column tell apart, over all rows; the most frequent first."""
+    """All rows, grouped by the values of a kept column, the most frequent first."""
 
     column: str
     groups: list[Group] | None = Field(description="None: it has too many different values.")
 
 
 class Diagnosis(Record):
-    """All of it."""
+    """A whole diagnosis."""
 
     cache: str
     kind: Literal["paired", "unpaired"]
@@ -105,7 +105,7 @@ Cells = dict[str, Callable[[Group], str]]
 
 
 def group_table(grouped: Grouped, kind: str) -> list[tuple[str, ...]]:
-    """The header, then a row for each value; no rows where the column has too many values."""
+    """The header, then a row for each value; only the header if there are too many values."""
     columns = _PAIRED if kind == "paired" else _UNPAIRED
     groups = grouped.groups or []
     rows = [(_name(group), *(form(group) for form in columns.values())) for group in groups]

@@ -1,7 +1,7 @@
-"""Token ids -> 64-bit keys, so that equal pairs and swapped ones are found among millions.
+"""Token ids -> 64-bit keys, which find equal and swapped pairs among millions.
 
-A key takes 8 bytes a row. Two different rows share one by chance once in 18 million caches of a
-million rows. A whole pair's key is the same for the pair and for its swap, but for its lowest bit.
+A key takes 8 bytes per row. One in 18 million caches of a million rows has two different rows with
+the same key. The keys of a pair and of its swap differ only in the lowest bit.
 """
 
 import numpy as np
@@ -21,9 +21,9 @@ def lengths(column: pa.Array) -> NDArray[np.int64]:
 
 
 def list_keys(column: pa.Array) -> Keys:
-    """A key of each list of token ids, uint64 [rows]; 0 where it is null or empty.
+    """A key for each list of token ids, uint64 [rows]; 0 if the list is null or empty.
 
-    It is the sum of a hash of every token with its position, so that no order is lost.
+    The key sums a hash of every token and its position, so it depends on the order.
     """
     counts = lengths(column)
     ends = np.cumsum(counts)
@@ -38,10 +38,10 @@ def list_keys(column: pa.Array) -> Keys:
 
 
 def pair_keys(prompts: pa.Array, chosen: pa.Array, rejected: pa.Array) -> Keys:
-    """A key of each row, uint64 [rows]; the swapped pair's differs in the lowest bit only.
+    """A key for each row, uint64 [rows]. A swapped pair's key differs only in the lowest bit.
 
-    Of an unpaired row the response that is absent has the key 0, so that the same response with the
-    other label is its swap.
+    The absent response of an unpaired row has the key 0, so the same response with the other label
+    is its swap.
     """
     good, bad = list_keys(chosen), list_keys(rejected)
     either = mixed(mixed(~list_keys(prompts)) + mixed(good) + mixed(bad))
@@ -49,7 +49,7 @@ def pair_keys(prompts: pa.Array, chosen: pa.Array, rejected: pa.Array) -> Keys:
 
 
 def repeated(keys: Keys, source_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which rows stand in the data a second time or more; the first of them is not marked.
+    """Which rows repeat an earlier row of the data, bool [rows].
 
     Args:
         keys: of pair_keys, uint64 [rows].
@@ -62,7 +62,7 @@ def repeated(keys: Keys, source_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def contradictory(keys: Keys) -> NDArray[np.bool_]:
-    """Which rows stand in the data with the opposite preference, too, bool [rows]."""
+    """Which rows also occur with the opposite preference, bool [rows]."""
     distinct = np.unique(keys)
     place = np.searchsorted(distinct, keys ^ _ORDER)
     place[place == len(distinct)] = 0

@@ -17,7 +17,7 @@ MEASURED = [
     "source_row", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_truncated",
     "rejected_truncated", "confidence", "ref_chosen_logp_sum", "ref_rejected_logp_sum",
 ]  # fmt: skip
-"""All that is read of a shard."""
+"""The columns that `measure` needs."""
 
 FAR = 6.0
 """A response this many standard deviations from the median is an outlier."""
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 
 class Measures(NamedTuple):
-    """Of each row, in the cache's order. An unpaired row's other response has 0 tokens and NaN.
+    """Measures of each row, in the cache's order. An absent response has 0 tokens and NaN.
 
     Attributes:
         source_row: position in the data, int64 [rows].
@@ -51,7 +51,7 @@ class Measures(NamedTuple):
 
     @property
     def length_difference(self) -> NDArray[np.int64]:
-        """Tokens that the chosen response has more than the rejected one, int64 [rows]."""
+        """Tokens of the chosen minus tokens of the rejected response, int64 [rows]."""
         return self.chosen_tokens - self.rejected_tokens
 
     @property

@@ -35,7 +35,7 @@ def page(found: Diagnosis, reference: str) -> str:
 
 
 def chart(histogram: Histogram) -> Chart:
-    """To draw on the page, or for a paper."""
+    """The chart of a histogram."""
 
     def draw(axes: Any, ink: Ink) -> None:
         draw_histogram(axes, ink, histogram.edges, histogram.series)
@@ -55,7 +55,7 @@ def chart(histogram: Histogram) -> Chart:
 
 
 def _note(histogram: Histogram) -> str:
-    """In which bin the median of each series is: what the drawing says, for who cannot see it."""
+    """The bin of each median, as text for readers who cannot see the drawing."""
     said = [
         f"{name}: {sum(counts):,}, median between {low:.3g} and {high:.3g} {histogram.unit}"
         for name, counts in histogram.series.items()

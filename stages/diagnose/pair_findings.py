@@ -1,4 +1,4 @@
-"""What the two responses of pairs tell: facts -> findings. One function a finding."""
+"""Facts -> findings that compare the two responses of pairs. One function per finding."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ _SMALL_GAP = 1.0  # nats; at beta 0.1 a tenth in the logit
 
 
 def length_bias(facts: Facts) -> Finding:
-    """Does length alone tell which response is preferred?"""
+    """Does length alone predict which response is preferred?"""
     measures = facts.measures
     difference = measures.length_difference.astype(np.float64)
     unequal = difference[difference != 0]

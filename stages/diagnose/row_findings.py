@@ -1,4 +1,4 @@
-"""What any rows tell, paired or not: facts -> findings. One function a finding."""
+"""Facts -> findings that apply to pairs and unpaired rows. One function per finding."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ _FEW_ROWS = 1_000
 
 
 def size(facts: Facts) -> Finding:
-    """Are there enough rows to learn, and to measure, anything?"""
+    """Are there enough rows to train on and to measure?"""
     few = facts.rows < _FEW_ROWS
     noun = "pairs" if facts.kind == "paired" else "rows"
     weights = ", with weights that no figure here counts in" if facts.weighted else ""
@@ -28,7 +28,7 @@ def size(facts: Facts) -> Finding:
 
 
 def labels(facts: Facts) -> Finding:
-    """Unpaired: how many are good, and does length alone tell?"""
+    """Unpaired rows: how many are good, and does length alone predict the label?"""
     good = facts.measures.chosen_tokens > 0
     tokens = facts.measures.chosen_tokens + facts.measures.rejected_tokens
     share, by_length = float(good.mean()), spearman(good.astype(float), tokens.astype(float))
@@ -48,7 +48,7 @@ def labels(facts: Facts) -> Finding:
 
 
 def duplicates(facts: Facts) -> Finding:
-    """Does the same row stand there more than once?"""
+    """Do rows occur more than once?"""
     return _rows_to_drop(
         "duplicates", facts.duplicates, facts, (0.01, 0.1),
         f"{counted(facts.duplicates, 'row repeats', 'rows repeat')} another",
@@ -57,7 +57,7 @@ def duplicates(facts: Facts) -> Finding:
 
 
 def contradictions(facts: Facts) -> Finding:
-    """Is the same pair there with the opposite preference?"""
+    """Do pairs also occur with the opposite preference?"""
     found = counted(facts.contradictions, "row stands", "rows stand")
     return _rows_to_drop(
         "contradictions", facts.contradictions, facts, (0.005, 0.05),
@@ -138,7 +138,7 @@ def confidence(facts: Facts) -> Finding:
 
 
 def other_columns(facts: Facts) -> Finding:
-    """What other columns there are, and how to have them."""
+    """Which other columns does the cache keep, and how can it keep more?"""
     kept = [one.column for one in facts.grouped]
     if not kept:
         return Finding(
@@ -162,7 +162,7 @@ def other_columns(facts: Facts) -> Finding:
 def _rows_to_drop(
     name: str, rows: int, facts: Facts, grades: tuple[float, float], title: str, advice: str
 ) -> Finding:
-    """Of rows that `filter --drop-NAME` drops; the advice is for where there are some."""
+    """A finding on rows that `filter --drop-NAME` drops, with advice if there are any."""
     share = rows / facts.rows
     command = f"reflogp filter {facts.cache} --output filtered/ --drop-{name}"
     return Finding(

@@ -1,7 +1,7 @@
-"""How alike two responses are: the share of their tokens that they have in common, in order.
+"""Similarity of two responses: 2 LCS / (|y_w| + |y_l|).
 
-Exactly, it is 2 LCS / (|y_w| + |y_l|), with LCS the longest common subsequence of the token ids: 1
-for equal responses, 0 where no token is in both.
+LCS is the length of the longest common subsequence of their token ids. The similarity is 1 for
+equal responses, and 0 for responses without a common token.
 """
 
 import math
@@ -15,7 +15,7 @@ from reflogp.stages.cache.columns import View, views
 
 
 def similarity(one: View, other: View, at_least: float = 0.0) -> float:
-    """Of two arrays of token ids, between 0 and 1; it may be 0 if it is under `at_least`."""
+    """Similarity of two arrays of token ids, from 0 to 1. Below `at_least` it can be given as 0."""
     total = len(one) + len(other)
     least = math.floor(at_least * total)
     # Indel counts what is inserted and deleted, so its similarity is 2 LCS
@@ -31,7 +31,7 @@ def similarities(
     Args:
         table: with `chosen_ids` and `rejected_ids`, of paired rows.
         rows: positions in the table.
-        at_least: a similarity under it may be given as 0, which is faster.
+        at_least: a similarity below this can be given as 0, which is faster.
     """
     some = table.select(["chosen_ids", "rejected_ids"]).take(rows)
     sides = (views(column) for column in some.columns)

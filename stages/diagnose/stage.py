@@ -1,4 +1,4 @@
-"""Diagnose, joined: cache -> facts -> findings, suggestion, histograms, rows to look at."""
+"""The steps of a diagnosis: cache -> facts -> findings, suggestion, histograms, example rows."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,13 +42,13 @@ _SERIOUS: list[Severity] = ["problem", "warning", "fine", "note"]
 def diagnose(
     cache: Path, manifest: Manifest, console: Console, decoder: Decoder | None = None
 ) -> Diagnosis:
-    """What can be learned from a sealed cache.
+    """Measure what the preferences of a sealed cache can teach.
 
     Args:
         cache: its folder.
         manifest: its manifest.
         console: for progress.
-        decoder: where the texts of the examples are wanted.
+        decoder: makes the texts of the examples; None leaves them out.
 
     Raises:
         InputError: the cache is empty, or a shard is missing or damaged.
@@ -76,13 +76,13 @@ def diagnose(
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """All of them, the serious ones first."""
+    """All findings, the most serious first."""
     found = [look(facts) for look in (_PAIRED if facts.kind == "paired" else _UNPAIRED)]
     return sorted(found, key=lambda finding: _SERIOUS.index(finding.severity))
 
 
 def _examples(facts: Facts) -> Iterator[tuple[int, Example]]:
-    """Rows to look at, with their positions in the cache; the most striking first."""
+    """Rows to look at, with their positions in the cache, the most extreme first."""
     far = distance(facts.measures)
     alike = np.nan_to_num(facts.similarity)
     for values, least, why in (

@@ -1,4 +1,4 @@
-"""Findings -> which loss and beta to begin with, and whether to train at all."""
+"""Findings -> the loss and beta to start with, and whether to train at all."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ _SATURATED = 3.0  # the logit where sigmoid is 0.95
 
 
 def suggest(facts: Facts, found: list[Finding]) -> Suggestion:
-    """Loss and beta with the reason, and the command."""
+    """Suggest a loss and a beta, with the reason and the command."""
     wrong = {finding.name for finding in found if finding.severity in ("problem", "warning")}
     if facts.kind == "unpaired":
         loss = "kto" if facts.kl else "kto_no_kl"
@@ -56,7 +56,7 @@ def verdict(found: list[Finding]) -> str:
 
 
 def _beta(facts: Facts) -> tuple[float, str]:
-    """A beta at which a pair of the median length stops pulling before the policy has drifted far.
+    """A beta at which the loss of a median pair saturates before the policy has drifted far.
 
     At beta, a pair's loss has saturated when its margin, a sum of log-ratios over the tokens of
     both responses, is 3 / beta nats.

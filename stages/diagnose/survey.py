@@ -1,9 +1,9 @@
-"""One pass over the shards of a cache -> the measures that findings are made of, in flat memory.
+"""One pass over the shards of a cache -> the facts that findings are made of, in flat memory.
 
-Of all rows 16 bytes are kept (key and position in the data, for what stands there twice); of at
-most about a million, drawn at random, also the measures; of about 10,000 the responses are compared
-token by token. Every n-th row would not do: on data with a period of ten it found 100% of the pairs
-near-identical, where 10% were.
+Each row keeps 16 bytes: a key and the position in the data, to find repeated rows. About a million
+random rows at most also keep their measures, and the responses of about 10,000 are compared token
+by token. Taking every n-th row instead is wrong for periodic data: with a period of ten, it found
+100% of the pairs near-identical when 10% were.
 """
 
 import shlex

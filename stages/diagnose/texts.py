@@ -1,4 +1,4 @@
-"""Token ids -> text for people, with the reference's own tokenizer where that is still there."""
+"""Token ids -> text for people, with the reference's tokenizer if it is still available."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,11 @@ from reflogp.stages.model.checkpoint import Checkpoint
 
 Decoder = Callable[[list[int]], str]
 
-_FIRST, _LAST = 150, 50  # tokens that are shown of a longer text
+_FIRST, _LAST = 150, 50  # tokens shown of a longer text
 
 
 def decoder(manifest: Manifest) -> Decoder | None:
-    """What decodes this cache's ids; None where the reference, or a fast tokenizer, is not here."""
+    """A decoder of the cache's ids; None without the reference or a fast tokenizer."""
     reference = manifest.reference
     adapter = None if reference.adapter_path is None else Path(reference.adapter_path)
     checkpoint = Checkpoint(Path(reference.path), adapter, manifest.engine.dtype)
@@ -23,7 +23,7 @@ def decoder(manifest: Manifest) -> Decoder | None:
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception:  # noqa: BLE001 - whatever the library makes of it, texts are an extra
+    except Exception:  # noqa: BLE001 - texts are optional, whatever the library raises
         return None
 
     def decode(ids: list[int]) -> str:

@@ -1,7 +1,7 @@
 """The card of an exported data set: what it is and where it comes from.
 
-It names no files (`configs`): `datasets` finds data/train-* by itself, and then sees from their
-dates that they have changed. Of a folder whose card names them it gives what it read there before.
+It names no files (`configs`), because `datasets` finds data/train-* by itself, and then notices
+changed files by their dates. If the card names the files, `datasets` returns its old cached copy.
 """
 
 from reflogp.data_schemas.export import ExportFormat

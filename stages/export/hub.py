@@ -1,4 +1,4 @@
-"""An exported folder -> a data set on the Hugging Face hub."""
+"""An exported folder -> a data set on the Hugging Face Hub."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,6 +1,6 @@
-"""A sealed cache -> a folder that `datasets` and the hub take for a data set.
+"""A sealed cache -> a folder that `datasets` and the Hub read as a data set.
 
-One shard is read, turned and written at a time, so memory does not grow with the cache.
+One shard at a time is read, converted and written, so memory does not grow with the cache.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a user can drop, or weight by. Each rule is a command-line option."""
+"""The options of a filter: rules that drop rows, and the measure to weight by."""
 
 from typing import Any, Literal
 

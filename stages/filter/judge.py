@@ -1,4 +1,4 @@
-"""Rules and a cache -> shard by shard, which rows go and why; and what they would weigh."""
+"""Rules and a cache -> for each shard, the rows to drop and why; and a trial of the weights."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _READ = [*MEASURED, "kept", "weight"]
 
 
 class Judged(NamedTuple):
-    """A shard, what is wrong with rows of it, and the positions of those that stay."""
+    """A shard, the faults of the rows to drop, and the positions of the rows that stay."""
 
     shard: Shard
     table: pa.Table
@@ -35,7 +35,7 @@ class Judged(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What a filter would do: rows that go, by reason; the weights of the others, if any."""
+    """The result of a dry run: dropped rows by reason, and the weights of the others, if any."""
 
     dropped: Counter[str]
     weighted: Weighted | None
@@ -47,9 +47,9 @@ def weighing(manifest: Manifest, rules: FilterRules) -> bool:
 
 
 def trial(cache: Path, manifest: Manifest, rules: FilterRules, console: Console) -> Trial:
-    """What a filter would do; nothing is written.
+    """Apply the rules without writing anything. Raises the errors of `judged`.
 
-    Of each row that stays, 16 bytes are kept if there are weights. Raises as `judged`.
+    If there are weights, each row that stays takes 16 bytes of memory.
     """
     gone: Counter[str] = Counter()
     values, before = [np.zeros(0)], [np.zeros(0)]
@@ -76,15 +76,15 @@ def judged(
     columns: list[str] | None = None,
     what: str = "filtering",
 ) -> Iterator[Judged]:
-    """Each shard, its table, and what is wrong with rows of it.
+    """Yield each shard with its table and the faults of its rows.
 
     Args:
         cache: folder of a sealed cache.
         manifest: its manifest.
-        rules: at least one.
+        rules: with at least one given.
         console: for progress.
-        columns: to read of each shard, measures.MEASURED among them; None: all.
-        what: it is done for, on the bar.
+        columns: to read from each shard, including measures.MEASURED; None: all.
+        what: the label of the progress bar.
 
     Raises:
         InputError: a rule does not fit the cache, or a file is damaged.
@@ -109,7 +109,7 @@ def require_usable(cache: Path, manifest: Manifest, rules: FilterRules) -> None:
     """Refuse rules that cannot be applied to the rows of a cache.
 
     Raises:
-        InputError: so it is, or there is no rule.
+        InputError: a rule cannot be applied, or no rule is given.
     """
     if not rules.given():
         raise InputError(
@@ -138,7 +138,7 @@ def _has_confidence(shard: Shard, table: pa.Table) -> bool:
 
 
 def _marks(cache: Path, manifest: Manifest, rules: FilterRules) -> Marks:
-    """What is known only once all rows have been seen, of all rows; 17 bytes each."""
+    """Marks that need a pass over all rows; 17 bytes of memory per row."""
     none = np.zeros(sum(shard.rows for shard in manifest.shards), bool)
     if not (rules.drop_contradictions or rules.drop_duplicates):
         return Marks(none, none)

@@ -1,14 +1,14 @@
-"""How much each row that stays counts in training, by one of its measures.
+"""The weight in training of each row that stays, from one of its measures.
 
     confidence       x / (1 + x), x = max(confidence, 0) / scale; scale: median of those above 0
     similarity       1 - similarity
     length-ratio     1 / ratio
     reference-gap    1 / (1 + |gap| / scale); scale: median of those above 0
 
-Each is between 0 and 1, rises or falls throughout, and keeps the rows' order by the measure. Over
-the rows that have the measure it is divided by its mean, and a row without it gets 1: it counts as
-the mean row does. Times the weight that the row had before, and once more over the mean, so that
-the weights of a cache have mean 1, and a learning rate means what it meant.
+Each formula gives values from 0 to 1 and is monotonic, so it keeps the order of the rows. The
+values are divided by their mean, and a row without the measure gets 1, the mean. The result is
+multiplied by the row's earlier weight, and divided by the mean again: the weights of a cache have
+mean 1, so a learning rate keeps its meaning.
 """
 
 from typing import NamedTuple

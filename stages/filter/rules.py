@@ -1,4 +1,4 @@
-"""Which rows of a shard break which rule; each goes by the first that it breaks."""
+"""Rows of a shard -> the first rule that each breaks."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -1,6 +1,6 @@
-"""Filter, joined: cache -> keys -> shard by shard, what stays and what goes -> a sealed cache.
+"""The steps of a filter: cache -> keys -> the rows of each shard that stay -> a sealed cache.
 
-Weights need the mean over all rows that stay: where there are any, the shards are read twice.
+Weights need the mean over all rows that stay, so with weights the shards are read twice.
 """
 
 import functools

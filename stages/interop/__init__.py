@@ -1,4 +1,4 @@
-"""The cache in trainers that are not ours.
+"""The cache in other trainers.
 
 In: a sealed cache and a trainer's rows. Out: reference log-probs in that trainer's batches.
 """

@@ -1,7 +1,7 @@
-"""Sealed caches -> log pi_ref of any row, found by the content of its token ids.
+"""Sealed caches -> log pi_ref of any row, looked up by its token ids.
 
-A row's id in the cache is a hash of its token ids, so the ids themselves are not read: an index of
-a million rows is 32 MB of memory.
+A row's id in the cache is a hash of its token ids, so only row ids are read. The index of a million
+rows takes 32 MB of memory.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,6 @@
-"""Why a row of token ids is not in a cache: the row there that is most like it, and what differs.
+"""Explains why a row is not in a cache: finds the most similar row, and what differs.
 
-Only read when something is wrong, so it reads the whole cache.
+It runs only before an error, so it can take the time to read the whole cache.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,10 +1,9 @@
-"""TRL's DPOTrainer with its reference values from a reflogp cache: no reference model, no forward.
+"""TRL's DPOTrainer with reference log-probs from a cache: no reference model, no forward of one.
 
-TRL 1.16 has a precompute of its own: with `precompute_ref_log_probs` no reference is kept in
-memory, and `_precompute_ref_logps` adds two columns to each data set, ref_chosen_logps and
-ref_rejected_logps, which the loss takes. So that one method is what is replaced here; everything
-else is TRL's. A row is known by its token ids as TRL's own tokenization made them, so a value can
-only reach the very tokens that it is of.
+TRL 1.16 can precompute too: with `precompute_ref_log_probs` it keeps no reference in memory, and
+`_precompute_ref_logps` adds the columns ref_chosen_logps and ref_rejected_logps to each data set,
+which the loss reads. Only that method is replaced here; everything else is TRL's. Rows are looked
+up by the token ids of TRL's own tokenization, so a value can only belong to exactly these tokens.
 
     trainer = CachedDPOTrainer(model, cache="cache/", args=DPOConfig(...))
 
