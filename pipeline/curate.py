@@ -19,10 +19,10 @@ from reflogp.data_schemas.manifest import Manifest, missing_files
 from reflogp.pipeline.resolve import described
 from reflogp.stages.cache.folder import Standing, short, stand, unsealed
 from reflogp.stages.cache.leftovers import clear_up
+from reflogp.stages.diagnose.decoder import decoder
 from reflogp.stages.diagnose.diagnosis import Diagnosis
 from reflogp.stages.diagnose.page import chart, page
 from reflogp.stages.diagnose.stage import diagnose
-from reflogp.stages.diagnose.texts import decoder
 from reflogp.stages.filter.config import FilterRules
 from reflogp.stages.filter.judge import Trial, trial
 from reflogp.stages.filter.stage import filter_cache, filtered_inputs

@@ -8,6 +8,7 @@ import numpy as np
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.sealed_shards import sealed_shard
 from reflogp.stages.cache.shard_content import limits_of
+from reflogp.stages.diagnose.decoder import Decoder
 from reflogp.stages.diagnose.diagnosis import Diagnosis, Example, Finding, Severity
 from reflogp.stages.diagnose.histograms import histograms
 from reflogp.stages.diagnose.measures import FAR, distance
@@ -24,7 +25,6 @@ from reflogp.stages.diagnose.row_findings import (
 )  # fmt: skip
 from reflogp.stages.diagnose.suggest import suggest, verdict
 from reflogp.stages.diagnose.survey import Facts, survey
-from reflogp.stages.diagnose.texts import Decoder
 from reflogp.stages.progress import Console
 
 _EXAMPLES = 5  # of each kind

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reflogp.stages.report.chart import Chart, Ink, Plotted
-from reflogp.stages.report.gather import Curve, Floats, Run
+from reflogp.stages.report.gather import Curve, FinishedRun, Floats
 from reflogp.stages.report.pair_charts import SIDES
 
 _POINTS = 300  # per curve on the page; more are indistinguishable
@@ -44,7 +44,7 @@ class _Line(NamedTuple):
     held_out: bool
 
 
-def charts(runs: Sequence[Run]) -> list[Chart]:
+def charts(runs: Sequence[FinishedRun]) -> list[Chart]:
     """Return the charts of loss, margin, rewards and accuracy over steps."""
     loss = ("loss", "Loss", ["loss"])
     margin = ("margin", "Margin of the rewards", ["rewards/margins"])
@@ -56,7 +56,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     return [chart for chart in found if chart.rows]
 
 
-def _chart(runs: Sequence[Run], name: str, title: str, metrics: Sequence[str]) -> Chart:
+def _chart(runs: Sequence[FinishedRun], name: str, title: str, metrics: Sequence[str]) -> Chart:
     most = max(_FEWEST_POINTS, min(_POINTS, _ALL_POINTS // len(runs)))
     lines = [
         line
@@ -87,7 +87,7 @@ def _chart(runs: Sequence[Run], name: str, title: str, metrics: Sequence[str]) -
     return Chart(name, title, note, draw, header, rows, height, plotted)
 
 
-def _lines(run: Run, metric: str, number: int | None, most: int) -> list[_Line]:
+def _lines(run: FinishedRun, metric: str, number: int | None, most: int) -> list[_Line]:
     """Return the lines of a metric, of training and of the held-out pairs.
 
     A single run's lines have a colour per metric; with several runs, each run has its own colour

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from reflogp.stages.report.gather import Run
+from reflogp.stages.report.gather import FinishedRun
 from reflogp.stages.report.pair_charts import SIDES, log_ratios
 
 EXPLORED = (
@@ -21,7 +21,7 @@ _OVER_SUMS = {"ipo": "(m - 1/(2 beta))^2, over sums", "bco": "-log s(beta c) - l
 """Formulas with the FIXED arguments."""
 
 
-def explorer_data(runs: Sequence[Run]) -> dict[str, Any]:
+def explorer_data(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Return the explorer's losses, its initial state, and pairs to load, as JSON values."""
     return {
         "losses": {name: _loss(name) for name in EXPLORED},
@@ -30,7 +30,7 @@ def explorer_data(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def first_pairs(runs: Sequence[Run]) -> list[int]:
+def first_pairs(runs: Sequence[FinishedRun]) -> list[int]:
     """Return the index of each run's first pair in the pairs of `explorer_data`."""
     numbers = [len(run.pairs[: _PAIRS // len(runs)]) for run in runs]
     return [sum(numbers[:i]) for i in range(len(numbers))]
@@ -50,7 +50,7 @@ def _loss(name: str) -> dict[str, Any]:
     return {"formula": formula, "paper": loss.paper, "choose": loss.choose, "arguments": arguments}
 
 
-def _start(run: Run) -> dict[str, Any]:
+def _start(run: FinishedRun) -> dict[str, Any]:
     """Return the run's own loss and arguments if the explorer has that loss, else DPO."""
     settings = run.record.settings
     name = settings.get("loss")
@@ -61,7 +61,7 @@ def _start(run: Run) -> dict[str, Any]:
     return {"loss": name, "given": given | {"beta": settings.get("beta")}}
 
 
-def _pairs(run: Run, runs: int) -> list[dict[str, Any]]:
+def _pairs(run: FinishedRun, runs: int) -> list[dict[str, Any]]:
     chosen, rejected = (log_ratios(run.pairs, side) for side in SIDES)
     prefix = f"{run.name}, " if runs > 1 else ""
     return [

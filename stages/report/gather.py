@@ -32,7 +32,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -50,7 +50,7 @@ class Run:
     pairs: Sequence[Mapping[str, Any]]
 
 
-def gather(folders: Sequence[Path]) -> list[Run]:
+def gather(folders: Sequence[Path]) -> list[FinishedRun]:
     """Return the runs in these folders.
 
     Raises:
@@ -71,7 +71,7 @@ def short_names(places: Sequence[Path]) -> list[str]:
     return [str(place) for place in places]
 
 
-def _run(folder: Path, name: str) -> Run:
+def _run(folder: Path, name: str) -> FinishedRun:
     try:
         record = run_record.read(folder)
     except InputError as error:
@@ -82,7 +82,7 @@ def _run(folder: Path, name: str) -> Run:
             "Give the --output of `reflogp train`, or for a sweep the folders of its runs. If "
             "the run is active or was killed, train it to its end first."
         )
-    return Run(
+    return FinishedRun(
         name, folder, record, read_metrics(folder / "metrics.jsonl"), scored_pairs.read(folder)
     )
 

@@ -15,7 +15,7 @@ from reflogp.stages.report import curves, pair_charts, tables
 from reflogp.stages.report.chart import Chart
 from reflogp.stages.report.drawing import drawn
 from reflogp.stages.report.explorer import explorer_data, first_pairs
-from reflogp.stages.report.gather import Run
+from reflogp.stages.report.gather import FinishedRun
 from reflogp.stages.report.render import render
 from reflogp.stages.report.shown_pairs import LEVELS, scale, shown
 
@@ -24,7 +24,7 @@ _FOLDER = Path(__file__).parent
 _SCRIPTS = ("losses.js", "explorer.js", "pairs.js", "readout.js")
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[FinishedRun]) -> str:
     """Return the page as text; without runs, it has only the explorer.
 
     The page shows fewer pairs if it would exceed LIMIT, and none for very many runs.
@@ -37,7 +37,7 @@ def page(runs: Sequence[Run]) -> str:
     return text
 
 
-def all_charts(runs: Sequence[Run]) -> list[Chart]:
+def all_charts(runs: Sequence[FinishedRun]) -> list[Chart]:
     """Return the charts to write to files: the curves, and the pair charts of each run."""
     found = curves.charts(runs) if runs else []
     for number, run in enumerate(runs, start=1):
@@ -46,7 +46,7 @@ def all_charts(runs: Sequence[Run]) -> list[Chart]:
     return found
 
 
-def _page(runs: Sequence[Run], each: int) -> str:
+def _page(runs: Sequence[FinishedRun], each: int) -> str:
     from markupsafe import Markup
 
     script = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
@@ -65,7 +65,7 @@ def _page(runs: Sequence[Run], each: int) -> str:
     )
 
 
-def _values(runs: Sequence[Run], each: int) -> dict[str, Any]:
+def _values(runs: Sequence[FinishedRun], each: int) -> dict[str, Any]:
     single = len(runs) == 1
     return {
         "title": f"Run {runs[0].name}" if single else f"{len(runs)} runs side by side",
@@ -91,7 +91,7 @@ def _values(runs: Sequence[Run], each: int) -> dict[str, Any]:
     }
 
 
-def _subtitle(run: Run) -> str:
+def _subtitle(run: FinishedRun) -> str:
     settings = run.record.settings
     return (
         f"{settings.get('loss')}, beta {settings.get('beta')}, from {run.record.policy}, on "
@@ -99,7 +99,7 @@ def _subtitle(run: Run) -> str:
     )
 
 
-def _section(run: Run, number: int, first: int, each: int, single: bool) -> dict[str, Any]:
+def _section(run: FinishedRun, number: int, first: int, each: int, single: bool) -> dict[str, Any]:
     """Return the page's section on one run's scored pairs."""
     eval_ = run.pairs[0]["split"] == "eval"
     what = "held-out pairs" if eval_ else "training pairs"

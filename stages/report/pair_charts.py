@@ -8,7 +8,7 @@ import numpy as np
 
 from reflogp.stages.correlation import pearson
 from reflogp.stages.report.chart import Chart, Ink
-from reflogp.stages.report.gather import Floats, Run
+from reflogp.stages.report.gather import FinishedRun, Floats
 from reflogp.stages.report.histogram import draw_histogram
 
 SIDES = ("chosen", "rejected")
@@ -19,7 +19,7 @@ _SD95 = 1.96
 _DOTS = 400  # per side, and rows of the table
 
 
-def charts(run: Run) -> list[Chart]:
+def charts(run: FinishedRun) -> list[Chart]:
     """Return the charts of one run's scored pairs, or none if it has no pairs."""
     if not run.pairs:
         return []
@@ -36,7 +36,7 @@ def log_ratios(pairs: Sequence[Mapping[str, Any]], side: str) -> Floats:
     )
 
 
-def _moved(run: Run) -> Chart:
+def _moved(run: FinishedRun) -> Chart:
     values = {side: log_ratios(run.pairs, side) for side in SIDES}
     both = np.concatenate(list(values.values()))
     edges = np.histogram_bin_edges(both, bins=min(24, max(8, len(run.pairs) // 3)))
@@ -59,7 +59,7 @@ def _moved(run: Run) -> Chart:
     )  # fmt: skip
 
 
-def _plane(run: Run) -> Chart:
+def _plane(run: FinishedRun) -> Chart:
     chosen, rejected = (log_ratios(run.pairs, side) for side in SIDES)
     right = np.array([pair["margin"] for pair in run.pairs], float) > 0
 
@@ -86,7 +86,7 @@ def _plane(run: Run) -> Chart:
     )  # fmt: skip
 
 
-def _length(run: Run) -> Chart:
+def _length(run: FinishedRun) -> Chart:
     lengths = {side: np.array([len(p[f"{side}_ids"]) for p in run.pairs], float) for side in SIDES}
     rewards = {side: np.array([p[f"{side}_reward"] for p in run.pairs], float) for side in SIDES}
     margins = np.array([pair["margin"] for pair in run.pairs], float)
@@ -148,7 +148,7 @@ def calibration(margins: Floats) -> list[Bin]:
     ]  # fmt: skip
 
 
-def _policy_calibration(run: Run) -> Chart:
+def _policy_calibration(run: FinishedRun) -> Chart:
     return _calibration(
         "calibration", "Calibration of the policy",
         "How often the preferred response is the chosen one, against the confidence of the "
@@ -157,7 +157,7 @@ def _policy_calibration(run: Run) -> Chart:
     )  # fmt: skip
 
 
-def _cache_calibration(run: Run) -> Chart:
+def _cache_calibration(run: FinishedRun) -> Chart:
     """Return the calibration of the reference alone, with beta log pi_ref as the reward."""
     gaps = [pair["ref_chosen_logp_sum"] - pair["ref_rejected_logp_sum"] for pair in run.pairs]
     return _calibration(

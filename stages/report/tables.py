@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from reflogp.data_schemas.run_record import RunRecord, StepMetrics
-from reflogp.stages.report.gather import Run
+from reflogp.stages.report.gather import FinishedRun
 
 TableRows = list[tuple[str, list[str]]]
 _PLACES = {"output"}  # differ between any two runs
@@ -31,7 +31,7 @@ def tiles(record: RunRecord) -> list[Tile]:
     ]
 
 
-def final_figures(runs: Sequence[Run]) -> TableRows:
+def final_figures(runs: Sequence[FinishedRun]) -> TableRows:
     """Return the final figures of each run."""
 
     def row(name: str, form: str, of: str) -> tuple[str, list[str]]:
@@ -49,7 +49,7 @@ def final_figures(runs: Sequence[Run]) -> TableRows:
     ]
 
 
-def settings(runs: Sequence[Run], *, differing: bool = False) -> TableRows:
+def settings(runs: Sequence[FinishedRun], *, differing: bool = False) -> TableRows:
     """Return all settings, or only those that differ between the runs."""
     names = dict.fromkeys(name for run in runs for name in run.record.settings)
     rows = [(name, [_text(run.record.settings.get(name)) for run in runs]) for name in names]
@@ -60,7 +60,7 @@ def settings(runs: Sequence[Run], *, differing: bool = False) -> TableRows:
     ]
 
 
-def provenance(runs: Sequence[Run]) -> TableRows:
+def provenance(runs: Sequence[FinishedRun]) -> TableRows:
     """Return each run's inputs, date, duration and version."""
     records = [run.record for run in runs]
     rows = [
