@@ -256,6 +256,8 @@ def test_a_record_that_cannot_be_read_is_not_taken_for_none(
 
 def test_a_run_that_an_earlier_release_left_unmarked(cache, output, console):
     (output / "reflogp.json").unlink()
+    # releases that left no mark wrote their tags in one line
+    (output / "README.md").write_text("---\nbase_model: m\ntags: [dpo, reflogp]\n---\n")
     before = files(output)
     run_train(settings(cache, output), console)
     assert "stage two: up to date" in console.said[-1]
