@@ -72,5 +72,5 @@ def crew(text: str | int) -> Crew:
         raise ValueError("must be a number of actors, or two with a hyphen, such as 2-8")
     bounds = Crew(int(found[1]), int(found[2] or found[1]))
     if not 1 <= bounds.least <= bounds.most:
-        raise ValueError(f"{text}: at least 1 actor, and no more at the least than at the most")
+        raise ValueError(f"{text}: give 1 actor or more, and a minimum up to the maximum")
     return bounds
