@@ -1,5 +1,6 @@
 """Real parts, made tiny: a checkpoint on disk, the project's own preferences, a silent console."""
 
+import gc
 import os
 import secrets
 import sys
@@ -32,6 +33,11 @@ def pytest_configure() -> None:
         cores = sorted(os.sched_getaffinity(0))
         core = cores[int(worker.removeprefix("gw")) % len(cores)]
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(core))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of each garbage collection: Trainer collects in every run."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,17 @@
 Of the tests that `make test` runs, those named beside a fault are run until one fails.
 """
 
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 _COPIED = ("reflogp", "pipeline", "stages", "data_schemas", "tests", "examples", "benchmarks",
@@ -183,30 +186,45 @@ MUTANTS = [
 
 def planted(tree: Path, mutant: Mutant) -> str | None:
     """The first test that fails in `tree` with the fault in it; None if none does."""
-    path = tree / mutant.file
+    path, output = tree / mutant.file, tree / "output.txt"
     sound = path.read_text(encoding="utf-8")
     assert sound.count(mutant.right) == 1, f"{mutant.file}: {mutant.right}"
     path.write_text(sound.replace(mutant.right, mutant.wrong), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_test, args=(tree, mutant.tests.split(), output))
     try:
-        done = subprocess.run(
-            [*command, *mutant.tests.split()], cwd=tree, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}, check=False,
-        )  # fmt: skip
+        process.start()
+        process.join()
     finally:
         path.write_text(sound, encoding="utf-8")
-    if done.returncode == 1 and (
-        failed := re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
-    ):
+    said = output.read_text(encoding="utf-8")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    if process.exitcode == 1 and failed:
         return failed[1]
-    if done.returncode:
-        raise SystemExit(f"{mutant.fault}: the tests did not run\n{done.stdout}{done.stderr}")
+    if process.exitcode:
+        raise SystemExit(f"{mutant.fault}: the tests did not run\n{said}")
     return None
+
+
+def _test(tree: Path, tests: list[str], output: Path) -> None:
+    """Run tests in `tree`, whose code is imported, with what this process has imported already."""
+    for number in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.truncate(output, 0)
+    os.chdir(tree)
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[0] = str(tree)
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"tests", "reflogp"}]:
+        del sys.modules[name]
+    sys.exit(int(pytest.main(["-x", "-m", "not slow", "-p", "no:cacheprovider", *tests])))
 
 
 def main() -> int:
     """Plant each fault, or those whose words hold the first argument; how many are not found."""
     wanted, hidden = (sys.argv[1] if len(sys.argv) > 1 else ""), 0
+    for name in ("datasets", "peft", "torch", "transformers.models.llama", "trl"):
+        import_module(name)  # once, for the tests of all faults
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         for name in _COPIED:

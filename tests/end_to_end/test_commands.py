@@ -18,7 +18,7 @@ REFLOGP = Path(sys.executable).with_name("reflogp")
 def reflogp(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the installed command; its exit code must be `code`, and it never shows a traceback."""
     done = subprocess.run(
-        [REFLOGP, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+        [REFLOGP, *map(str, arguments)], capture_output=True, text=True, timeout=1000, check=False
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

@@ -16,6 +16,13 @@ from tests.faults import processes
 THOROUGH = "REFLOGP_FAULTS" in os.environ
 """Set by `make faults`: every write and many random instants, not a few of them."""
 
+
+def times(few: int, more: int, many: int) -> pytest.MarkDecorator:
+    """How often a test does its fault: few times in `make test`, many times in `make faults`."""
+    often = [many] if THOROUGH else [few, pytest.param(more, marks=pytest.mark.slow)]
+    return pytest.mark.parametrize("times", often)
+
+
 Make = Callable[[Path], PrecomputeConfig]
 Record = Callable[[str, int, str], None]
 _FIGURES = pytest.StashKey[list[tuple[str, int, str]]]()

@@ -14,11 +14,10 @@ from reflogp.pipeline.run import run_integrity
 from tests.caches import rows
 from tests.conftest import Silent
 from tests.faults import processes
-from tests.faults.conftest import THOROUGH, Make, Record, names, require_equal
+from tests.faults.conftest import THOROUGH, Make, Record, names, require_equal, times
 from tests.faults.processes import Command, kill_after, kill_at
 
-KILLS = 100 if THOROUGH else 6
-WRITES = None if THOROUGH else 6  # at how many of the writes; None: at all
+EVERY = 1_000_000
 SHARES = 3
 
 
@@ -38,11 +37,12 @@ def kill_until_done(command: Command, usual: float, source: random.Random) -> in
     return kills
 
 
+@times(2, 6, 100)
 def test_killed_at_random_instants_again_and_again(
-    configured: Make, sound: Path, usual: float, tmp_path: Path, record_fault: Record
+    configured: Make, sound: Path, usual: float, tmp_path: Path, record_fault: Record, times: int
 ):
     source, kills, caches = random.Random(0), 0, 0
-    while kills < KILLS:
+    while kills < times:
         cache = tmp_path / f"cache-{caches}"
         kills += kill_until_done(processes.precompute(configured(cache)), usual, source)
         require_equal(cache, sound)
@@ -50,16 +50,16 @@ def test_killed_at_random_instants_again_and_again(
     record_fault("killed at a random instant", kills, f"{caches} caches")
 
 
+@times(2, 6, EVERY)
 def test_killed_before_and_after_each_write(
-    configured: Make, sound: Path, tmp_path: Path, record_fault: Record
+    configured: Make, sound: Path, tmp_path: Path, record_fault: Record, times: int
 ):
     counted = tmp_path / "counted"
     found = processes.writes(processes.precompute(configured(counted)), counted)
     calls = {boundary.call for boundary in found}
     assert calls >= {"replace", "link", "fsync", "write_text", "write_bytes", "write_table"}
     moments = [(one.number, moment) for one in found for moment in ("before", "after")]
-    if WRITES:
-        moments = random.Random(1).sample(moments, WRITES)
+    moments = random.Random(1).sample(moments, min(times, len(moments)))
     for number, moment in moments:
         cache = tmp_path / f"{moment}-{number}"
         command = processes.precompute(configured(cache))

@@ -23,7 +23,14 @@ def test_scoring_goes_on_when_a_fault_passes(
     assert rows_by_id(settings.cache) == local_rows
 
 
-@pytest.mark.parametrize("kind", ["drop", "lost", "stall"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("drop", marks=pytest.mark.slow),
+        "lost",
+        pytest.param("stall", marks=pytest.mark.slow),
+    ],
+)
 def test_a_store_that_stays_down_ends_the_run_and_the_next_one_completes_it(
     settings, s3, proxy, console, local_rows, kind
 ):
@@ -41,7 +48,7 @@ def test_a_store_that_stays_down_ends_the_run_and_the_next_one_completes_it(
     assert run_integrity(settings.cache, console) == []
 
 
-@pytest.mark.parametrize("kind", ["half", "stall"])
+@pytest.mark.parametrize("kind", ["half", pytest.param("stall", marks=pytest.mark.slow)])
 def test_an_outage_is_not_taken_for_a_cache_that_is_gone(settings, proxy, console, kind):
     manifest = run_precompute(settings, console)
     # the listing comes through, the content does not

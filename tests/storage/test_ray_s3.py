@@ -18,6 +18,7 @@ def two_cores(s3, ray_alone):
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_actors_make_the_cache_of_a_single_process_in_a_bucket(
     s3, two_cores, settings, local_rows, console, monkeypatch
 ):

@@ -145,6 +145,7 @@ def test_a_sample_is_verified_and_a_policy_trained(settings, s3, console, tmp_pa
     assert "stage two: up to date" in console.said[-1]
 
 
+@pytest.mark.slow
 def test_the_command_is_killed_and_goes_on(settings, s3, proxy, local_rows, capsys, monkeypatch):
     """SIGKILL while the third shard is on its way; then two engines, one of which meets a fault."""
     arguments = [

@@ -91,7 +91,10 @@ def test_the_random_state_the_adapter_and_the_order_depend_on_the_seed_alone(
     finish(start(claim, cache, tmp_path))
 
 
-@pytest.mark.parametrize("loss", ["dpo", "ipo=1,sft=0.5", "rdpo"])
+@pytest.mark.parametrize(
+    "loss",
+    ["ipo=1,sft=0.5", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("dpo", "rdpo"))],
+)
 def test_a_step_is_the_same_however_its_pairs_are_cut_into_forward_passes(
     cache, console, tmp_path, loss
 ):

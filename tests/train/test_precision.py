@@ -389,6 +389,7 @@ def test_gradients_are_those_of_float32_but_for_rounding(half, tmp_path, tied):
     assert error(found) < 1.2 * error(under_autocast)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_all_weights_ends_as_if_nothing_had_been(half_cache, console, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -413,6 +414,7 @@ def test_the_policy_starts_as_the_reference_was_scored(half, half_cache, tmp_pat
     assert all(p.requires_grad for p in policy.parameters())
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_with_the_float32_weights_of_one(half_cache, console, tmp_path):
     options = processes.OPTIONS | {"learning_rate": 5e-6, "eval_fraction": 0.0}
     alone = TrainConfig(cache=half_cache, output=tmp_path / "alone", **options)

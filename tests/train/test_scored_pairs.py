@@ -24,7 +24,7 @@ def config(cache, output, **options):
     return TrainConfig(cache=cache, output=output, **(plain | options))
 
 
-@pytest.mark.parametrize("loss", ["dpo", "simpo"])
+@pytest.mark.parametrize("loss", ["dpo", pytest.param("simpo", marks=pytest.mark.slow)])
 def test_scored_pairs_are_those_of_the_cache_under_the_policy_that_was_saved(
     cache, console, tmp_path, loss
 ):
