@@ -1,13 +1,15 @@
 """Both engines against a plain float32 forward of the same model, per token, on real text."""
 
-import functools
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoTokenizer
 
 from reflogp.data_schemas.errors import InputError
@@ -47,11 +49,8 @@ def expected(checkpoint: Path, requests: list[Request]) -> list[np.ndarray]:
     return [definition.logps(*request) for request in requests]
 
 
-def transformers_engine(checkpoint: Path) -> TransformersScorer:
-    return TransformersScorer(Checkpoint(checkpoint, None, "float32"), batch_tokens=600)
-
-
-shared_transformers_engine = functools.cache(transformers_engine)
+def transformers_engine(checkpoint: Path, batch_tokens: int = 600) -> TransformersScorer:
+    return TransformersScorer(Checkpoint(checkpoint, None, "float32"), batch_tokens=batch_tokens)
 
 
 def vllm_engine(checkpoint: Path) -> Scorer:
@@ -102,20 +101,25 @@ def test_any_lengths_budget_and_chunk_of_the_head_are_scored_exactly(
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked_head, "rows_at_once", lambda _device: rows)
-        scorer = shared_transformers_engine(checkpoint)
-        scorer._batch_tokens = budget
+        scorer = transformers_engine(checkpoint, budget)
         plain.check(wanted, scorer.score(wanted))
         plain.check(wanted, scorer.rescore(wanted))
 
 
 def test_batches_stay_within_the_token_budget(checkpoint, requests):
-    scorer = TransformersScorer(Checkpoint(checkpoint, None, "float32"), batch_tokens=600)
-    lengths = [request.length for request in requests]
-    batches = list(scorer._batches(requests))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(requests)))
-    assert len(batches) < len(requests) / 2
-    for batch in batches:
-        assert len(batch) * max(lengths[i] for i in batch) <= 600 or len(batch) == 1
+    shapes: list[tuple[int, int]] = []
+
+    def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if isinstance(module, nn.Embedding):
+            shapes.append(tuple(arguments[0].shape))
+
+    scorer = transformers_engine(checkpoint)
+    hook = register_module_forward_pre_hook(note)
+    scorer.score(requests)
+    hook.remove()
+    assert sum(rows for rows, _ in shapes) >= len(requests)
+    assert len(shapes) < len(requests) / 2
+    assert all(rows * length <= 600 or rows == 1 for rows, length in shapes)
 
 
 @pytest.mark.parametrize(

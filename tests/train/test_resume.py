@@ -8,12 +8,14 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from reflogp.data_schemas.errors import ReflogpError
 from reflogp.pipeline.run import run_train
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.result import checkpoints
 from tests.conftest import Silent
+from tests.faults.boundaries import Boundary, watch
 
 
 def settings(cache, output, **options) -> TrainConfig:
@@ -27,14 +29,12 @@ def settings(cache, output, **options) -> TrainConfig:
 def train_and_die(config: TrainConfig, step: int) -> None:
     """Train, and be killed in the middle of writing the checkpoint of `step`."""
     torch.set_num_threads(1)
-    seal = checkpoints._seal
 
-    def killing(folder, at, fingerprint):
-        if at == step:
+    def kill(boundary: Boundary) -> None:
+        if f"/checkpoint-{step}/.reflogp_checkpoint.json" in boundary.path:
             os.kill(os.getpid(), signal.SIGKILL)
-        seal(folder, at, fingerprint)
 
-    checkpoints._seal = killing
+    watch(config.output, kill, lambda _: None)
     run_train(config, Silent())
 
 
@@ -96,7 +96,9 @@ def test_a_checkpoint_with_a_file_cut_short_is_not_whole(tmp_path):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "optimizer.pt").write_bytes(b"0123456789")
-        checkpoints._seal(folder, step, "this")
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        arguments = TrainingArguments(str(tmp_path), use_cpu=True)
+        checkpoints.SealCheckpoints("this").on_save(arguments, state, TrainerControl())
     found = checkpoints.whole_checkpoints(tmp_path, "this")
     assert [folder.name for folder in found] == ["checkpoint-3", "checkpoint-6"]
     assert checkpoints.whole_checkpoints(tmp_path, "other") == []
