@@ -198,7 +198,7 @@ def planted(tree: Path, mutant: Mutant) -> str | None:
     finally:
         path.write_text(sound, encoding="utf-8")
     said = output.read_text(encoding="utf-8")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", said, re.MULTILINE)
     if process.exitcode == 1 and failed:
         return failed[1]
     if process.exitcode:

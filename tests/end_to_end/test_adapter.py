@@ -122,7 +122,7 @@ def test_verify_finds_base_and_adapter_again(sealed, adapter, checkpoint, consol
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("lora_r", [8, 0])
+@pytest.mark.parametrize("lora_r", [8, pytest.param(0, marks=pytest.mark.slow)])
 def test_training_starts_from_base_and_adapter(sealed, adapter, console, tmp_path, lora_r):
     config = TrainConfig(
         cache=sealed, output=tmp_path / "model", max_steps=3, lora_r=lora_r, learning_rate=1e-3

@@ -70,7 +70,8 @@ def settings(checkpoint, few_preferences, tmp_path) -> PrecomputeConfig:
 
 
 @pytest.mark.parametrize(
-    "engine", [transformers_engine, pytest.param(vllm_pooler, marks=pytest.mark.vllm)]
+    "engine",
+    [transformers_engine, pytest.param(vllm_pooler, marks=[pytest.mark.vllm, pytest.mark.slow])],
 )
 def test_responses_that_come_out_wrong_are_scored_again_and_kept(
     engine, settings, checkpoint, console, monkeypatch

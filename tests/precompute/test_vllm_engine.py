@@ -58,6 +58,7 @@ def test_two_ranks_score_exactly_and_a_rank_that_dies_is_explained(checkpoint, o
         scorer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_an_engine_that_does_not_start_says_why_in_one_line(checkpoint, capfd):
     with pytest.raises(ReflogpError) as raised:
