@@ -147,7 +147,7 @@ MUTANTS = [
         "tests/precompute/test_reuse.py -k another_model",
     ),
     Mutant(
-        "a shard of other inputs is sealed",
+        "a shard of another plan is sealed",
         f"{_PRECOMPUTE}/score/finished.py",
         "if origin.plan != shard.sha256:",
         "if False:",
