@@ -65,7 +65,7 @@ def test_one_prompt_alone_is_crossed_with_itself():
 
 
 def test_a_long_run_of_one_prompt_is_cut_so_that_memory_stays_flat(monkeypatch):
-    monkeypatch.setattr(kl_completions, "_LONGEST_RUN", 2)
+    monkeypatch.setattr(kl_completions, "_LONGEST_BLOCK", 2)
     assert taken(1, 1, 1, 1, 2) == [3, 2, 4, 4, 1]
 
 
