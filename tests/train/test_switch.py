@@ -221,7 +221,7 @@ def test_a_file_system_without_links_gets_the_new_result_too(stage, tmp_path, mo
 def test_a_file_that_came_meanwhile_stays_and_the_new_result_waits(stage):
     (stage / "adapter_config.json").write_text("mine")
     before = files(stage)
-    with pytest.raises(ReflogpError, match=r"did not write adapter_config\.json.*Move it away"):
+    with pytest.raises(ReflogpError, match=r"did not write: adapter_config\.json\. Move them away"):
         finish(stage)
     assert files(stage) == before
     (stage / "adapter_config.json").unlink()
