@@ -13,6 +13,7 @@ from typing import Any
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.manifest import Inputs
 from reflogp.pipeline.digests import file_digests
+from reflogp.pipeline.resolve import not_on_hub
 from reflogp.stages.model.adapter import CONFIG as ADAPTER_CONFIG
 from reflogp.stages.model.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from reflogp.stages.model.checkpoint import Checkpoint
@@ -107,11 +108,8 @@ def at_commit(config: PrecomputeConfig) -> PrecomputeConfig:
     try:
         commit = str(HfApi().dataset_info(name, revision=revision).sha)
     except Exception as error:
-        at = "" if revision is None else f" at the revision {revision}"
-        raise InputError(
-            f"--data {name}: no such file or folder, and the Hub gave no data set with that "
-            f"name{at} ({type(error).__name__}). Check the name, the network and your login."
-        ) from error
+        where = f"--data {name}: no such file or folder"
+        raise not_on_hub(where, "data set", revision, error) from error
     return config.model_copy(update={"data_revision": commit})
 
 

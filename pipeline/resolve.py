@@ -129,11 +129,17 @@ def _folder(name: str, option: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        at = "" if revision is None else f" at the revision {revision}"
-        raise InputError(
-            f"--{option} {name}: no such folder, and the Hub gave no model with that name{at} "
-            f"({type(error).__name__}). Check the name, the network and your login."
-        ) from error
+        where = f"--{option} {name}: no such folder"
+        raise not_on_hub(where, "model", revision, error) from error
+
+
+def not_on_hub(where: str, kind: str, revision: str | None, error: Exception) -> InputError:
+    """The error for a name that is neither here, as `where` says, nor on the Hub."""
+    at = "" if revision is None else f" at the revision {revision}"
+    return InputError(
+        f"{where}, and the Hub gave no {kind} with that name{at} ({type(error).__name__}). Check "
+        "the name, the network and your login."
+    )
 
 
 def checkpoint_dtype(folder: Path) -> Dtype:
