@@ -14,12 +14,12 @@ PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadf
 
 help:
 	@echo "make demo      both stages on a real model and real preferences (6 minutes on 2 cores)"
-	@echo "make test      set up, ruff, mypy and every kind of test (8 minutes on 2 cores)"
-	@echo "make test-all  the same with every variant (40 minutes)"
+	@echo "make test      set up, ruff, mypy and every kind of test (25 minutes on 2 busy cores)"
+	@echo "make test-all  the same with every variant"
 	@echo "make fuzz      broken input for every reader, $(FUZZ_CASES) cases each"
 	@echo "make lint      ruff and mypy only"
 	@echo "make faults    hundreds of kills, failing writes and flipped bits (20 minutes)"
-	@echo "make mutants   faults planted in the code, each of which make test finds (20 minutes)"
+	@echo "make mutants   faults planted in the code, each of which make test finds"
 	@echo "make clean     remove .venv and what the demo made"
 	@echo "make bench-gpu  time stage one on this machine's GPU (PYTHON=$(PYTHON) SHAPE=$(SHAPE))"
 
