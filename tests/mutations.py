@@ -24,7 +24,6 @@ def fuzz(test: Callable[..., None]) -> Callable[..., None]:
     often = settings(
         max_examples=int(_CASES or 30),
         derandomize=_CASES is None,
-        deadline=None,  # the machine's load is no property of the code
         suppress_health_check=list(HealthCheck),
     )
     return pytest.mark.fuzz(often(test))

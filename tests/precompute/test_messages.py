@@ -27,7 +27,7 @@ turns = st.lists(
 
 
 @given(turns=turns, write=st.sampled_from([json.dumps, repr, lambda x: json.dumps(x, indent=1)]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_messages_written_as_text_are_messages(turns, write):
     assert content({"prompt": write(turns)}, "prompt") == turns
     assert content({"prompt": write(turns[0])}, "prompt") == turns[:1]

@@ -191,7 +191,7 @@ conversations = st.lists(st.tuples(plain, plain), max_size=3)
     whole=st.booleans(),
     ids=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_random_conversations_get_the_ids_of_the_template(
     turns, asked, answers, first, spell, as_text, whole, ids
 ):

@@ -284,9 +284,7 @@ any_line = st.one_of(
     content=LINE.encode() + b"\n" + b'{"prompt": "q", "chosen": "a", "rejected": 7e999}',
     suffix="json",
 )
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_file_holds_each_row_is_used_or_set_aside(content, suffix, load, tmp_path):
     path = tmp_path / f"any.{suffix}"
     path.write_bytes(content)

@@ -89,7 +89,7 @@ def plain(checkpoint: Path) -> Truth:
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=9)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(lengths, st.sampled_from([1, 50, 200, 4096]), st.sampled_from([1, 7, 256]))
 def test_any_lengths_budget_and_chunk_of_the_head_are_scored_exactly(
     checkpoint, plain, shapes, budget, rows

@@ -431,7 +431,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4
 
 
 @given(prompt=texts, chosen=texts, chat=st.booleans(), bos=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_ids_decode_to_the_rendered_text(prompt, chosen, chat, bos):
     tokenizer = trained_tokenizer(bos=bos)
     row: dict[str, Content | None] = {"prompt": prompt, "chosen": chosen, "rejected": None}
@@ -452,7 +452,7 @@ def test_the_ids_decode_to_the_rendered_text(prompt, chosen, chat, bos):
     max_length=st.integers(2, 60),
     truncate=st.sampled_from(["response", "prompt", "never"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_row_is_longer_than_max_length_and_none_is_without_prompt_or_response(
     prompt, chosen, rejected, bos, max_length, truncate
 ):

@@ -196,7 +196,7 @@ def test_a_float32_head_does_not_round_the_logits_of_a_bfloat16_model(checkpoint
     assert len(np.unique(found)) > 0.95 * len(found)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(st.integers(1, 90), st.integers(0, 70), st.integers(0, 45), st.integers(0, 45)),
@@ -224,7 +224,7 @@ def fork(prompt: int, leave: int, length: int, seed: int) -> Request:
     return Request(sequence[:border], sequence[border:])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(forks, min_size=2, max_size=6), st.booleans())
 def test_forks_of_one_conversation_are_scored_exactly_warm_or_cold(scorer, truth, shapes, cold):
     if cold:

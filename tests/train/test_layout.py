@@ -128,7 +128,7 @@ lengths = st.integers(1, 30)
 
 
 @given(st.lists(st.tuples(lengths, lengths, lengths), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_lengths_in_any_company(sizes):
     torch.manual_seed(0)
     policy = gpt2().eval()
