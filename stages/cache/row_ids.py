@@ -11,7 +11,9 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -33,7 +35,8 @@ class KeySet:
     """
 
     def __init__(self) -> None:
-        self._buckets = [array("Q") for _ in range(1 << _BUCKET_BITS)]
+        # made as keys come: tens of thousands of objects at once set off garbage collections
+        self._buckets = defaultdict[int, "array[int]"](partial(array, "Q"))
 
     def add(self, key: int) -> bool:
         """Add `key` and return whether it is new."""
