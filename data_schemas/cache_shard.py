@@ -4,6 +4,9 @@ Paired rows have both responses. An unpaired row (KTO) has one, `chosen` if its 
 `rejected` if it is bad; the columns of the other are null. It can also have a KL completion: the
 response of another row, scored after this row's prompt. Each field's documentation is stored in the
 file as field metadata.
+
+A response can contain tokens that the policy does not write, such as the results of tools between
+two of its messages. A mask marks the others; only they are scored, trained and counted.
 """
 
 import io
@@ -16,7 +19,10 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files.bounded_parquet import UnsoundError, read_table
 from reflogp.data_schemas.files.storage import opened
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+
+_BEFORE_MASKS = "3"  # the version of shards without masks, which are read as unmasked rows
+READABLE_VERSIONS = (_BEFORE_MASKS, str(SCHEMA_VERSION))
 
 RESPONSES = ("chosen", "rejected", "kl")
 """The sequences that a row can have log-probs of, the X in `X_ids` and `ref_X_logps`."""
@@ -27,13 +33,14 @@ def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -
 
 
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
+_MASK = pa.list_(pa.field("element", pa.bool_(), nullable=False))
 _LOGPS = pa.list_(pa.field("element", pa.float32(), nullable=False))
 # not a map type: `datasets` rejects maps, and a list of structs has the same layout on disk
 _KEPT = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.string())])
 
 TOKEN_FIELDS: list[pa.Field] = [
-    _field("row_id", pa.string(), "Stable id: BLAKE2b-128 of all token ids, in hex; the second row "
-           "with the same ids gets the suffix -1, the third -2. Unique in a cache."),
+    _field("row_id", pa.string(), "Stable id: BLAKE2b-128 of all token ids and masks, in hex; the "
+           "second row with the same content gets the suffix -1, the third -2. Unique in a cache."),
     _field("source_row", pa.int64(), "0-based position of the row in the input, over all files."),
     _field("prompt_ids", _IDS, "Token ids of the prompt, as both stages use them."),
     _field("chosen_ids", _IDS, "Token ids of the chosen response, EOS included.", nullable=True),
@@ -41,6 +48,11 @@ TOKEN_FIELDS: list[pa.Field] = [
            nullable=True),
     _field("kl_ids", _IDS, "Token ids of the KL completion: the response of another row, cut to "
            "the room that this row's prompt leaves.", nullable=True),
+    _field("chosen_mask", _MASK, "One value for each token of chosen_ids: true if the policy "
+           "writes the token, false if it is context inside the response, such as the result of a "
+           "tool. Null if the policy writes all of them.", nullable=True),
+    _field("rejected_mask", _MASK, "The same for rejected_ids.", nullable=True),
+    _field("kl_mask", _MASK, "The same for kl_ids.", nullable=True),
     _field("prompt_truncated", pa.bool_(), "The prompt lost its beginning to max_length."),
     _field("chosen_truncated", pa.bool_(), "The chosen response lost its end to max_length."),
     _field("rejected_truncated", pa.bool_(), "The rejected response lost its end to max_length."),
@@ -53,13 +65,14 @@ TOKEN_FIELDS: list[pa.Field] = [
 
 SCORE_FIELDS: list[pa.Field] = [
     _field("ref_chosen_logps", _LOGPS, "log pi_ref of each token of chosen_ids, in nats, given the "
-           "prompt and the tokens before it; same length as chosen_ids.", nullable=True),
+           "prompt and the tokens before it; same length as chosen_ids, and 0 where chosen_mask is "
+           "false.", nullable=True),
     _field("ref_rejected_logps", _LOGPS, "log pi_ref of each token of rejected_ids, in nats.",
            nullable=True),
     _field("ref_kl_logps", _LOGPS, "log pi_ref of each token of kl_ids, in nats, given this row's "
            "prompt and the tokens before it.", nullable=True),
     _field("ref_chosen_logp_sum", pa.float64(), "Sum of ref_chosen_logps in nats, accumulated in "
-           "float64: log pi_ref(y_w|x).", nullable=True),
+           "float64: log pi_ref(y_w|x) of the tokens that the policy writes.", nullable=True),
     _field("ref_rejected_logp_sum", pa.float64(), "Sum of ref_rejected_logps in nats: "
            "log pi_ref(y_l|x).", nullable=True),
     _field("ref_kl_logp_sum", pa.float64(), "Sum of ref_kl_logps in nats: log pi_ref(y'|x), where "
@@ -81,6 +94,9 @@ runs; plan.json records its version."""
 SHARD_SCHEMA = pa.schema(TOKEN_FIELDS + SCORE_FIELDS + WEIGHT_FIELDS, metadata=_METADATA)
 """A finished shard."""
 
+_MASKS = tuple(f"{side}_mask" for side in RESPONSES)
+_SCHEMA_BEFORE_MASKS = pa.schema([field for field in SHARD_SCHEMA if field.name not in _MASKS])
+
 
 def unweighted(table: pa.Table) -> pa.Table:
     """Convert scored rows, with columns in any order, to SHARD_SCHEMA with null weights."""
@@ -93,6 +109,8 @@ def read_shard(
     path: Path, columns: list[str] | None = None, content: bytes | None = None
 ) -> pa.Table:
     """Read a finished shard, or some of its columns, without checking its rows.
+
+    A shard of the version before masks is returned with masks that are null.
 
     Stages that use the rows of a sealed cache read them with stages/cache/sealed_shards.py, which
     checks them.
@@ -108,8 +126,10 @@ def read_shard(
     """
     try:
         with io.BytesIO(content) if content is not None else opened(path) as source:
-            _require_version(path, source)
-            table = read_table(source, SHARD_SCHEMA, "shard", columns)
+            if _version(path, source) == _BEFORE_MASKS:
+                table = _with_masks(_read_before_masks(source, columns), columns)
+            else:
+                table = read_table(source, SHARD_SCHEMA, "shard", columns)
             # drop the origin, which describes this file only
             table = table.replace_schema_metadata(_METADATA)
     except FileNotFoundError as error:
@@ -135,12 +155,32 @@ def count_tokens(table: pa.Table, column: str) -> int:
     return sum(len(chunk.flatten()) for chunk in table.column(column).chunks)
 
 
-def _require_version(path: Path, source: io.BufferedIOBase) -> None:
+def _read_before_masks(source: io.BufferedIOBase, columns: list[str] | None) -> pa.Table:
+    there = None if columns is None else [name for name in columns if name not in _MASKS]
+    return read_table(source, _SCHEMA_BEFORE_MASKS, "shard", there)
+
+
+def _with_masks(table: pa.Table, columns: list[str] | None) -> pa.Table:
+    """Add null masks, if they are among `columns`, in the order of SHARD_SCHEMA."""
+    for name in _MASKS:
+        if columns is None or name in columns:
+            field = SHARD_SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select([name for name in SHARD_SCHEMA.names if name in table.column_names])
+
+
+def _version(path: Path, source: io.BufferedIOBase) -> str:
+    """Return the schema version of a shard.
+
+    Raises:
+        InputError: this reflogp does not read it.
+    """
     metadata = pq.read_metadata(source).metadata or {}
-    version = metadata.get(b"reflogp.schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION):
+    version: str = metadata.get(b"reflogp.schema_version", b"none").decode()
+    if version not in READABLE_VERSIONS:
         raise InputError(
-            f"{path}: shard schema version {version[:20]}, but this reflogp reads version "
-            f"{SCHEMA_VERSION}. Run `reflogp precompute` again, or install the reflogp that wrote "
-            "it."
+            f"{path}: shard schema version {version[:20]}, but this reflogp reads versions "
+            f"{' and '.join(READABLE_VERSIONS)}. Run `reflogp precompute` again, or install the "
+            "reflogp that wrote it."
         )
+    return version

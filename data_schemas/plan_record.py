@@ -17,13 +17,13 @@ from reflogp.data_schemas.record import MOST_BYTES, SealedRecord
 from reflogp.data_schemas.sealed_file import Shard
 
 FILE_NAME = "plan.json"
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 
 class PlanRecord(SealedRecord):
     """The full description of a plan."""
 
-    schema_version: Literal[3] = Field(description="The shards' schema version.")
+    schema_version: Literal[4] = Field(description="The shards' schema version.")
     reflogp_version: str
     inputs: Inputs
     kind: Literal["paired", "unpaired"]

@@ -1,7 +1,8 @@
-"""Row ids: a hash of the row's token ids, so a row has the same id in every cache."""
+"""Row ids: a hash of the row's token ids and masks, so a row has the same id in every cache."""
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,29 +18,42 @@ PATTERN = rf"^[0-9a-f]{{{CONTENT_DIGITS}}}(-[1-9][0-9]{{0,17}})?$"
 """Regular expression of an id. The second row with the same content ends in -1, the third in -2."""
 
 
-def content_hash(*parts: Any) -> bytes:
-    """Return the BLAKE2b-128 of a row's token ids, 16 bytes.
+_MASK_TAGS = (-2, -3, -4)  # mark a mask of the chosen, rejected or KL response; never a length
+
+
+def content_hash(*parts: Any, masks: Sequence[Any] = ()) -> bytes:
+    """Return the BLAKE2b-128 of a row's token ids and masks, 16 bytes.
 
     Args:
         parts: int32 [tokens] each: prompt, chosen, rejected, and the KL completion if the row has
             one. None marks a missing response.
+        masks: one byte per token each, 0 or 1: of chosen, rejected and KL completion. A row
+            without masks has the same hash as before there were any.
     """
     content = hashlib.blake2b(digest_size=CONTENT_DIGITS // 2)
     for part in parts:
         # lengths are hashed so that [1], [2, 3] and [1, 2], [3] differ; -1 marks a missing part
         content.update(struct.pack("i", -1 if part is None else len(part)))
         content.update(part or b"")
+    for tag, mask in zip(_MASK_TAGS, masks, strict=False):
+        if mask is not None:
+            content.update(struct.pack("ii", tag, len(mask)))
+            content.update(mask)
     return content.digest()
 
 
-def content_hashes(parts: list[pa.Array]) -> NDArray[np.bytes_]:
+def content_hashes(parts: list[pa.Array], masks: Sequence[pa.Array] = ()) -> NDArray[np.bytes_]:
     """Return `content_hash` of every row, S16 [rows].
 
     Args:
         parts: list<int32> [rows] each: prompt, chosen, rejected, KL completion. If a row's KL
             completion is null, its hash leaves it out.
+        masks: list<bool> [rows] each: of chosen, rejected and KL completion.
     """
     pieces = [piece for place, part in enumerate(parts) for piece in _pieces(part, place > 2)]
+    for tag, mask in zip(_MASK_TAGS, masks, strict=False):
+        if mask.null_count < len(mask):
+            pieces += _pieces(mask, True, tag)
     size = CONTENT_DIGITS // 2
     digests = [
         hashlib.blake2b(b"".join(row), digest_size=size).digest()
@@ -48,13 +62,14 @@ def content_hashes(parts: list[pa.Array]) -> NDArray[np.bytes_]:
     return np.frombuffer(b"".join(digests), f"S{size}")
 
 
-def _pieces(part: pa.Array, optional: bool) -> tuple[list[bytes], list[memoryview]]:
-    """Return the bytes that each row adds to its hash for a part: the length, and the ids."""
+def _pieces(part: pa.Array, optional: bool, *tag: int) -> tuple[list[bytes], list[memoryview]]:
+    """Return the bytes that each row adds to its hash for a part: the length, and the values."""
     lengths = pc.fill_null(pc.list_value_length(part), -1).to_numpy()
-    ids = memoryview(part.flatten().to_numpy()).cast("B")
-    bounds = [0, *(4 * np.cumsum(np.maximum(lengths, 0), dtype=np.int64)).tolist()]
+    values = part.flatten().to_numpy(zero_copy_only=False)
+    ids = memoryview(values).cast("B")
+    bounds = [0, *(values.itemsize * np.cumsum(np.maximum(lengths, 0), dtype=np.int64)).tolist()]
     heads = {
-        length: b"" if optional and length < 0 else struct.pack("i", length)
+        length: b"" if optional and length < 0 else struct.pack(f"{len(tag) + 1}i", *tag, length)
         for length in np.unique(lengths).tolist()
     }
     return (

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from reflogp.data_schemas.cache_shard import SCHEMA_VERSION
+from reflogp.data_schemas.cache_shard import READABLE_VERSIONS
 from reflogp.data_schemas.files.storage import read_end
 from reflogp.data_schemas.record import Record, SealedRecord
 
@@ -69,7 +69,7 @@ def read_origin(path: Path) -> tuple[Origin, int] | None:
     try:
         metadata = pq.read_metadata(pa.BufferReader(_footer(path)))
         found = metadata.metadata or {}
-        if found.get(b"reflogp.schema_version") != str(SCHEMA_VERSION).encode():
+        if found.get(b"reflogp.schema_version", b"").decode() not in READABLE_VERSIONS:
             return None
         origin = found.get(_KEY, b"")
         return Origin.from_sealed_json(origin), metadata.num_rows

@@ -11,10 +11,14 @@ View = NDArray[Any]
 
 
 def views(column: pa.ChunkedArray) -> list[View | None]:
-    """Return each list of a column as a view of its values, without copies; None for a null."""
+    """Return each list of a column as a view of its values; None for a null.
+
+    Only the values of a column of booleans are copied, because Arrow stores them as bits.
+    """
     found: list[View | None] = []
     for chunk in column.chunks:
-        values = chunk.values.to_numpy(zero_copy_only=True)
+        bits = pa.types.is_boolean(chunk.type.value_type)
+        values = chunk.values.to_numpy(zero_copy_only=not bits)
         ends = chunk.offsets.to_numpy().tolist()
         valid = chunk.is_valid().to_numpy(zero_copy_only=False).tolist()
         found += [
@@ -28,7 +32,8 @@ def list_column(parts: Sequence[Any], type_: pa.DataType) -> pa.Array:
     """Build a list column with one list per part, the inverse of `views`.
 
     Args:
-        parts: NumPy or `array` arrays of the column's value type; None becomes a null.
+        parts: NumPy arrays, `array` arrays or bytes of the column's value type; None becomes a
+            null.
         type_: type of the column.
 
     Raises:

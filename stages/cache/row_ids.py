@@ -1,9 +1,9 @@
 """Token ids -> a stable, unique row id, in 11 bytes of memory per row.
 
-The id depends on the content only, so a row has the same id in every run, whatever rows precede it.
-A suffix tells rows with the same content apart; a 64-bit key of each row detects them. If two
-different rows share a key (a chance of 1 in 3,000 at 100 million rows), one gets a needless suffix,
-and their ids still differ.
+The id depends on the tokens and masks only, so a row has the same id in every run, whatever rows
+precede it. A suffix tells rows with the same content apart; a 64-bit key of each row detects them.
+If two different rows share a key (a chance of 1 in 3,000 at 100 million rows), one gets a needless
+suffix, and their ids still differ.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from reflogp.data_schemas.row_id import content_hash
 
 TokenIds: TypeAlias = "array[int]"
 """int32 [tokens]. It compares, slices and joins like a list, at 4 bytes per token instead of 36."""
+
+Mask: TypeAlias = bytes
+"""One byte per token of a response: 1 if the policy writes it, 0 if it is context."""
 
 _BUCKET_BITS = 16
 
@@ -55,14 +58,20 @@ class RowIds:
         self._keys = KeySet()
         self._copies: dict[int, int] = {}
 
-    def assign(self, *parts: TokenIds | None) -> str:
-        """Return the id of a row: BLAKE2b-128 of its ids in hex, with `-1` for the second copy."""
-        name = content_hash(*parts)
+    def assign(self, *parts: TokenIds | None, masks: Sequence[Mask | None] = ()) -> str:
+        """Return the id of a row: `content_hash` in hex, with `-1` for the second copy."""
+        name = content_hash(*parts, masks=masks)
         key = int.from_bytes(name[:8], "little")
         if self._keys.add(key):
             return name.hex()
         self._copies[key] = self._copies.get(key, 0) + 1
         return f"{name.hex()}-{self._copies[key]}"
+
+
+def cut_mask(mask: Mask | None, length: int) -> Mask | None:
+    """Return the mask of a response's first `length` tokens; None if all of them are marked."""
+    kept = (mask or b"")[:length]
+    return kept if 0 in kept else None
 
 
 def packed(ids: Sequence[int] | NDArray[np.integer]) -> TokenIds:

@@ -127,6 +127,7 @@ def _response(
         there & (prompts + lengths > limits.max_length),
         f"is too long: prompt and response have more than max_length {limits.max_length} tokens",
     )
+    yield from _mask(side, column, lengths)
     if side != "kl":
         flags = column[f"{side}_truncated"].to_numpy(zero_copy_only=False)
         yield Fault(f"{side}_truncated", flags & ~there, "is set, but there is no such response")
@@ -145,6 +146,28 @@ def _response(
     stored = pc.fill_null(sums, 0.0).to_numpy()
     near = np.abs(stored - totals) <= _SUM_TOLERANCE * np.maximum(1, np.abs(totals))
     yield Fault(sum_name, given & ~near, f"is not the sum of {logps_name}")
+
+
+def _mask(side: str, column: dict[str, pa.Array], lengths: Ints) -> Iterator[Fault]:
+    """Check the mask of each response, and that context tokens have no log-prob."""
+    name, mask = f"{side}_mask", column[f"{side}_mask"]
+    if mask.null_count == len(mask):
+        return
+    masked = _lengths(mask)
+    given = masked >= 0
+    wrong = given & (masked != lengths)
+    yield Fault(name, wrong, f"does not have one value per token of {side}_ids")
+    marks = mask.flatten().to_numpy(zero_copy_only=False)
+    if side != "kl":  # of which a cut can leave the context only
+        yield Fault(name, given & ~_owners(masked, marks), "marks no token as the policy's own")
+    yield Fault(name, given & ~_owners(masked, ~marks), "marks every token, which null means")
+    logps = column[f"ref_{side}_logps"]
+    if wrong.any() or (_lengths(logps) != lengths).any():
+        return
+    context = np.zeros(int(np.maximum(lengths, 0).sum()), bool)
+    context[np.repeat(given, np.maximum(lengths, 0))] = ~marks
+    scored = context & (logps.flatten().to_numpy() != 0)
+    yield Fault(f"ref_{side}_logps", _owners(lengths, scored), f"is not 0 where {name} is false")
 
 
 def _presence(column: dict[str, pa.Array], limits: Limits) -> Iterator[Fault]:
@@ -213,8 +236,9 @@ def _ids(column: dict[str, pa.Array]) -> Iterator[Fault]:
     if odd.any():
         return
     parts = [column[name] for name in ("prompt_ids", *(f"{side}_ids" for side in RESPONSES))]
-    other = row_id.stored_hashes(ids) != row_id.content_hashes(parts)
-    yield Fault("row_id", np.asarray(other), "is not the hash of the row's token ids")
+    masks = [column[f"{side}_mask"] for side in RESPONSES]
+    other = row_id.stored_hashes(ids) != row_id.content_hashes(parts, masks)
+    yield Fault("row_id", np.asarray(other), "is not the hash of the row's token ids and masks")
 
 
 def _outside(name: str, ids: pa.Array, vocabulary: int) -> Fault:

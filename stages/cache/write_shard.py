@@ -16,7 +16,9 @@ from reflogp.data_schemas.shard_origin import origin_of, read_origin
 _LISTS = [
     f"{f.name}.list.element"
     for f in SHARD_SCHEMA
-    if pa.types.is_list(f.type) and pa.types.is_primitive(f.type.value_type)
+    if pa.types.is_list(f.type)
+    and pa.types.is_primitive(f.type.value_type)
+    and not pa.types.is_boolean(f.type.value_type)
 ]
 
 

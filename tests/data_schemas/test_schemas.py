@@ -63,7 +63,20 @@ def test_a_shard_of_another_version_is_refused(tmp_path):
     path = tmp_path / "shard.parquet"
     other = SHARD_SCHEMA.with_metadata({"reflogp.schema_version": "7"})
     pq.write_table(other.empty_table(), path)
-    with pytest.raises(InputError, match=r"schema version 7.*reads version 3.*precompute"):
+    with pytest.raises(InputError, match=r"schema version 7.*reads versions 3 and 4.*precompute"):
+        read_shard(path)
+
+
+def test_a_shard_of_the_version_before_masks_is_read_as_rows_without_masks(cache, tmp_path):
+    now = read_shard(next(cache.glob("shard-*.parquet")))
+    before = now.drop_columns([name for name in now.column_names if name.endswith("_mask")])
+    path = tmp_path / "shard.parquet"
+    pq.write_table(before.replace_schema_metadata({"reflogp.schema_version": "3"}), path)
+    assert read_shard(path).equals(now, check_metadata=True)
+    some = ["row_id", "chosen_mask", "chosen_ids"]
+    assert read_shard(path, some).equals(now.select(["row_id", "chosen_ids", "chosen_mask"]))
+    pq.write_table(before, path)  # says that it is of the present version
+    with pytest.raises(InputError, match="its columns are not those of a shard"):
         read_shard(path)
 
 

@@ -1,7 +1,9 @@
 """Row ids: decided by content, unique, and cheap to keep."""
 
 import numpy as np
+import pyarrow as pa
 
+from reflogp.data_schemas.row_id import content_hashes
 from reflogp.stages.cache.row_ids import KeySet, RowIds, packed
 
 
@@ -26,6 +28,34 @@ def test_where_a_part_ends_counts():
     }  # fmt: skip
     assert len(names) == 6
     assert not any("-" in name for name in names)
+
+
+MASKED = [
+    ([1], [2, 3], [4], None, None, None, None),
+    ([1], [2, 3], [4], None, [0, 1], None, None),
+    ([1], [2, 3], [4], None, [1, 0], None, None),
+    ([1], [2, 3], [4, 5], None, None, [0, 1], None),
+    ([1], [2, 3], [4, 5], None, [0, 1], [0, 1], None),
+    ([1], [2, 3], None, [6, 7], None, None, [0, 1]),
+    ([1], [2, 3], None, [6, 7], [0, 1], None, [0, 1]),
+]
+
+
+def test_masks_count_and_a_shard_is_checked_by_the_same_hash():
+    ids = [
+        RowIds().assign(
+            *(None if part is None else packed(part) for part in (row[:4] if row[3] else row[:3])),
+            masks=[None if mask is None else bytes(mask) for mask in row[4:]],
+        )
+        for row in MASKED
+    ]
+    assert len({*ids}) == len(MASKED)
+    assert ids[0] == assign(RowIds(), [1], [2, 3], [4])
+    columns = [*zip(*MASKED, strict=True)]
+    parts = [pa.array(column, pa.list_(pa.int32())) for column in columns[:4]]
+    flags = [[c and [bool(bit) for bit in c] for c in column] for column in columns[4:]]
+    masks = [pa.array(column, pa.list_(pa.bool_())) for column in flags]
+    assert [name.hex() for name in content_hashes(parts, masks)] == ids
 
 
 def test_copies_are_numbered():

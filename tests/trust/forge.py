@@ -67,7 +67,10 @@ def rehash(row: Row) -> None:
     """Give a row the id that its token ids have now."""
     ids = [row[f"{part}_ids"] for part in _PARTS]
     parts = ids if ids[-1] is not None else ids[:-1]
-    row["row_id"] = content_hash(*(None if one is None else packed(one) for one in parts)).hex()
+    given = [row[f"{part}_mask"] for part in RESPONSES]
+    masks = [None if one is None else bytes(one) for one in given]
+    packed_parts = (None if one is None else packed(one) for one in parts)
+    row["row_id"] = content_hash(*packed_parts, masks=masks).hex()
 
 
 def rescore(row: Row, side: str, logp: float = -1.0) -> None:
@@ -84,6 +87,16 @@ def with_ids(part: str, ids: Sequence[int] | None, number: int = 0) -> Callable[
         rows[number][f"{part}_ids"] = None if ids is None else list(ids)
         if part != "prompt":
             rescore(rows[number], part)
+        rehash(rows[number])
+
+    return change
+
+
+def with_mask(side: str, mask: Sequence[bool], number: int = 0) -> Callable[[Rows], None]:
+    """A change: the mask of a response, and the id and the sum that fit it; not the log-probs."""
+
+    def change(rows: Rows) -> None:
+        rows[number][f"{side}_mask"] = list(mask)
         rehash(rows[number])
 
     return change

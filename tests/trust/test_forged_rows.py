@@ -3,7 +3,7 @@
 import pytest
 
 from reflogp.data_schemas import manifest as manifests
-from tests.trust.forge import Rows, forge, rescore, with_ids, with_value
+from tests.trust.forge import Rows, forge, rehash, rescore, with_ids, with_mask, with_value
 
 NAN, INF = float("nan"), float("inf")
 CHOSEN, REJECTED, SUM = "ref_chosen_logps", "ref_rejected_logps", "ref_chosen_logp_sum"
@@ -29,7 +29,30 @@ def _positive(rows: Rows) -> None:
     rescore(rows[0], "chosen", 0.5)
 
 
+def _masked(rows: Rows, *, first: float) -> None:
+    """A response of three tokens, of which the first is context."""
+    with_ids("chosen", [5, 6, 7])(rows)
+    rows[0] |= {"chosen_mask": [False, True, True], CHOSEN: [first, -1.0, -1.0], SUM: first - 2.0}
+    rehash(rows[0])
+
+
+def _masked_unhashed(rows: Rows) -> None:
+    with_ids("chosen", [5, 6, 7])(rows)
+    unmasked = rows[0]["row_id"]
+    _masked(rows, first=0.0)
+    rows[0]["row_id"] = unmasked
+
+
+def _sound(rows: Rows) -> None:
+    _masked(rows, first=0.0)
+    rows.reverse()
+
+
 FORGED = {
+    "a mask of another length": (with_mask("chosen", [True, False]), "chosen_mask"),
+    "a mask of a response that is not there": (with_mask("kl", [True, False]), "kl_mask"),
+    "a log-prob of context": (lambda rows: _masked(rows, first=-1.0), CHOSEN),
+    "a mask that the id leaves out": (_masked_unhashed, "row_id"),
     "a token of -1": (with_ids("chosen", [5, -1]), "chosen_ids"),
     "a token of the vocabulary's size": (with_ids("rejected", [5, 1024]), "rejected_ids"),
     "a token of a billion": (with_ids("prompt", [10**9, 5]), "prompt_ids"),
@@ -74,6 +97,6 @@ def test_every_command_names_the_file_the_row_and_the_field(name, cache, command
 
 
 def test_a_forged_cache_that_is_sound_is_read_as_any(cache, commands, tmp_path):
-    folder = forge(cache, tmp_path / "forged", lambda rows: rows.reverse())
+    folder = forge(cache, tmp_path / "forged", _sound)
     for name in ("verify", "diagnose", "filter --dry-run", "TRL"):
         assert commands[name](folder)[0] == 0, name

@@ -110,8 +110,8 @@ def damaged(path: Path) -> ReflogpError:
 
 
 def _column(values: Sequence[Any], field: pa.Field) -> pa.Array:
-    are_ids = pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)
-    return list_column(values, field.type) if are_ids else pa.array(values, field.type)
+    per_token = pa.types.is_list(field.type) and pa.types.is_primitive(field.type.value_type)
+    return list_column(values, field.type) if per_token else pa.array(values, field.type)
 
 
 def _serialized(table: pa.Table) -> pa.Buffer:

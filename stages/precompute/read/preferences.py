@@ -49,6 +49,8 @@ class Preference:
             ratings, ...) differ from the prompt's. The chat template decides whether the rendered
             prompts differ too.
         bad_score: the fault of an unreadable score, if the row has one.
+        tools: the JSON schemas of the tools that the prompt offers, for the chat template.
+        template_kwargs: more arguments of the chat template for this row.
     """
 
     source_row: int
@@ -58,6 +60,8 @@ class Preference:
     confidence: float | None = None
     rejected_prompt: Content | None = None
     bad_score: RowFault | None = None
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
 
 
 class _Parts(NamedTuple):

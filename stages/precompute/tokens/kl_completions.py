@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from reflogp.stages.cache.row_ids import RowIds
+from reflogp.stages.cache.row_ids import RowIds, cut_mask
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 
 Block = list[TokenizedRow]
@@ -59,6 +59,8 @@ def _crossed(
     for place, row in enumerate(block, start=1):
         other = following[place % len(following)]
         response = other.chosen_ids or other.rejected_ids or array("i")
-        kl_ids = response[: max_length - len(row.prompt_ids)]
-        row_id = ids.assign(row.prompt_ids, row.chosen_ids, row.rejected_ids, kl_ids)
-        yield replace(row, row_id=row_id, kl_ids=kl_ids)
+        room = max_length - len(row.prompt_ids)
+        kl_ids, kl_mask = response[:room], cut_mask(other.chosen_mask or other.rejected_mask, room)
+        masks = (row.chosen_mask, row.rejected_mask, kl_mask)
+        row_id = ids.assign(row.prompt_ids, row.chosen_ids, row.rejected_ids, kl_ids, masks=masks)
+        yield replace(row, row_id=row_id, kl_ids=kl_ids, kl_mask=kl_mask)

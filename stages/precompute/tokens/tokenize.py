@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from reflogp.data_schemas.quarantine import Reason
 from reflogp.data_schemas.reading import Remark
 from reflogp.stages.cache.quarantine_file import RowFault
-from reflogp.stages.cache.row_ids import RowIds, TokenIds, packed
+from reflogp.stages.cache.row_ids import Mask, RowIds, TokenIds, packed
 from reflogp.stages.model.loading import loading
 from reflogp.stages.precompute.config import Truncate
 from reflogp.stages.precompute.read.preferences import Preference
@@ -43,6 +43,9 @@ class TokenizedRow:
     rejected_truncated: bool
     confidence: float | None
     kl_ids: TokenIds | None = None
+    chosen_mask: Mask | None = None
+    rejected_mask: Mask | None = None
+    kl_mask: Mask | None = None
     kept: list[dict[str, str | None]] | None = None
 
 
