@@ -13,7 +13,7 @@ from pydantic import Field
 from reflogp.data_schemas.record import Count, Record
 
 _MOST_PARTS = 1_000
-_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_LINES = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
 UNKNOWN = 0
 """Stands for an unknown line."""
 

@@ -49,8 +49,8 @@ class DataConfig(BaseModel):
         "Or give the adapter as --reference, if it names its base checkpoint.",
     )
     data: Place = Field(
-        description="Preferences: a JSONL, JSON, CSV, Parquet or Arrow file (also .gz), a folder "
-        "of them, or a hub data set id."
+        description="Preferences: a JSONL, JSON, CSV, Parquet or Arrow file (also .gz, .zst), a "
+        "folder of them, or a hub data set id."
     )
     data_revision: str | None = Field(
         None, description="Branch, tag or commit of a hub data set (default: main)."

@@ -40,10 +40,21 @@ user, assistant, system = (
 def save(path: Path, rows: Sequence[Row]) -> Path:
     """Write `rows` as the kind of file that the name of `path` tells."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = path.name.removesuffix(".gz")
-    content = _CONTENT[plain.rpartition(".")[2]](rows)
-    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    plain, _, packing = path.name.rpartition(".")
+    pack = _PACKED.get(packing)
+    content = _CONTENT[(plain if pack else path.name).rpartition(".")[2]](rows)
+    path.write_bytes(pack(content) if pack else content)
     return path
+
+
+def zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as packed:
+        packed.write(content)
+    return bytes(sink.getvalue())
+
+
+_PACKED: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "zst": zstd}
 
 
 def _lines(rows: Sequence[Row]) -> bytes:

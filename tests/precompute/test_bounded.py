@@ -2,6 +2,8 @@
 
 import gzip
 import resource
+from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,11 +32,12 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv.gz", "a.tsv"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv.gz", "a.jsonl.zst", "a.tsv"])
 def test_an_enormous_line_is_refused_in_bounded_memory(name, tmp_path):
     before = peak_mib()
     path = tmp_path / name
-    with gzip.open(path, "wb", compresslevel=1) if name.endswith("gz") else path.open("wb") as to:
+    ways = {"gz": partial(gzip.open, mode="wb", compresslevel=1), "zst": pa.output_stream}
+    with ways.get(name.rpartition(".")[2], partial(Path.open, mode="wb"))(path) as to:
         to.write(b'{"prompt": "')
         for _ in range(200):
             to.write(b"a" * (1 << 20))
@@ -43,7 +46,9 @@ def test_an_enormous_line_is_refused_in_bounded_memory(name, tmp_path):
     assert peak_mib() - before < 400
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.jsonl.zst", "a.csv.zst"]
+)
 def test_a_file_that_expands_far_beyond_what_text_does_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.setattr(bounded, "_LARGE", 1 << 20)
     path = save(tmp_path / name, [PAIR | {"prompt": "a" * 1_000}] * 10_000)

@@ -15,7 +15,7 @@ import pytest
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.quarantine import Reason
 from reflogp.stages.precompute.read.sources import RawRow, is_hub_id, read_source
-from tests.precompute.conftest import PAIR, arrow_bytes, save
+from tests.precompute.conftest import PAIR, arrow_bytes, save, zstd
 
 ROWS = [
     {"prompt": "¿Dos y dos?", "chosen": 'Cuatro, "4".', "rejected": "5"},
@@ -49,7 +49,13 @@ def file(tmp_path) -> Callable[[str, bytes], Path]:
 
 
 @pytest.mark.parametrize(
-    "kind", [*TEXT_KINDS, "parquet", "arrow", *(f"{kind}.gz" for kind in TEXT_KINDS)]
+    "kind",
+    [
+        *TEXT_KINDS,
+        "parquet",
+        "arrow",
+        *(f"{kind}.{z}" for kind in TEXT_KINDS for z in ("gz", "zst")),
+    ],
 )
 def test_every_kind_of_file_gives_its_rows_in_order_with_their_numbers(kind, tmp_path):
     path = save(tmp_path / f"some.data.{kind}", ROWS)
@@ -61,10 +67,11 @@ def test_both_arrow_formats_are_read(file):
     assert data(file("file.arrow", arrow_bytes(ROWS, pa.ipc.new_file))) == ROWS
 
 
-@pytest.mark.parametrize("name", ["lines.json", "lines.json.gz"])
-def test_a_json_file_that_holds_lines_is_read_as_lines(name, file):
-    content = LINE + b"\xff\n" + LINE
-    path = file(name, zipped(content) if name.endswith(".gz") else content)
+@pytest.mark.parametrize(
+    ("name", "pack"), [("lines.json", bytes), ("lines.json.gz", zipped), ("lines.json.zst", zstd)]
+)
+def test_a_json_file_that_holds_lines_is_read_as_lines(name, pack, file):
+    path = file(name, pack(LINE + b"\xff\n" + LINE))
     assert [(row.line, row.data) for row in read(path)] == [(1, PAIR), (2, None), (3, PAIR)]
 
 
@@ -72,6 +79,48 @@ def test_a_json_file_that_holds_lines_is_read_as_lines(name, file):
 def test_a_byte_order_mark_is_no_part_of_the_first_row(kind, file, tmp_path):
     content = save(tmp_path / f"plain.{kind}", ROWS).read_bytes()
     assert data(file(f"marked.{kind}", b"\xef\xbb\xbf" + content)) == ROWS
+
+
+@pytest.mark.parametrize("pack", [zipped, zstd])
+def test_files_that_were_compressed_apart_and_joined_are_read_to_the_end(pack, file):
+    name = {zipped: "a.jsonl.gz", zstd: "a.jsonl.zst"}[pack]
+    assert [row.line for row in read(file(name, pack(LINE) + pack(LINE * 2)))] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv"])
+def test_carriage_returns_belong_to_the_end_of_a_line(kind, file, tmp_path):
+    content = save(tmp_path / f"plain.{kind}", [PAIR, PAIR]).read_bytes()
+    lines = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    assert data(file(f"windows.{kind}", lines)) == [PAIR, PAIR]
+
+
+def test_arrow_types_of_text_are_text_and_those_of_lists_are_lists(tmp_path):
+    texts = [row["prompt"] for row in ROWS]
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    table = pa.table(
+        {
+            "category": pa.array(texts).dictionary_encode(),
+            "large": pa.array(texts, pa.large_string()),
+            "view": pa.array(texts, pa.string_view()),
+            "messages": pa.array(turns),
+            "large_list": pa.array(
+                turns, pa.large_list(pa.struct(dict.fromkeys(turns[0][0], "str")))
+            ),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert data(tmp_path / "a.parquet") == [
+        dict.fromkeys(("category", "large", "view"), text)
+        | dict.fromkeys(("messages", "large_list"), turn)
+        for text, turn in zip(texts, turns, strict=True)
+    ]
+
+
+def test_what_datasets_keeps_as_json_is_read_as_it_was(tmp_path):
+    rows = [{"tools": [{"name": "a", "size": None}]}, {"tools": [{"name": "b", "of": ["c"]}]}]
+    saved = datasets.Dataset.from_list(rows, features=datasets.Features(tools=datasets.Json()))
+    saved.to_parquet(tmp_path / "a.parquet")
+    assert data(tmp_path / "a.parquet") == rows
 
 
 def test_blank_lines_are_no_rows_but_count_as_lines(file):
@@ -164,6 +213,10 @@ def test_a_parquet_file_without_rows_gives_none(tmp_path):
         ("cut.json.gz", zipped(LINE * 99)[:-9], "ended before the end-of-stream marker"),
         ("cut.csv.gz", zipped(TABLE)[:-9], "ended before the end-of-stream marker"),
         ("damaged.jsonl.gz", zipped(b"")[:10] + b"\xff" * 20, "invalid block type"),
+        ("cut.jsonl.zst", zstd(LINE * 99)[:-9], "Truncated compressed stream"),
+        ("cut.json.zst", zstd(LINE * 99)[:-9], "Truncated compressed stream"),
+        ("cut.csv.zst", zstd(TABLE)[:-9], "Truncated compressed stream"),
+        ("plain.jsonl.zst", LINE, "Unknown frame descriptor"),
         ("plain.jsonl.gz", LINE, "Not a gzipped file"),
         ("plain.csv.gz", TABLE, "Not a gzipped file"),
         ("broken.json", b"[" + LINE + b",\n{]", "broken JSON: .* line 3 .* save it as JSONL"),
@@ -257,9 +310,32 @@ def test_of_a_folder_with_splits_only_the_wanted_one_is_read(train, test, tmp_pa
     assert data(tmp_path) == ROWS[:2]
     assert data(tmp_path, "test") == ROWS[2:]
     with pytest.raises(
-        InputError, match=r"no split 'validation'; it has train, test. Give --split"
+        InputError, match=r"no split 'validation'; it has test, train. Give --split"
     ):
         read(tmp_path, "validation")
+
+
+def test_splits_whose_names_share_a_word_are_told_apart(tmp_path):
+    for split, row in zip(("train_prefs", "train_sft", "test_prefs"), ROWS, strict=True):
+        save(tmp_path / f"{split}-00000-of-00001.parquet", [row])
+    assert data(tmp_path, "train_prefs") == ROWS[:1]
+    assert data(tmp_path, "test_prefs") == ROWS[2:]
+    with pytest.raises(
+        InputError, match=r"it has test_prefs, train_prefs, train_sft\. Give --split"
+    ):
+        read(tmp_path)
+
+
+def test_parts_of_one_set_are_no_splits_and_may_have_other_columns(tmp_path):
+    for kind in ("parquet", "jsonl"):
+        more = ROWS[1] | {"source": "hh", "scores": [1, None]}
+        save(tmp_path / kind / f"pairs-00000-of-00002.{kind}", ROWS[:1])
+        save(tmp_path / kind / f"pairs-00001-of-00002.{kind}", [more])
+        found = read(tmp_path / kind)
+        assert [row.data for row in found] == [ROWS[0], more]
+        assert [(Path(row.file).name[:11], row.line) for row in found] == [
+            ("pairs-00000", 1), ("pairs-00001", 1),
+        ]  # fmt: skip
 
 
 def test_a_folder_without_the_wanted_split_names_the_one_it_has(tmp_path):
@@ -287,9 +363,11 @@ def test_a_folder_from_save_to_disk_is_read_without_what_map_cached_there(tmp_pa
 
 def test_splits_from_save_to_disk_are_told_apart(tmp_path):
     rows = datasets.Dataset.from_list(ROWS)
-    datasets.DatasetDict(train=rows, test=rows.select([1])).save_to_disk(tmp_path)
+    splits = {"train": rows, "train_sft": rows.select([0]), "test": rows.select([1])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path)
     assert data(tmp_path) == ROWS
-    assert data(tmp_path, "test") == [ROWS[1]]
+    assert data(tmp_path, "train_sft") == ROWS[:1]
+    assert data(tmp_path, "test") == ROWS[1:2]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ group. Files that expand too far are rejected.
 """
 
 import gzip
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+import pyarrow as pa
 
 from reflogp.data_schemas.errors import InputError
 
@@ -16,15 +19,19 @@ _LARGE = 256 << 20  # bytes; below this, any compression ratio is allowed
 _FOLD = 100  # compression ratios are 3 to 10 for text, perhaps 50 for tables of numbers
 
 
+COMPRESSED = {".gz", ".zst"}
+"""The suffixes of compressed files."""
+
+
 def lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, which can be compressed with gzip.
+    """Yield the lines of a file, which can be compressed.
 
     Raises:
         InputError: a line is longer than 64 MiB, or the file expands too far.
         OSError, EOFError, zlib.error: the file cannot be read.
     """
     most = _most(path)
-    with _open(path) as file:
+    with opened(path) as file:
         number, read = 0, 0
         while line := file.readline(_LONGEST_LINE + 1):
             number, read = number + 1, read + len(line)
@@ -38,19 +45,34 @@ def lines(path: Path) -> Iterator[bytes]:
 
 
 def content(path: Path) -> bytes:
-    """Return the content of a file, which can be compressed with gzip.
+    """Return the content of a file, which can be compressed.
 
     Raises:
         InputError: the file expands too far.
         OSError, EOFError, zlib.error: the file cannot be read.
     """
     parts, read, most = [], 0, _most(path)
-    with _open(path) as file:
+    with opened(path) as file:
         while part := file.read(_LONGEST_LINE):
             read += len(part)
             _require(path, read, most)
             parts.append(part)
     return b"".join(parts)
+
+
+def opened(path: Path) -> IO[bytes]:
+    """Open a file for reading; its suffix tells whether it is compressed.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.open(path, "rb")  # type: ignore[return-value]
+        case ".zst":
+            return io.BufferedReader(pa.CompressedInputStream(path.open("rb"), "zstd"))
+        case _:
+            return path.open("rb")
 
 
 def require_row_groups(path: Path) -> None:
@@ -80,7 +102,3 @@ def _require(path: Path, size: int, most: int) -> None:
             f"{path}: it expands to more than {_FOLD} times its size, which text never does. If "
             "the content is correct, save it without compression."
         )
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]

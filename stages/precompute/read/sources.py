@@ -1,8 +1,9 @@
 """A data source -> raw rows, each with its file and line.
 
-`datasets` streams CSV, Parquet, Arrow and hub data sets, one file after another. JSON is parsed
-here, line by line: `datasets` infers one schema for a whole file, so one broken line, or one field
-of another type, would lose all the other rows. bounded.py limits how much of a file is in memory.
+`datasets` streams Parquet, Arrow and hub data sets, one file after another, so files may have
+different columns. JSON is parsed here, line by line: `datasets` infers one schema for a whole file,
+so one broken line, or one field of another type, would lose all the other rows. pandas reads CSV.
+bounded.py limits how much of a file is in memory.
 """
 
 import codecs
@@ -28,6 +29,8 @@ _TEXT = {".json", *_LINES, *_SEPARATORS}
 SUFFIXES = sorted(_TEXT | {".parquet", ".arrow"})
 # Files that save_to_disk writes next to its Arrow files, and caches that map() adds later.
 _NO_ROWS = re.compile(r"(state|dataset_info|dataset_dict)\.json|cache-.*\.arrow")
+_CSV_ROWS = 1_000  # in memory at a time
+_NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}\..+")  # a file of a split, as `datasets` names them
 _Content = dict[str, Any] | tuple[str, RowFault]
 
 
@@ -65,8 +68,8 @@ def source_files(source: str, split: str = "train") -> list[Path]:
         if _suffix(path) not in SUFFIXES:
             raise InputError(
                 f"{path}: cannot read '{_suffix(path) or path.name}' files. Give one of "
-                f"{', '.join(SUFFIXES)} (text formats also as .gz), a folder of them, or a hub "
-                "data set id."
+                f"{', '.join(SUFFIXES)} (text formats also as .gz or .zst), a folder of them, or "
+                "a hub data set id."
             )
         return [path]
     if not path.is_dir():
@@ -110,7 +113,7 @@ def read_source(
 def _suffix(path: Path) -> str:
     """Return the suffix of a file's format: `.json` for both `a.json` and `a.json.gz`."""
     suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
-    return inner if suffix == ".gz" and inner in _TEXT else suffix
+    return inner if suffix in bounded.COMPRESSED and inner in _TEXT else suffix
 
 
 def _folder_files(folder: Path, split: str) -> list[Path]:
@@ -119,19 +122,45 @@ def _folder_files(folder: Path, split: str) -> list[Path]:
     )
     if not files:
         raise InputError(f"{folder}: the folder holds no {', '.join(SUFFIXES)} file. Check --data.")
+    splits = _saved_splits(folder, files) or _named_splits(folder, files)
+    if set(splits) <= {"train"}:
+        return files
+    if split not in splits:
+        raise InputError(
+            f"{folder}: no split '{split}'; it has {', '.join(sorted(splits))}. Give --split."
+        )
+    return splits[split]
+
+
+def _saved_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Return the files of splits that their writer named; none if it named none.
+
+    `datasets` goes by the words in a path, and takes `train_prefs` and `train_sft` for one split.
+    """
+    if (folder / "dataset_dict.json").is_file():  # save_to_disk gives each split a folder
+        named = [path.relative_to(folder).parts[0] for path in files]
+    else:
+        numbered = [_NUMBERED.fullmatch(path.name) for path in files]
+        named = [match[1] for match in numbered if match]
+        if len(named) < len(files) or len(set(named)) == 1:
+            return {}
+    splits: dict[str, list[Path]] = {}
+    for name, path in zip(named, files, strict=True):
+        splits.setdefault(name, []).append(path)
+    return splits
+
+
+def _named_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Return the files of splits that `datasets` finds in names of files and folders."""
     from datasets import data_files
 
     base = glob.escape(str(folder))
-    patterns = data_files.get_data_patterns(base)
-    if set(map(str, patterns)) <= {"train"}:
-        return files
-    if split not in patterns:
-        raise InputError(
-            f"{folder}: no split '{split}'; it has {', '.join(map(str, patterns))}. Give --split."
-        )
-    names = data_files.DataFilesList.from_patterns(patterns[split], base_path=base)
-    wanted = {Path(name).resolve() for name in names}
-    return [path for path in files if path.resolve() in wanted]
+    splits = {}
+    for split, patterns in data_files.get_data_patterns(base).items():
+        names = data_files.DataFilesList.from_patterns(patterns, base_path=base)
+        wanted = {Path(name).resolve() for name in names}
+        splits[str(split)] = [path for path in files if path.resolve() in wanted]
+    return splits
 
 
 def _holds_rows(path: Path, folder: Path) -> bool:
@@ -158,13 +187,10 @@ def _named_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
 
 
 def _local_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
-    """Read CSV, Parquet and Arrow with `datasets`."""
     options: dict[str, Any] = {"data_files": glob.escape(str(path)), "split": "train"}
     try:
         if suffix in _SEPARATORS:
-            for _ in bounded.lines(path):  # pandas does not limit the length of a line
-                pass
-            yield from _dataset_rows("csv", **options, **_csv_options(path, _SEPARATORS[suffix]))
+            yield from _cells(path, _SEPARATORS[suffix])
         elif suffix == ".parquet":
             bounded.require_row_groups(path)
             # the default batch size is that of the first row group, which empty files lack
@@ -177,23 +203,24 @@ def _local_rows(path: Path, suffix: str) -> Iterator[tuple[int, _Content]]:
         raise _unreadable(path, error) from error
 
 
-def _csv_options(path: Path, separator: str) -> dict[str, Any]:
-    """Return options that read every cell as text, so 4 stays a string and "None" is not a null.
+def _cells(path: Path, separator: str) -> Iterator[tuple[int, _Content]]:
+    """Read every cell as text, so 4 stays a string and "None" is not a null.
 
     If the first row is longer than the header, pandas uses the first column as an index and shifts
     all others. Reading two rows without a header first makes that an error.
     """
     import pandas as pd
-    from datasets import Features, Value
 
-    pd.read_csv(path, sep=separator, header=None, nrows=2)
-    columns = pd.read_csv(path, sep=separator, nrows=0).columns
-    return {
-        "sep": separator,
-        "features": Features({str(name): Value("string") for name in columns}),
-        "keep_default_na": False,
-        "na_values": [""],
-    }
+    for _ in bounded.lines(path):  # pandas does not limit the length of a line
+        pass
+    with bounded.opened(path) as file:
+        pd.read_csv(file, sep=separator, header=None, nrows=2)
+    with bounded.opened(path) as file:
+        options: dict[str, Any] = {"dtype": object, "keep_default_na": False, "na_values": [""]}
+        tables = pd.read_csv(file, sep=separator, chunksize=_CSV_ROWS, **options)
+        rows = (row for table in tables for row in table.to_dict("records"))
+        for number, row in enumerate(rows, 1):
+            yield number, {str(name): None if cell != cell else cell for name, cell in row.items()}
 
 
 def _hub_rows(
@@ -222,7 +249,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, _Content]]:
         for number, line in enumerate(bounded.lines(path), 1):
             if line.strip():
                 yield number, _parse(line)
-    except (OSError, EOFError, zlib.error) as error:  # including a truncated or invalid gzip stream
+    except (OSError, EOFError, zlib.error) as error:  # including a truncated or invalid stream
         raise _unreadable(path, error) from error
 
 
