@@ -16,7 +16,9 @@ from reflogp.stages.cache.row_ids import RowIds, packed
 from reflogp.stages.cache.write_shard import describe, write_shard
 
 Row = dict[str, Any]
+Mask = Sequence[bool] | None
 _IDS = ("prompt_ids", *(f"{name}_ids" for name in RESPONSES))
+_MASKS = [f"{name}_mask" for name in RESPONSES]
 HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -27,17 +29,25 @@ def row(
     *,
     logps: tuple[float, float] = (-1.0, -1.0),
     kl: list[int] | None = None,
+    masks: tuple[Mask, Mask, Mask] = (None, None, None),
     cut: bool = False,
     confidence: float | None = None,
     kept: dict[str, str | None] | None = None,
 ) -> Row:
-    """One row; each token of a response has the log-prob that `logps` says."""
+    """One row; each token of a response has the log-prob that `logps` says.
+
+    `masks` are those of chosen, rejected and KL completion; what they leave out has 0.
+    """
     found: Row = {"prompt_ids": prompt, "prompt_truncated": False, "confidence": confidence}
     found["kept"] = kept and [{"name": name, "value": value} for name, value in kept.items()]
-    for side, ids, logp in zip(RESPONSES, (chosen, rejected, kl), (*logps, -1.0), strict=True):
+    responses = zip(RESPONSES, (chosen, rejected, kl), (*logps, -1.0), masks, strict=True)
+    for side, ids, logp, mask in responses:
         values = None if ids is None else np.full(len(ids), logp, np.float32)
+        if values is not None and mask is not None:
+            values[~np.array(mask)] = 0
         found |= {
             f"{side}_ids": ids,
+            f"{side}_mask": None if mask is None else list(mask),
             f"{side}_truncated": cut and ids is not None,
             f"ref_{side}_logps": None if values is None else values.tolist(),
             f"ref_{side}_logp_sum": None if values is None else float(values.sum(dtype=np.float64)),
@@ -55,7 +65,7 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
             "row_id": ids.assign(*(
                 None if one[name] is None else packed(one[name])
                 for name in _IDS if one[name] or name != "kl_ids"
-            )),
+            ), masks=[one[name] and bytes(one[name]) for name in _MASKS]),
         }
         for number, one in enumerate(rows)
     ]  # fmt: skip
