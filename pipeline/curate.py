@@ -16,10 +16,10 @@ from reflogp.data_schemas.files.ownership import (
 from reflogp.data_schemas.files.storage import reach, require_writable
 from reflogp.data_schemas.filtered import Filtered
 from reflogp.data_schemas.manifest import Manifest, missing_files
+from reflogp.pipeline.decoding import decoder_of
 from reflogp.pipeline.resolve import described
 from reflogp.stages.cache.folder import Standing, short, stand, unsealed
 from reflogp.stages.cache.leftovers import clear_up
-from reflogp.stages.diagnose.decoder import decoder
 from reflogp.stages.diagnose.diagnosis import Diagnosis
 from reflogp.stages.diagnose.page import chart, page
 from reflogp.stages.diagnose.stage import diagnose
@@ -56,7 +56,7 @@ def run_diagnose(
         if folder is not None:
             require_output(folder, "charts", option=option, overwrite=None)
     manifest = manifests.read(cache)
-    found = diagnose(cache, manifest, console, decoder(manifest) if html else None)
+    found = diagnose(cache, manifest, console, decoder_of(manifest, console) if html else None)
     for path in save([chart(histogram) for histogram in found.histograms], png, svg):
         console.say(f"written: {path}")
     if html is not None:

@@ -8,7 +8,6 @@ import numpy as np
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.sealed_shards import sealed_shard
 from reflogp.stages.cache.shard_content import limits_of
-from reflogp.stages.diagnose.decoder import Decoder
 from reflogp.stages.diagnose.diagnosis import Diagnosis, Example, Finding, Severity
 from reflogp.stages.diagnose.histograms import histograms
 from reflogp.stages.diagnose.measures import FAR, distance
@@ -25,9 +24,11 @@ from reflogp.stages.diagnose.row_findings import (
 )  # fmt: skip
 from reflogp.stages.diagnose.suggest import suggest, verdict
 from reflogp.stages.diagnose.survey import Facts, survey
+from reflogp.stages.model.decoder import Decoder
 from reflogp.stages.progress import Console
 
 _EXAMPLES = 5  # of each kind
+_FIRST, _LAST = 150, 50  # tokens shown of a longer text
 
 Look = Callable[[Facts], Finding]
 
@@ -106,9 +107,15 @@ def _with_text(
             names = ["prompt_ids", "chosen_ids", "rejected_ids"]
             table = sealed_shard(cache, shard, limits_of(manifest), names)
             row = table.slice(position, 1).to_pylist()[0]
-            prompt, chosen, rejected = (decoder(row[name] or []) for name in names)
+            prompt, chosen, rejected = (_text(decoder, row[name] or []) for name in names)
             return example.model_copy(
                 update={"prompt": prompt, "chosen": chosen, "rejected": rejected}
             )
         position -= shard.rows
     return example
+
+
+def _text(decoder: Decoder, ids: list[int]) -> str:
+    if len(ids) <= _FIRST + _LAST:
+        return decoder.text(ids)
+    return " […] ".join(map(decoder.text, (ids[:_FIRST], ids[-_LAST:])))

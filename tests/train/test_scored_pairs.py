@@ -1,7 +1,5 @@
 """The pairs that a run scores at its end, against what was saved, and what was evaluated."""
 
-import random
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -11,9 +9,7 @@ from reflogp.data_schemas import scored_pairs
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.run import run_train
 from reflogp.stages.train.config import TrainConfig
-from reflogp.stages.train.result.scored_pairs import token_texts
 from tests.caches import rows_by_id
-from tests.checkpoints import make_tokenizer
 from tests.truth import Truth
 
 SIDES = ("chosen", "rejected")
@@ -72,20 +68,6 @@ def test_without_held_out_pairs_they_are_of_those_trained_on_and_the_same_each_t
 def test_how_many_are_scored_does_not_make_it_another_run(cache, console, tmp_path):
     first = run_train(config(cache, tmp_path, report_pairs=2, max_steps=1), console)
     assert run_train(config(cache, tmp_path, report_pairs=9, max_steps=1), console) == first
-
-
-def test_the_texts_of_tokens_join_to_the_text_even_where_characters_are_split():
-    tokenizer = make_tokenizer()
-    text = "Größe 数学 👩‍👩‍👧 \n\n  end\ufffd <|im_end|>"
-    ids = tokenizer(text)["input_ids"]
-    texts = token_texts(tokenizer, ids)
-    assert "".join(texts) == text
-    assert len(texts) == len(ids)
-    assert "" in texts  # a character of several tokens
-    numbers = random.Random(0)
-    for _ in range(200):  # broken characters anywhere
-        ids = [numbers.randrange(len(tokenizer)) for _ in range(12)]
-        assert "".join(token_texts(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 def test_a_damaged_file_is_refused(cache, console, tmp_path):

@@ -4,7 +4,6 @@ This takes forward passes only: 64 pairs take less time than the first 64 pairs 
 """
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.sealed_shards import sealed_shard
 from reflogp.stages.cache.shard_content import limits_of
 from reflogp.stages.forward.response_logps import SUM_DTYPE
-from reflogp.stages.model.loading import load_saved_tokenizer
+from reflogp.stages.model.decoder import Decoder
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.data.cached_pairs import Pair
 from reflogp.stages.train.data.cached_rows import CachedRows
@@ -32,7 +31,6 @@ _CACHED = [
     *(f"{side}_ids" for side in _SIDES),
     *(f"ref_{side}_{what}" for side in _SIDES for what in ("logps", "logp_sum")),
 ]
-_INCOMPLETE = "\ufffd"  # a tokenizer decodes an incomplete character to this
 
 
 def score_sample(
@@ -72,11 +70,11 @@ def score_sample(
         source, cache = job.eval_manifest, config.eval_cache
     positions = [pairs.indices[row] for row in sample] if isinstance(pairs, Subset) else sample
     rows = _cached_rows(cache, source, positions)
-    tokenizer = load_saved_tokenizer(folder)
+    decoder = Decoder(folder)
     for row, scored in zip(rows, logps, strict=True):
         row["split"] = "train" if evaluated is None else "eval"
         for name in ("prompt", *_SIDES):
-            row[f"{name}_pieces"] = token_texts(tokenizer, row[f"{name}_ids"])
+            row[f"{name}_pieces"] = decoder.token_texts(row[f"{name}_ids"])
         for side, found in zip(_SIDES, scored, strict=True):
             row[f"policy_{side}_logps"] = found.tolist()
             row[f"policy_{side}_logp_sum"] = float(found.to(SUM_DTYPE).sum())
@@ -125,33 +123,3 @@ def _add_rewards(rows: list[dict[str, Any]], config: TrainConfig) -> None:
     chosen, rejected = rewards(pairs, config.beta, uses(config.losses, "reference"))
     for row, good, bad in zip(rows, chosen.tolist(), rejected.tolist(), strict=True):
         row |= {"chosen_reward": good, "rejected_reward": bad, "margin": good - bad}
-
-
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds.
-
-    A token decoded alone can lose its space, or be half a character. Each token is therefore
-    decoded together with the previous one, whose text is then removed. A character of several
-    tokens belongs to the last of them; the others have an empty text.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        ids: token ids, special tokens included.
-    """
-    texts, start, read = [], 0, 0
-    known = ""  # the text of ids[start:read]
-    for end in range(1, len(ids) + 1):
-        text = _decoded(tokenizer, ids[start:end])
-        if text.endswith(_INCOMPLETE) and end < len(ids):
-            texts.append("")
-            continue
-        texts.append(text[len(known) :])
-        start, read = read, end
-        known = _decoded(tokenizer, ids[start:read])
-    return texts
-
-
-def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(  # type: ignore[no-any-return]
-        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
