@@ -94,6 +94,7 @@ runs; plan.json records its version."""
 SHARD_SCHEMA = pa.schema(TOKEN_FIELDS + SCORE_FIELDS + WEIGHT_FIELDS, metadata=_METADATA)
 """A finished shard."""
 
+_PARTS = ("prompt", *RESPONSES)
 _MASKS = tuple(f"{side}_mask" for side in RESPONSES)
 _SCHEMA_BEFORE_MASKS = pa.schema([field for field in SHARD_SCHEMA if field.name not in _MASKS])
 
@@ -150,9 +151,20 @@ def read_shard(
     return table
 
 
-def count_tokens(table: pa.Table, column: str) -> int:
-    """Count the tokens in a column of ids."""
-    return sum(len(chunk.flatten()) for chunk in table.column(column).chunks)
+def token_counts(table: pa.Table) -> dict[str, int]:
+    """Count the tokens of a shard's rows, under the names of Counts and Origin."""
+    marks = [chunk.flatten() for name in _MASKS for chunk in table.column(name).chunks]
+    context = sum(len(some) - some.true_count for some in marks)
+    return {f"{part}_tokens": _tokens(table, part) for part in _PARTS} | {"context_tokens": context}
+
+
+def total_tokens(table: pa.Table) -> int:
+    """Count the tokens of a shard's rows; each row's prompt counts once."""
+    return sum(_tokens(table, part) for part in _PARTS)
+
+
+def _tokens(table: pa.Table, part: str) -> int:
+    return sum(len(chunk.flatten()) for chunk in table.column(f"{part}_ids").chunks)
 
 
 def _read_before_masks(source: io.BufferedIOBase, columns: list[str] | None) -> pa.Table:

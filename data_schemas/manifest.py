@@ -112,6 +112,12 @@ class Counts(Record):
     chosen_tokens: int = Field(ge=0)
     rejected_tokens: int = Field(ge=0)
     kl_tokens: int = Field(0, ge=0, description="Tokens of KL completions, in unpaired caches.")
+    context_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens of responses that the policy does not write. The other counts of "
+        "responses include them, because the model runs on them.",
+    )
     truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
     rescued: int = Field(
         ge=0, description="Responses with invalid log-probs that a second scoring fixed."

@@ -40,11 +40,23 @@ class Origin(SealedRecord):
     chosen_tokens: int = Field(ge=0)
     rejected_tokens: int = Field(ge=0)
     kl_tokens: int = Field(0, ge=0)
+    context_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens of responses that the policy does not write, in the counts above too.",
+        # not written, as in the shards before masks, whose seals cover their fields only
+        exclude_if=lambda count: count == 0,
+    )
     truncated: int = Field(ge=0, description="Rows that lost tokens to max_length.")
     rescued: int = Field(
         ge=0, description="Responses with invalid log-probs that a second scoring fixed."
     )
     problems: list[Problem]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows; each row's prompt counts once."""
+        return self.prompt_tokens + self.chosen_tokens + self.rejected_tokens + self.kl_tokens
 
 
 def put_origin(table: pa.Table, origin: Origin) -> pa.Table:

@@ -33,6 +33,9 @@ def cache_rows(cache: Path, manifest: Manifest) -> Lines:
         ("engine", f"{engine.name} {engine.version}, {engine.dtype}, {engine.device}"),
         ("speed", f"{timing.tokens_per_second:,.0f} tokens/s, {timing.seconds:.0f} s in all"),
     ]
+    if counts.context_tokens:
+        what = "of the response tokens, which the policy does not write: not scored"
+        rows.insert(3, ("context", f"{counts.context_tokens:,} {what}"))
     if counts.quarantined:
         rows.append(("quarantined", _reasons(manifest)))
     reading = manifest.source.reading

@@ -1,5 +1,6 @@
 """Caches of rows that a test writes by hand, so that every figure of them is known."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from reflogp.data_schemas import manifest as manifests
-from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA
+from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, token_counts, total_tokens
 from reflogp.data_schemas.manifest import Counts, Manifest
 from reflogp.stages.cache.quarantine_file import Quarantine
 from reflogp.stages.cache.row_ids import RowIds, packed
@@ -59,6 +60,7 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
     """Seal a cache of these rows in `folder`; the manifest says else what `like` says."""
     ids = RowIds()
     records = []
+    totals = Counter[str]()
     whole = [
         one | {
             "source_row": number,
@@ -72,17 +74,15 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
     for number, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
         path = folder / f"shard-{number:05d}.parquet"
         some = [whole[i] for i in part]
-        write_shard(pa.Table.from_pylist(some, SHARD_SCHEMA), path)
-        records.append(describe(path, rows=len(some), tokens=sum(map(_tokens, some))))
+        table = pa.Table.from_pylist(some, SHARD_SCHEMA)
+        write_shard(table, path)
+        totals.update(token_counts(table), rows=len(some))
+        records.append(describe(path, rows=len(some), tokens=total_tokens(table)))
     with Quarantine(folder / "quarantine.parquet"):
         pass
     paired = all(one["chosen_ids"] and one["rejected_ids"] for one in rows)
     counts = Counts(
-        rows=len(rows),
-        prompt_tokens=sum(len(one["prompt_ids"]) for one in rows),
-        chosen_tokens=sum(len(one["chosen_ids"] or []) for one in rows),
-        rejected_tokens=sum(len(one["rejected_ids"] or []) for one in rows),
-        kl_tokens=sum(len(one["kl_ids"] or []) for one in rows),
+        **totals,
         truncated=sum(one["chosen_truncated"] or one["rejected_truncated"] for one in rows),
         rescued=0, template_diverged=0, quarantined_by_reason={},
     )  # fmt: skip
@@ -97,10 +97,6 @@ def plant(folder: Path, rows: Sequence[Row], like: Manifest, *, shards: int = 2)
     }
     manifests.write(folder, like.model_copy(update=update))
     return folder
-
-
-def _tokens(one: Row) -> int:
-    return sum(len(one[name] or []) for name in _IDS)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from reflogp.data_schemas.cache_shard import RESPONSES, count_tokens, read_shard
+from reflogp.data_schemas.cache_shard import read_shard, total_tokens
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files.storage import at_once, read_bytes, require_inside
 from reflogp.data_schemas.manifest import Manifest
@@ -102,7 +102,7 @@ def problems(table: pa.Table, shard: Shard, limits: Limits) -> Iterator[str]:
     """Yield the problems in a shard's rows, each with the row and the field."""
     if table.num_rows != shard.rows:
         yield f"all rows: it holds {table.num_rows} rows, not {shard.rows}"
-    tokens = sum(count_tokens(table, f"{name}_ids") for name in ("prompt", *RESPONSES))
+    tokens = total_tokens(table)
     if tokens != shard.tokens:
         yield f"all rows: it holds {tokens} tokens, not {shard.tokens}"
     yield from map(str, faults(table, limits))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reflogp.data_schemas import manifest as manifests
-from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
+from reflogp.data_schemas.cache_shard import SHARD_SCHEMA, token_counts, total_tokens
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.data_schemas.filtered import Filtered, RowWeights
 from reflogp.data_schemas.manifest import Counts, Inputs, Manifest, Source, missing_files
@@ -32,8 +32,6 @@ from reflogp.stages.cache.write_shard import describe, write_shard
 from reflogp.stages.filter.config import FilterRules
 from reflogp.stages.filter.judge import judged, require_usable, trial, weighing
 from reflogp.stages.progress import Console
-
-_COUNTED = ("prompt", *RESPONSES)
 
 
 def filtered_inputs(manifest: Manifest, rules: FilterRules) -> Inputs:
@@ -132,14 +130,12 @@ def _write(
 ) -> Shard:
     """Write one shard, with an origin of its own, so that its rows can be taken over from it."""
     found = read_origin(source)
-    counts = _counted(table)
     if found is not None:
         place = {"inputs": inputs.digest(), "plan": shard.sha256, "number": number}
-        update = counts | place | {"problems": []}
+        update = _counted(table) | place | {"problems": []}
         table = put_origin(table, found[0].model_copy(update=update))
-    tokens = sum(count for name, count in counts.items() if name.endswith("_tokens"))
     write_shard(table, path)
-    return describe(path, rows=table.num_rows, tokens=tokens)
+    return describe(path, rows=table.num_rows, tokens=total_tokens(table))
 
 
 def _with_weights(table: pa.Table, weights: NDArray[np.float64]) -> pa.Table:
@@ -153,8 +149,7 @@ def _counted(table: pa.Table) -> dict[str, int]:
         table.column(f"{name}_truncated").combine_chunks().to_numpy(zero_copy_only=False)
         for name in ("prompt", "chosen", "rejected")
     ]
-    tokens = {f"{name}_tokens": count_tokens(table, f"{name}_ids") for name in _COUNTED}
-    return tokens | {"truncated": int(np.logical_or.reduce(lost).sum())}
+    return token_counts(table) | {"truncated": int(np.logical_or.reduce(lost).sum())}
 
 
 def _manifest(
@@ -170,8 +165,7 @@ def _manifest(
 ) -> Manifest:
     earlier = Counter(manifest.counts.quarantined_by_reason)
     totals = Counts(
-        **{name: counts[name] for name in
-           ("rows", "truncated", *(f"{name}_tokens" for name in _COUNTED))},
+        **counts,
         rescued=manifest.counts.rescued,
         template_diverged=manifest.counts.template_diverged,
         quarantined_by_reason=dict(aside.most_common()),

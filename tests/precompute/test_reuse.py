@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from reflogp.data_schemas import manifest as manifests
@@ -187,6 +188,27 @@ def test_a_shard_of_another_version_is_made_anew(settings, console, scored, monk
     assert any(
         f"{path.name} is damaged or not a shard of this version" in w for w in console.warned
     )
+
+
+def test_rows_of_a_cache_from_before_masks_are_not_scored_again(settings, console, scored):
+    lines = examples(8)
+    write(settings, lines[:6])
+    run_precompute(settings, console)
+    before = rows_by_id(settings.cache)
+    for path in settings.cache.glob("shard-*"):
+        origin, table = read_origin(path), read_shard(path)
+        assert origin is not None
+        assert "context" not in origin[0].sealed_json()  # or its seal would no longer fit
+        masks = [name for name in table.column_names if name.endswith("_mask")]
+        table = table.drop_columns(masks)
+        table = table.replace_schema_metadata({"reflogp.schema_version": "3"})
+        pq.write_table(put_origin(table, origin[0]), path)
+    scored.clear()
+    write(settings, lines)
+    run_precompute(settings, console)
+    after = rows_by_id(settings.cache)
+    assert sum(scored) == 2 * (len(after) - len(before)) > 0
+    assert all(same_scores(after[row_id], row) for row_id, row in before.items())
 
 
 def test_a_shard_with_ids_that_are_none_gives_no_rows(settings, console, scored):

@@ -4,6 +4,7 @@ Whoever makes a cache up can do that much; so nothing of it may be taken for a s
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reflogp.data_schemas import manifest as manifests
-from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, count_tokens
+from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, token_counts, total_tokens
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.data_schemas.row_id import content_hash
 from reflogp.stages.cache.row_ids import packed
@@ -49,16 +50,13 @@ def forge(
 def reseal(folder: Path, **update: Any) -> Manifest:
     """Make the manifest fit whatever is in the folder's shards now."""
     manifest = manifests.read(folder)
-    shards, totals = [], dict.fromkeys(_PARTS, 0)
+    shards, totals = [], Counter[str]()
     for one in manifest.shards:
         table = pq.read_table(folder / one.file)
-        tokens = {part: count_tokens(table, f"{part}_ids") for part in _PARTS}
-        totals = {part: totals[part] + tokens[part] for part in _PARTS}
-        shards.append(describe(folder / one.file, rows=table.num_rows, tokens=sum(tokens.values())))
-    counts = manifest.counts.model_copy(
-        update={"rows": sum(one.rows for one in shards)}
-        | {f"{part}_tokens": count for part, count in totals.items()}
-    )
+        totals.update(token_counts(table), rows=table.num_rows)
+        tokens = total_tokens(table)
+        shards.append(describe(folder / one.file, rows=table.num_rows, tokens=tokens))
+    counts = manifest.counts.model_copy(update=dict(totals))
     changed = {"shards": shards, "counts": counts} | update
     return manifests.write(folder, manifest.model_copy(update=changed))
 

@@ -11,9 +11,13 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import read_shard
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files import ownership
+from reflogp.pipeline.curate import run_filter
 from reflogp.pipeline.run import run_integrity
+from reflogp.pipeline.summary import cache_rows
 from reflogp.stages.cache.integrity import examine
 from reflogp.stages.cache.write_shard import describe, write_shard
+from reflogp.stages.filter.config import FilterRules
+from tests.planted import plant, row
 
 FLIPS = 1000 if "REFLOGP_FAULTS" in os.environ else 300
 
@@ -94,3 +98,18 @@ def _put(table, name, change):
     values = [change(value) for value in table.column(name).to_pylist()]
     index = table.schema.get_field_index(name)
     return table.set_column(index, field, pa.array(values, field.type))
+
+
+def test_tokens_of_context_are_counted_among_the_others(manifest, tmp_path, console):
+    rows = [
+        row([9], [2, 3, 4], None, kl=[7, 8], masks=([False, True, False], None, None)),
+        row([9, 9], None, [3], kl=[4, 5, 6], masks=(None, None, [True, False, True])),
+    ]
+    cache = plant(tmp_path / "cache", rows, manifest)
+    counts = manifests.read(cache).counts
+    assert (counts.context_tokens, counts.tokens) == (3, 12)
+    assert (counts.chosen_tokens, counts.rejected_tokens, counts.kl_tokens) == (3, 1, 5)
+    assert run_integrity(cache, console) == []
+    made = run_filter(cache, tmp_path / "out", FilterRules(drop_truncated=True), console)
+    assert made.counts == counts
+    assert dict(cache_rows(cache, manifests.read(cache)))["context"].startswith("3 of the response")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reflogp.data_schemas.cache_shard import RESPONSES, count_tokens
+from reflogp.data_schemas.cache_shard import RESPONSES, token_counts
 from reflogp.data_schemas.shard_origin import Origin, Problem, put_origin
 from reflogp.stages.cache.write_shard import write_shard
 from reflogp.stages.precompute.job import Job
@@ -61,10 +61,7 @@ class Worker:
             number=planned.number,
             method=method,
             device=device,
-            prompt_tokens=count_tokens(table, "prompt_ids"),
-            chosen_tokens=count_tokens(table, "chosen_ids"),
-            rejected_tokens=count_tokens(table, "rejected_ids"),
-            kl_tokens=count_tokens(table, "kl_ids"),
+            **token_counts(table),
             truncated=_truncated(table),
             rescued=rescued,
             problems=[_problem(*found) for found in problems],

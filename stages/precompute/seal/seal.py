@@ -155,11 +155,8 @@ def _limits(job: Job, plan: Plan) -> Limits:
 
 def _expected(job: Job, one: Finished) -> Shard:
     """Return the entry that a shard should have, without its size and digest."""
-    origin = one.origin
-    responses = origin.chosen_tokens + origin.rejected_tokens + origin.kl_tokens
-    tokens = origin.prompt_tokens + responses
     name = job.shard_path(one.planned.number).name
-    return Shard(file=name, rows=one.rows, tokens=tokens, bytes=0, sha256="")
+    return Shard(file=name, rows=one.rows, tokens=one.origin.tokens, bytes=0, sha256="")
 
 
 def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
@@ -215,6 +212,7 @@ def _counts(plan: Plan, finished: list[Finished], aside: Counter[str]) -> Counts
         chosen_tokens=sum(origin.chosen_tokens for origin in origins),
         rejected_tokens=sum(origin.rejected_tokens for origin in origins),
         kl_tokens=sum(origin.kl_tokens for origin in origins),
+        context_tokens=sum(origin.context_tokens for origin in origins),
         truncated=sum(origin.truncated for origin in origins),
         rescued=sum(origin.rescued for origin in origins),
         template_diverged=plan.record.template_diverged,
