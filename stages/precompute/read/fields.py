@@ -1,5 +1,6 @@
-"""One field of a raw row: whether it is present, its value as text, and as a score."""
+"""One field of a raw row: whether it is present, its value as text, as objects, and as a score."""
 
+import ast
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from reflogp.stages.cache.quarantine_file import RowFault
 
 SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"),
            ("chosen_rating", "rejected_rating"))  # fmt: skip
+_LONGEST_LITERAL = 1 << 20  # characters; Python's parser takes a hundred bytes per character
 
 
 def present(row: Mapping[str, Any], name: str) -> Any:
@@ -26,12 +28,66 @@ def present(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a value has no content. Arrow writes nulls for fields that a row lacks."""
+    if isinstance(value, Mapping):
+        return all(map(is_blank, value.values()))
+    if isinstance(value, list):
+        return all(map(is_blank, value))
+    if isinstance(value, str):
+        return value.strip() in {"", "[]", "{}", "null", "None"}
+    return value is None or value != value  # NaN, an empty cell, differs from itself
+
+
 def as_text(value: Any) -> str | None:
     """Return any value as text, without judging it; None for null."""
     if value is None or (isinstance(value, float) and math.isnan(value)):  # an empty CSV cell
         return None
     plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return plain.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def parsed(text: str) -> Any:
+    """Return the value that a text has as JSON, or as a Python literal, which pandas writes.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    for parse in (json.loads, _literal):
+        try:
+            return parse(text)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            continue
+    raise ValueError("neither JSON nor a Python literal")
+
+
+def _literal(text: str) -> Any:
+    if len(text) > _LONGEST_LITERAL:
+        raise ValueError("too long")
+    return ast.literal_eval(text.strip())
+
+
+def listed(value: Any) -> Any:
+    """Return an object as a list of objects; other values are returned unchanged.
+
+    An object of lists becomes a list of objects: `datasets` can store a list of objects so.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    lists = {key: inner for key, inner in value.items() if inner is not None}
+    are_lists = all(isinstance(inner, list) for inner in lists.values())
+    if not are_lists or len(set(map(len, lists.values()))) != 1:
+        return [value]
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+def without_nulls(value: Any) -> Any:
+    """Return `value` without keys whose value is null, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    return value
 
 
 def confidence(row: Mapping[str, Any]) -> float | None:
