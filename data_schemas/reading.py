@@ -37,7 +37,7 @@ _MEANING = {
     Remark.DATED_TEMPLATE: "the chat template writes today's date, so the same data give "
     "different tokens on another day",
     Remark.TEXT_FOR_CHAT_MODEL: "the prompt is plain text and is scored unchanged, although the "
-    "tokenizer has a chat template",
+    "tokenizer has a chat template; --as-chat applies it",
     Remark.NO_END: "no token ends the response, because the tokenizer has no EOS token; the "
     "policy does not learn to stop",
     Remark.UNREADABLE_SCORE: "a score is not a number; the row has no confidence",

@@ -78,6 +78,18 @@ class DataConfig(BaseModel):
         None,
         description="Quarantine rows whose confidence (or chosen minus rejected score) is lower.",
     )
+    responses: Literal["turn", "whole"] = Field(
+        "turn",
+        description="What a response of a conversation is. 'turn': the assistant's last turn, with "
+        "its tool calls and their results; conversations that differ earlier are quarantined. "
+        "'whole': everything after the common beginning of both, or, with a label, from the first "
+        "answer on. Only what the assistant writes is scored.",
+    )
+    as_chat: bool = Field(
+        False,
+        description="Read plain texts as chat messages, for an instruct model: prompts as user "
+        "messages, responses as assistant messages, Human/Assistant transcripts as their turns.",
+    )
     max_length: int = Field(
         1024, ge=2, description="Maximum number of tokens of prompt and response together."
     )
@@ -218,4 +230,8 @@ class PrecomputeConfig(DataConfig):
         more: dict[str, Any] = {name: value for name, value in lists.items() if value}
         if self.data_config is not None:
             more["data_config"] = self.data_config
+        if self.responses != "turn":
+            more["responses"] = self.responses
+        if self.as_chat:
+            more["as_chat"] = True
         return {"version": RULES_VERSION, **self.model_dump(include=names), **more}

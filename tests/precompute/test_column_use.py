@@ -29,6 +29,7 @@ DIALOGUE = {
     "chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4",
     "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5",
 }
+SCHEMA = {"type": "function", "function": {"name": "add", "description": "Add two numbers."}}
 
 
 @pytest.fixture
@@ -151,13 +152,13 @@ def test_a_plus_sign_can_be_part_of_a_name(load, lines):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function"}]), ("tools", '[{"type": "function"}]'),
+        ("tools", [SCHEMA]), ("tools", json.dumps([SCHEMA])), ("functions", [SCHEMA["function"]]),
         ("images", ["a.png"]), ("image", {"bytes": "x", "path": None}), ("audio", "a.wav"),
         ("videos", ["a"]), ("chat_template_kwargs", {"enable_thinking": False}),
         ("reasoning_content", "So."), ("tool_calls", [{"x": 1}]), ("documents", ["a"]),
     ],
 )  # fmt: skip
-def test_what_is_not_supported_yet_is_refused_with_a_way_out(name, value, load, lines):
+def test_what_would_not_reach_the_model_is_refused_with_a_way_out(name, value, load, lines):
     empty = [None, "", [], {}, "[]", {"a": None}, [None]]
     rows = [PAIR | {name: nothing} for nothing in empty]
     found = load(lines(*rows, PAIR | {name: value}, PAIR))
@@ -166,6 +167,25 @@ def test_what_is_not_supported_yet_is_refused_with_a_way_out(name, value, load, 
     assert len(load(lines(*rows, PAIR | {name: value}), ignore=[name]).rows) == len(rows) + 1
     with pytest.raises(InputError, match=f"--ignore {name}"):
         load(lines(PAIR | {name: value}))
+
+
+def test_images_in_messages_are_refused_by_name(load, lines):
+    seen = [user("2 + 2?") | {"content": [{"type": "image", "url": "a.png"}]}]
+    row = {"prompt": seen, "chosen": "4", "rejected": "5"}
+    found = load(lines(row, PAIR))
+    assert [(row["reason"], row["field"]) for row in found.set_aside] == [("unsupported", "prompt")]
+    assert "'image'" in found.set_aside[0]["detail"]
+    with pytest.raises(InputError, match=r"in all of the first rows.*reflogp scores text"):
+        load(lines(row, row))
+
+
+def test_what_the_template_gets_is_a_used_column(columns, lines):
+    row = TALK | {"tools": [SCHEMA], "chat_template_kwargs": {"short": True}}
+    assert columns(lines(row)) == "used: chosen, rejected, tools, chat_template_kwargs"
+    renamed = TALK | {"functions": [SCHEMA["function"]]}
+    assert columns(lines(renamed), columns={"tools": "functions"}) == (
+        "used: chosen, rejected, tools (from functions)"
+    )
 
 
 def test_every_column_is_accounted_for(columns, lines):

@@ -13,21 +13,25 @@ from reflogp.data_schemas.quarantine import Reason
 from reflogp.data_schemas.reading import Columns
 from reflogp.stages.cache.quarantine_file import RowFault
 from reflogp.stages.precompute.config import DataConfig
-from reflogp.stages.precompute.read.fields import SCORES
+from reflogp.stages.precompute.read.fields import SCORES, is_blank
+from reflogp.stages.precompute.read.forms import ReadRules
 from reflogp.stages.precompute.read.messages import looks_like_messages, text
 from reflogp.stages.precompute.read.preferences import (
     PROMPT_NAMES,
     STANDARD_NAMES,
     Form,
     Preference,
+    normalize,
 )
+from reflogp.stages.precompute.read.tools import TEMPLATE_KWARGS, TOOLS
 from reflogp.stages.precompute.read.whole_texts import is_transcript
 
 _SYSTEM_NAMES = ("system_prompt", "system_message")
 _KNOWN = {"prompt", "history", *PROMPT_NAMES, *_SYSTEM_NAMES}
-UNSUPPORTED = {"tools", "functions", "image", "images", "audio", "audios", "video", "videos",
-               "documents", "chat_template_kwargs", "reasoning_content", "thinking",
+UNSUPPORTED = {"image", "images", "rejected_images", "audio", "audios", "video", "videos",
+               "documents", "functions", "reasoning_content", "thinking",
                "tool_calls"}  # fmt: skip
+_WAY_OUT = {"functions": "--columns tools=functions reads it as tools, "}
 # Words in the name of a column that describes the row.
 _ABOUT = re.compile(
     "ids?|u?uid|idx|index|key|hash|md5|sha|url|link|path|file(name)?|source|origin|dataset|subset|"
@@ -123,25 +127,28 @@ class ColumnUse:
         return kept
 
     def require_supported(self, row: Mapping[str, Any]) -> None:
-        """Check that a row has no content that cannot be shown to the model yet.
+        """Check that a row has no content that cannot be shown to the model.
 
         Raises:
-            RowFault: the row has tools, images or the like.
+            RowFault: the row has images, documents or the like.
         """
         for name in sorted(UNSUPPORTED.intersection(row)):
             try:
-                empty = _is_empty(row[name])
+                empty = is_blank(row[name])
             except RecursionError:  # about a thousand levels of nesting
                 empty = False
             if not empty:
                 raise RowFault(
                     Reason.UNSUPPORTED,
                     name,
-                    f"the column {name!r} is not supported yet, so the model would see a "
-                    f"different prompt; --ignore {name} uses such rows without it",
+                    f"the column {name!r} has content that would not reach the model: reflogp "
+                    "scores text, that of prompts and responses; "
+                    f"{_WAY_OUT.get(name, '')}--ignore {name} uses such rows without it",
                 )
 
-    def require_some_supported(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def require_some_supported(
+        self, rows: Sequence[Mapping[str, Any]], form: Form, rules: ReadRules
+    ) -> None:
         """Check that at least one of the first rows of a source is supported.
 
         Raises:
@@ -151,8 +158,10 @@ class ColumnUse:
         for row in rows:
             try:
                 self.require_supported(row)
+                normalize(row, form, 0, rules)
             except RowFault as fault:
-                faults.append(fault)
+                if fault.reason is Reason.UNSUPPORTED:
+                    faults.append(fault)
         if rows and len(faults) == len(rows):
             raise InputError(f"{self._config.data}: in all of the first rows, {faults[0].detail}.")
 
@@ -226,7 +235,7 @@ class ColumnUse:
     def record(self, form: Form) -> Columns:
         """Return the use of each column seen so far."""
         standard = self.standard_names()
-        wanted = [*form.columns, *["system"] * self._with_messages]
+        wanted = [*form.columns, *["system", TOOLS, TEMPLATE_KWARGS] * self._with_messages]
         scores = [("confidence",), *SCORES]
         wanted += next((names for names in scores if standard.issuperset(names)), ())
         used = {name: self._source(name) for name in wanted if name in standard}
@@ -246,7 +255,7 @@ class ColumnUse:
 
 
 def _joined(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    parts = [row[name] for name in names if not _is_empty(row[name])]
+    parts = [row[name] for name in names if not is_blank(row[name])]
     for part in parts:
         if not isinstance(part, str) or looks_like_messages(part):
             raise RowFault(Reason.WRONG_TYPE, "prompt", "only columns of text can be joined")
@@ -274,14 +283,3 @@ def _text_of(value: Any) -> str:
     if isinstance(value, list) and looks_like_messages(value):
         return "".join(str(m.get("content") or m.get("value") or "") for m in value).strip()
     return ""
-
-
-def _is_empty(value: Any) -> bool:
-    """Whether a value is empty. Arrow writes nulls for fields that a row lacks."""
-    if isinstance(value, Mapping):
-        return all(map(_is_empty, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_empty, value))
-    if isinstance(value, str):
-        return value.strip() in {"", "[]", "{}", "null", "None"}
-    return value is None or value != value  # NaN, an empty cell, differs from itself

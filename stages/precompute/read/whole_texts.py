@@ -12,8 +12,11 @@ import unicodedata
 
 from reflogp.data_schemas.quarantine import Reason
 from reflogp.stages.cache.quarantine_file import RowFault
+from reflogp.stages.precompute.read.messages import Content, Message
 
 TURN, _USER_TURN = "\n\nAssistant:", "\n\nHuman:"
+_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
 _BEFORE_SPACE = re.compile(r"\S(?=\s+\S*\Z)")
 _WITHOUT_SPACES = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3001-\u30ff\u3105-\u31ff"
@@ -26,6 +29,44 @@ _JOINER = "\u200d"
 def is_transcript(chosen: str, rejected: str) -> bool:
     """Whether both texts are dialogues with marked turns, as in HH-RLHF."""
     return TURN in chosen and TURN in rejected
+
+
+def as_chat(prompt: Content, *responses: Content) -> tuple[Content, ...]:
+    """Return a prompt as messages, with its responses. A transcript becomes its turns."""
+    if not isinstance(prompt, str):
+        return prompt, *responses
+    if TURN not in prompt:
+        return [_message("user", prompt)], *responses
+    turns = _turns(prompt)
+    if not turns[-1]["content"]:  # the transcript ends with the name of who answers
+        turns.pop()
+    return turns, *(said.strip() if isinstance(said, str) else said for said in responses)
+
+
+def as_conversations(chosen: str, rejected: str) -> tuple[list[Message], list[Message]]:
+    """Return two texts that begin with the same prompt as conversations.
+
+    Raises:
+        RowFault: the texts have no common prompt.
+    """
+    if is_transcript(chosen, rejected):
+        return _turns(chosen), _turns(rejected)
+    prompt, *responses = map(str.strip, split_texts(chosen, rejected))
+    asked = _message("user", prompt)
+    good, bad = ([asked, _message("assistant", said)] for said in responses)
+    return good, bad
+
+
+def _turns(transcript: str) -> list[Message]:
+    """Return the turns of a transcript. Text before the first one is a system message."""
+    before, *rest = _SPEAKER.split(transcript)
+    turns = [_message("system", before.strip())] if before.strip() else []
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    return turns + [_message(_ROLES[speaker], said.strip()) for speaker, said in pairs]
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
 
 
 def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
 from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.precompute.read.column_use import ColumnUse
 from reflogp.stages.precompute.read.fields import as_text
+from reflogp.stages.precompute.read.forms import ReadRules
 from reflogp.stages.precompute.read.labels import Labels
 from reflogp.stages.precompute.read.preferences import Form, Preference, detect, no_form, normalize
 from reflogp.stages.precompute.read.sources import RawRow, read_source
@@ -38,6 +39,7 @@ class Reader:
         self.read = 0
         self._config = config
         self._quarantine = quarantine
+        self._rules = ReadRules(whole=config.responses == "whole", as_chat=config.as_chat)
         self._columns = ColumnUse(config)
         self._notices = Notices()
         self._whereabouts = Whereabouts()
@@ -119,7 +121,7 @@ class Reader:
         if form is None:
             raise no_form(set().union(*tables), self._config.data)
         rows = [row for row in map(self._standard, tables) if row is not None]
-        self._columns.require_some_supported(rows)
+        self._columns.require_some_supported(rows, form, self._rules)
         self._labels = Labels(self._config.data, rows)
         return form
 
@@ -159,7 +161,7 @@ class Reader:
             row["label"] = self._labels.read(row)
         self._columns.require_supported(row)
         self._columns.require_prompt_known(row, self.form, where)
-        preference = normalize(row, self.form, raw.index)
+        preference = normalize(row, self.form, raw.index, self._rules)
         self._columns.require_all_used(row, preference, self.form, where)
         self._require_confidence(preference)
         if preference.bad_score is not None:
