@@ -30,6 +30,7 @@ class Reason(enum.StrEnum):
     EMPTY_PROMPT = "empty_prompt"
     EMPTY_RESPONSE = "empty_response"
     IDENTICAL_RESPONSES = "identical_responses"
+    TIE = "tie"
     PROMPTS_DIFFER = "prompts_differ"
     BAD_CONFIDENCE = "bad_confidence"
     LOW_CONFIDENCE = "low_confidence"

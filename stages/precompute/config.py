@@ -16,6 +16,7 @@ SCORING_VERSION = 1
 
 _OF_RAY = ("address", "actors", "actor_cpus", "actor_gpus", "shard_minutes")
 
+Pair = Literal["best-worst", "all", "adjacent"]
 Truncate = Literal["response", "prompt", "never"]
 DtypeOption = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -73,6 +74,12 @@ class DataConfig(BaseModel):
         default_factory=tuple,
         description="Keep these columns of the data in the cache, as text under their own names: "
         "source,language,... `reflogp diagnose` then reports on each of their values.",
+    )
+    pair: Pair = Field(
+        "best-worst",
+        description="Which responses become pairs where a prompt has several: 'best-worst' pairs "
+        "the best with the worst, 'adjacent' each with the next best, 'all' each with every worse "
+        "one. Ties are quarantined.",
     )
     min_confidence: float | None = Field(
         None,
@@ -228,6 +235,8 @@ class PrecomputeConfig(DataConfig):
         # unset newer options do not change the fingerprint of older caches
         lists = {"keep": list(self.keep), "ignore": list(self.ignore)}
         more: dict[str, Any] = {name: value for name, value in lists.items() if value}
+        if self.pair != "best-worst":
+            more["pair"] = self.pair
         if self.data_config is not None:
             more["data_config"] = self.data_config
         if self.responses != "turn":

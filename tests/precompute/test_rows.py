@@ -15,6 +15,7 @@ from reflogp.data_schemas.quarantine import Reason
 from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
 from tests.checkpoints import EXAMPLES
 from tests.precompute.conftest import PAIR, assistant, save, user
+from tests.precompute.test_tables import FORMS
 
 LINE = json.dumps(PAIR)
 LABELLED = {"question": "2 + 2 =", "good": " 4", "bad": " 5"}
@@ -43,6 +44,7 @@ def lines(tmp_path):
         ("forms/transcripts.jsonl", "chosen+rejected", 3),
         ("forms/unpaired.jsonl", "prompt+completion+label", 6),
         ("forms/scored.jsonl", "prompt+chosen+rejected", 4),
+        ("forms/labelled_messages.jsonl", "prompt+completion+label", 2),
     ],
 )
 def test_every_example_file_loads_whole(name, form, rows, load):
@@ -54,7 +56,8 @@ def test_every_file_of_examples_forms_is_among_them():
     names = {path.name for path in (EXAMPLES / "forms").iterdir()}
     assert names == {
         "text.jsonl", "text.csv", "conversations.jsonl", "sharegpt.json", "transcripts.jsonl",
-        "unpaired.jsonl", "scored.jsonl",
+        "unpaired.jsonl", "scored.jsonl", "labelled_messages.jsonl",
+        *(f"{name}.jsonl" for name in FORMS),
     }  # fmt: skip
 
 
@@ -186,7 +189,7 @@ def test_a_row_without_the_mapped_column_does_not_fall_back_on_another(load, lin
          "--columns rejected=worse: there is no column 'worse'. The columns are bad, good, "
          "question."),
         ([LABELLED], {"promt": "question"}, "--columns promt=question: 'promt' is not a standard "
-         "name. Use one of chosen, chosen_rating,"),
+         "name. Use one of answers, better_response_id,"),
         ([LABELLED], {"prompt": "question"},
          "the columns bad, good, question match no input form. The forms are prompt+chosen+"
          "rejected"),

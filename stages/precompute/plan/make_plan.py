@@ -22,6 +22,7 @@ from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_plan
 from reflogp.stages.precompute.read.sources import is_hub_id, source_files
+from reflogp.stages.precompute.read.tables import TABLES
 from reflogp.stages.precompute.tokens.reader import Reader
 from reflogp.stages.precompute.tokens.tokenize import Tokenizer, TokenRules, stop_ids
 from reflogp.stages.progress import Console
@@ -75,6 +76,10 @@ def make_plan(job: Job, console: Console) -> Plan:
         _tell_of_shard_tokens(job, plan, console)
     if plan.record.kind == "paired" and not job.config.kl_completions:
         console.warn("--no-kl-completions has no effect, because the data are pairs")
+    if job.config.pair != "best-worst" and plan.record.form not in {t.name for t in TABLES}:
+        console.warn(
+            f"--pair {job.config.pair} has no effect, because the data have no choice of responses"
+        )
     if plan.record.reading is not None:
         tell(plan.record.reading, console)
     if plan.record.quarantined_by_reason:

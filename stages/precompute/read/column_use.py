@@ -23,6 +23,7 @@ from reflogp.stages.precompute.read.preferences import (
     Preference,
     normalize,
 )
+from reflogp.stages.precompute.read.tables import COLUMNS
 from reflogp.stages.precompute.read.tools import TEMPLATE_KWARGS, TOOLS
 from reflogp.stages.precompute.read.whole_texts import is_transcript
 
@@ -74,10 +75,10 @@ class ColumnUse:
         named = [("--keep", name, name) for name in self._config.keep]
         named += [("--ignore", name, name) for name in self._config.ignore]
         for new, old in self._config.columns.items():
-            if new not in STANDARD_NAMES:
+            if new not in STANDARD_NAMES | COLUMNS:
                 raise InputError(
                     f"{self._config.data}: --columns {new}={old}: {new!r} is not a standard name. "
-                    f"Use one of {', '.join(sorted(STANDARD_NAMES))}."
+                    f"Use one of {', '.join(sorted(STANDARD_NAMES | COLUMNS))}."
                 )
             if old in there:
                 self._sources[new] = [old]  # a plus sign can be part of a name
@@ -101,7 +102,7 @@ class ColumnUse:
         if self._names.issuperset(row):
             return False
         new = set(row) - self._names
-        matters = new & STANDARD_NAMES.union(*self._sources.values())
+        matters = new & STANDARD_NAMES.union(COLUMNS, *self._sources.values())
         if len(self._names) < _MOST_NAMES or matters:
             self._names |= new
         return bool(matters)

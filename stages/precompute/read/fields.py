@@ -10,7 +10,8 @@ from reflogp.data_schemas.quarantine import Reason
 from reflogp.stages.cache.quarantine_file import RowFault
 
 SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"),
-           ("chosen_rating", "rejected_rating"))  # fmt: skip
+           ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"),
+           ("chosen_avg_rating", "rejected_avg_rating"))  # fmt: skip
 _LONGEST_LITERAL = 1 << 20  # characters; Python's parser takes a hundred bytes per character
 
 
@@ -97,15 +98,20 @@ def confidence(row: Mapping[str, Any]) -> float | None:
         RowFault: the value is not a number.
     """
     if "confidence" in row:
-        return _number(row, "confidence")
+        return number(row, "confidence")
     for names in SCORES:
         if all(name in row for name in names):
-            good, bad = (_number(row, name) for name in names)
+            good, bad = (number(row, name) for name in names)
             return None if good is None or bad is None else good - bad
     return None
 
 
-def _number(row: Mapping[str, Any], field: str) -> float | None:
+def number(row: Mapping[str, Any], field: str) -> float | None:
+    """Return a number, also one that is written as text; None if the field is empty.
+
+    Raises:
+        RowFault: the value is not a number.
+    """
     value = row[field]
     if value is None or (isinstance(value, str) and not value.strip()):
         return None

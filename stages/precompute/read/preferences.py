@@ -26,6 +26,7 @@ from reflogp.stages.precompute.read.forms import (
 )
 from reflogp.stages.precompute.read.messages import Content, is_empty, require_unicode
 from reflogp.stages.precompute.read.one_message import TRAIN
+from reflogp.stages.precompute.read.tables import TABLES, Table
 from reflogp.stages.precompute.read.tools import (
     TEMPLATE_KWARGS,
     TOOLS,
@@ -42,7 +43,8 @@ STANDARD_NAMES = _SINGLE.union(_CONVERSATION, *fields.SCORES)
 """The standard column names, which --columns can give to other columns."""
 FORMS_HELP = (
     "prompt+chosen+rejected, chosen+rejected (whole texts or conversations), "
-    "messages/conversations+chosen+rejected, prompt+completion+label, messages+label"
+    "messages/conversations+chosen+rejected, prompt+completion+label, messages+label, and "
+    "the tables in docs/data.md, such as prompt+response_a+response_b+winner"
 )
 
 
@@ -76,11 +78,12 @@ class Preference:
 
 @dataclass(frozen=True)
 class Form:
-    """A detected input form and the reader of its rows."""
+    """A detected input form and the reader of its rows, or of the pairs of its table."""
 
     name: str
     paired: bool
     reader: ReadParts
+    table: Table | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -102,6 +105,10 @@ def detect(columns: set[str]) -> Form | None:
             return Form("prompt+completion+label", False, completion)
         if conversation:
             return Form(f"{conversation}+label", False, partial(labelled, conversation))
+    for table in TABLES:
+        if columns.issuperset(table.columns):
+            reader = implicit if table.whole else partial(explicit, "prompt")
+            return Form(table.name, True, reader, table)
     return None
 
 

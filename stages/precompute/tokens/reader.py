@@ -16,12 +16,17 @@ from reflogp.stages.precompute.read.forms import ReadRules
 from reflogp.stages.precompute.read.labels import Labels
 from reflogp.stages.precompute.read.preferences import Form, Preference, detect, no_form, normalize
 from reflogp.stages.precompute.read.sources import RawRow, read_source
+from reflogp.stages.precompute.read.tables import pairs
 from reflogp.stages.precompute.tokens.kl_completions import with_kl_completions
 from reflogp.stages.precompute.tokens.texts import Notices
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, Tokenizer
 
 _ROWS_TO_DETECT_FROM = 100
 _ROWS_AT_ONCE = 64  # per call of the tokenizer, which uses all cores
+_ROWS_OF_A_PROMPT = 1_000  # at most, where each response has a row
+
+_Unit = list[RawRow]
+"""The rows that are read together: one, or all adjacent rows of a prompt."""
 
 
 class Reader:
@@ -59,10 +64,10 @@ class Reader:
                 column with text would be ignored, or all rows of one label are quarantined.
         """
         source = read_source(*self._config.source())
-        raw_rows = itertools.islice(source, 0, None, every)
-        head = list(itertools.islice(raw_rows, _ROWS_TO_DETECT_FROM))
+        head = list(itertools.islice(source, _ROWS_TO_DETECT_FROM))
         self.form = self._detect(head)
-        usable = self._usable(itertools.chain(head, raw_rows), tokenizer, advance)
+        units = itertools.islice(self._units(itertools.chain(head, source)), 0, None, every)
+        usable = self._usable(units, tokenizer, advance)
         if self._config.kl_completions and not self.form.paired:
             usable = with_kl_completions(usable, self._config.max_length)
         yield from usable
@@ -78,28 +83,43 @@ class Reader:
             parts=parts,
         )
 
+    def _units(self, raw_rows: Iterator[RawRow]) -> Iterator[_Unit]:
+        table = self.form.table
+        if table is None or not table.grouped:
+            yield from ([raw] for raw in raw_rows)
+            return
+        prompt = table.columns[0]
+        for _, adjacent in itertools.groupby(raw_rows, lambda raw: self._value(raw, prompt)):
+            while unit := list(itertools.islice(adjacent, _ROWS_OF_A_PROMPT)):
+                yield unit
+
     def _usable(
-        self, raw_rows: Iterator[RawRow], tokenizer: Tokenizer, advance: Callable[[float], None]
+        self, units: Iterator[_Unit], tokenizer: Tokenizer, advance: Callable[[float], None]
     ) -> Iterator[TokenizedRow]:
-        while some := list(itertools.islice(raw_rows, _ROWS_AT_ONCE)):
-            self.read += len(some)
-            preferences = [self._normalized(raw) for raw in some]
-            usable = [found for found in preferences if isinstance(found, Preference)]
+        while some := list(itertools.islice(units, _ROWS_AT_ONCE)):
+            self.read += sum(map(len, some))
+            preferences = [(unit, found) for unit in some for found in self._normalized(unit)]
+            usable = [found for _, found in preferences if isinstance(found, Preference)]
             rows = iter(tokenizer.many(usable, self._notices))
-            for raw, preference in zip(some, preferences, strict=True):
-                advance(1)
+            for unit, preference in preferences:
                 found = next(rows) if isinstance(preference, Preference) else preference
                 if isinstance(found, RowFault):
-                    self._quarantine.add(
-                        found,
-                        source_row=raw.index,
-                        file=raw.file,
-                        line=raw.line,
-                        row=raw.text if raw.data is None else raw.data,
-                    )
+                    self._set_aside(unit, found)
                     continue
                 self._labels.use(good=found.chosen_ids is not None)
-                yield replace(found, kept=self._kept(raw)) if self._config.keep else found
+                yield replace(found, kept=self._kept(unit[0])) if self._config.keep else found
+            advance(sum(map(len, some)))
+
+    def _set_aside(self, unit: _Unit, fault: RowFault) -> None:
+        first = unit[0]
+        data = [raw.data for raw in unit]
+        self._quarantine.add(
+            fault,
+            source_row=first.index,
+            file=first.file,
+            line=first.line,
+            row=first.text if first.data is None else data[0] if len(data) == 1 else data,
+        )
 
     def _detect(self, head: list[RawRow]) -> Form:
         if not head:
@@ -121,7 +141,9 @@ class Reader:
         if form is None:
             raise no_form(set().union(*tables), self._config.data)
         rows = [row for row in map(self._standard, tables) if row is not None]
-        self._columns.require_some_supported(rows, form, self._rules)
+        made = [one for row in rows for one in pairs([row], form.table, self._config.pair)]
+        usable = [one for one in made if not isinstance(one, RowFault)]
+        self._columns.require_some_supported(usable, form, self._rules)
         self._labels = Labels(self._config.data, rows)
         return form
 
@@ -130,6 +152,12 @@ class Reader:
             return self._columns.standard(table)
         except RowFault:
             return None
+
+    def _value(self, raw: RawRow, name: str) -> Any:
+        """Return the value of a column, or what equals nothing if the row has none."""
+        row = self._standard(raw.data) if raw.data is not None else None
+        value = (row or {}).get(name)
+        return object() if value is None else value
 
     def _all_columns(self, there: set[str]) -> set[str]:
         """Return the columns of the first rows, or of all rows if options name others."""
@@ -143,20 +171,34 @@ class Reader:
         row = raw.data or {}
         return [{"name": name, "value": as_text(row.get(name))} for name in self._config.keep]
 
-    def _normalized(self, raw: RawRow) -> Preference | RowFault:
+    def _normalized(self, unit: _Unit) -> list[Preference | RowFault]:
+        """Return the preferences of a unit, or the faults in their place."""
         try:
-            return self._normalize(raw)
+            rows = [self._row(raw) for raw in unit]
         except RowFault as fault:
-            return fault
+            return [fault]
+        made = pairs(rows, self.form.table, self._config.pair)
+        return [self._normalize(row, unit[0]) for row in made]
 
-    def _normalize(self, raw: RawRow) -> Preference:
+    def _row(self, raw: RawRow) -> dict[str, Any]:
+        """Return a row with its columns under their standard names."""
         self._whereabouts.add(raw.index, raw.file, raw.line)
         if raw.fault is not None or raw.data is None:
             raise raw.fault or RowFault(Reason.NOT_AN_OBJECT, None, "not a row")
-        where = f"{raw.file}: {numbered(raw.file, raw.line)}"
         if self._columns.see(raw.data):
-            self._require_form(where)
-        row = self._columns.standard(raw.data)
+            self._require_form(_where(raw))
+        return self._columns.standard(raw.data)
+
+    def _normalize(self, row: dict[str, Any] | RowFault, raw: RawRow) -> Preference | RowFault:
+        if isinstance(row, RowFault):
+            return row
+        try:
+            return self._preference(row, raw)
+        except RowFault as fault:
+            return fault
+
+    def _preference(self, row: dict[str, Any], raw: RawRow) -> Preference:
+        where = _where(raw)
         if not self.form.paired:
             row["label"] = self._labels.read(row)
         self._columns.require_supported(row)
@@ -200,3 +242,7 @@ class Reader:
                 "confidence",
                 f"confidence {preference.confidence:g} is below {least:g}",
             )
+
+
+def _where(raw: RawRow) -> str:
+    return f"{raw.file}: {numbered(raw.file, raw.line)}"
