@@ -22,6 +22,7 @@ _FOOTER_BYTES = 1 << 16  # larger than most footers
 class Problem(Record):
     """A planned row that was left out of the shard because its scores are invalid."""
 
+    row_id: str = Field("", description="Its row id; empty in shards of an earlier release.")
     source_row: int
     field: str = Field(description="The column of token ids that could not be scored.")
     detail: str

@@ -1,5 +1,6 @@
 """A wrong score is computed again, one response at a time; rows that stay wrong are quarantined."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,6 +142,28 @@ def test_a_row_that_goes_late_is_named_by_its_own_file_and_line(
         late = [row for row in rows if row["reason"] == reason]
         assert late
         assert all(places[row["source_row"]] == (row["file"], row["line"]) for row in late)
+
+
+def test_of_the_pairs_of_one_row_those_that_stay_wrong_are_set_aside(
+    settings, checkpoint, console, monkeypatch, tmp_path
+):
+    """21 pairs of 7 responses; those in the quarantine are the ones that the cache lacks."""
+    responses = [f" answer {i}" for i in range(7)]
+    row = {"prompt": "Which?", "responses": responses, "scores": list(range(7))}
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    spoiling = Spoiling(transformers_engine(checkpoint))
+    monkeypatch.setattr(spoiling, "rescore", lambda requests: [np.zeros(1)] * len(requests))
+    monkeypatch.setattr(worker, "start", lambda *_: spoiling)
+    manifest = run_precompute(
+        settings.model_copy(update={"data": str(path), "pair": "all"}), console
+    )
+    (shard,) = manifest.shards
+    aside = pq.read_table(settings.cache / manifest.quarantine.file).to_pylist()
+    lost = {json.loads(one["row"])["row_id"] for one in aside}
+    kept = set(read_shard(settings.cache / shard.file).column("row_id").to_pylist())
+    assert (len(lost), len(kept), lost & kept) == (3, 18, set())
+    assert {(one["source_row"], one["line"]) for one in aside} == {(0, 1)}
 
 
 @pytest.mark.parametrize("error", [ReflogpError("the weights do not fit"), None])

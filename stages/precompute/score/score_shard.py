@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from reflogp.data_schemas.cache_shard import RESPONSES, SHARD_SCHEMA, unweighted
 from reflogp.data_schemas.errors import ReflogpError
+from reflogp.data_schemas.shard_origin import Problem
 from reflogp.stages.cache.columns import View, list_column, views
 from reflogp.stages.cache.shard_content import ROUNDING
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request, Scorer
@@ -23,12 +24,12 @@ class ScoredTable(NamedTuple):
 
     Attributes:
         table: the finished rows, as SHARD_SCHEMA.
-        problems: source rows with impossible scores, and the reason; they are not in `table`.
+        problems: rows with impossible scores, and the reason; they are not in `table`.
         rescued: number of responses in `table` whose log-probs were impossible until rescored.
     """
 
     table: pa.Table
-    problems: list[tuple[int, str]]
+    problems: list[Problem]
     rescued: int
 
 
@@ -51,10 +52,12 @@ def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None
     for position, (values, total) in rescued.items():
         found[position], sums[position] = values, total
         del wrong[position]
-    problems: dict[int, str] = {}
+    problems: dict[int, Problem] = {}
     for position, problem in wrong.items():
         row, side = places[position]
-        problems.setdefault(row, f"{side}: {problem}")
+        about = {name: table.column(name)[row].as_py() for name in ("row_id", "source_row")}
+        detail = f"{side}: {problem}"
+        problems.setdefault(row, Problem(**about, field=f"{side}_ids", detail=detail))
     for side in RESPONSES:
         logps: list[View | None] = [None] * table.num_rows
         totals: list[float | None] = [None] * table.num_rows
@@ -64,7 +67,10 @@ def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None
         tokens, whole = (SHARD_SCHEMA.field(f"ref_{side}_{n}") for n in ("logps", "logp_sum"))
         table = table.append_column(tokens, list_column(logps, tokens.type))
         table = table.append_column(whole, pa.array(totals, whole.type))
-    return ScoredTable(*_split_off(unweighted(table), problems), len(rescued))
+    if problems:
+        table = table.filter(pa.array([row not in problems for row in range(table.num_rows)]))
+    listed = [problems[row] for row in sorted(problems)]
+    return ScoredTable(unweighted(table), listed, len(rescued))
 
 
 def check(
@@ -134,12 +140,3 @@ def _requests(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
                 places.append((row, side))
                 requests.append(Request(prompt, response))
     return places, requests
-
-
-def _split_off(table: pa.Table, problems: dict[int, str]) -> tuple[pa.Table, list[tuple[int, str]]]:
-    """Remove rows with problems from `table`; return their source rows too."""
-    sources = table.column("source_row")
-    faulty = [(sources[row].as_py(), problem) for row, problem in sorted(problems.items())]
-    if faulty:
-        table = table.filter(pa.array([row not in problems for row in range(table.num_rows)]))
-    return table, faulty

@@ -42,7 +42,7 @@ class Worker:
         """Score the unknown rows of a planned shard, and write the shard."""
         rows = read_plan(planned)
         known, unknown = self._known.split(rows)
-        problems: list[tuple[int, str]] = []
+        problems: list[Problem] = []
         rescued = 0
         begin, scored, tokens = time.monotonic(), known, 0
         method, device = self._known.method, self._known.device
@@ -64,7 +64,7 @@ class Worker:
             **token_counts(table),
             truncated=_truncated(table),
             rescued=rescued,
-            problems=[_problem(*found) for found in problems],
+            problems=problems,
         )
         write_shard(put_origin(table, origin), self._job.shard_path(planned.number))
         return Done(tokens, time.monotonic() - begin)
@@ -80,11 +80,6 @@ class Worker:
             self._scorer = start(job.engine, job.reference, job.config)
             say(f"scoring with {self._scorer.method}")
         return self._scorer
-
-
-def _problem(source_row: int, text: str) -> Problem:
-    side, _, detail = text.partition(": ")
-    return Problem(source_row=source_row, field=f"{side}_ids", detail=f"{side}: {detail}")
 
 
 def _truncated(table: pa.Table) -> int:

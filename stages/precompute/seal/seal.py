@@ -174,18 +174,17 @@ def _quarantine(job: Job, plan: Plan, finished: list[Finished]) -> Quarantine:
             if not one.origin.problems:
                 continue
             planned_rows = read_plan(one.planned)
-            wrong = pa.array([problem.source_row for problem in one.origin.problems])
-            those = planned_rows.filter(pc.is_in(planned_rows.column("source_row"), wrong))
-            rows = {row["source_row"]: row for row in those.to_pylist()}
+            wrong = pa.array([problem.row_id for problem in one.origin.problems])
+            those = planned_rows.filter(pc.is_in(planned_rows.column("row_id"), wrong))
+            rows = {row["row_id"]: row for row in those.to_pylist()}
             for problem in one.origin.problems:
-                number = problem.source_row
-                file, line = locate(parts, number, job.config.data)
+                file, line = locate(parts, problem.source_row, job.config.data)
                 quarantine.add(
                     RowFault(Reason.BAD_SCORE, problem.field, problem.detail),
-                    source_row=number,
+                    source_row=problem.source_row,
                     file=file,
                     line=line,
-                    row=rows[number],
+                    row=rows[problem.row_id],
                 )
     return quarantine
 
