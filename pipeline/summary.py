@@ -27,7 +27,7 @@ def cache_rows(cache: Path, manifest: Manifest) -> Lines:
         ("cache", f"{cache} ({human_size(size)})"),
         (
             manifest.unit,
-            f"{counts.rows:,} of {manifest.source.rows:,} rows read, {counts.truncated:,} cut",
+            f"{counts.rows:,} from {manifest.source.rows:,} rows read, {counts.truncated:,} cut",
         ),
         ("tokens", f"{counts.prompt_tokens:,} prompt, {response:,} response{kl}"),
         ("engine", f"{engine.name} {engine.version}, {engine.dtype}, {engine.device}"),

@@ -58,8 +58,8 @@ tags: [dpo, preference, reflogp]
 | its weights | SHA-256 {manifest.inputs.weights} |
 | scored by | reflogp {manifest.reflogp_version}, {engine.name} {engine.version}, {engine.dtype} |
 | method | {engine.method} |
-| data | `{manifest.source.source}`, split {manifest.source.split}; {counts.quarantined:,} of \
-{manifest.source.rows:,} rows quarantined |
+| data | `{manifest.source.source}`, split {manifest.source.split}; \
+{manifest.source.rows:,} rows read, {counts.quarantined:,} quarantined |
 | rules | {rules} |{weights}
 | tokens | {counts.prompt_tokens:,} prompt, {counts.chosen_tokens:,} chosen, \
 {counts.rejected_tokens:,} rejected |

@@ -84,7 +84,7 @@ def test_the_card_says_what_was_scored_with_what_and_what_the_columns_are(
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     for expected in (
         manifest.reference.name, manifest.inputs.weights, manifest.source.source, manifest.seal,
-        "22 pairs", "2 of 24 rows quarantined", "max_length=192", "float32",
+        "22 pairs", "24 rows read, 2 quarantined", "max_length=192", "float32",
         "| `ref_chosen_logp_sum` | double | Sum of ref_chosen_logps in nats",
     ):  # fmt: skip
         assert expected in card

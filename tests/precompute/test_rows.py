@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -124,6 +125,29 @@ def test_the_counts_add_up_over_files_and_reasons(load, tmp_path):
     assert [(Path(row["file"]).name, row["line"]) for row in loaded.set_aside] == [
         ("a.jsonl", 2), ("a.jsonl", 3), ("b.csv", 2), ("b.csv", 3),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "tsv.zst", "parquet", "arrow"]
+)
+def test_a_row_set_aside_is_named_by_its_place_in_every_kind_of_file(kind, load, tmp_path):
+    rows = [PAIR | {"id": str(number)} for number in range(130)]
+    for number in (3, 70, 129):
+        rows[number]["rejected"] = " 4"  # the same as chosen
+    save(tmp_path / f"a.{kind}", rows[:60])
+    save(tmp_path / f"b.{kind}", rows[60:])
+    places = [(Path(row["file"]).name, row["line"]) for row in load(tmp_path).set_aside]
+    assert places == [(f"a.{kind}", 4), (f"b.{kind}", 11), (f"b.{kind}", 70)]
+
+
+def test_a_row_of_a_saved_dataset_is_named_by_its_shard_and_split(load, tmp_path):
+    rows = [PAIR] * 3 + [PAIR | {"rejected": " 4"}]
+    saved = datasets.DatasetDict(test=datasets.Dataset.from_list(rows))
+    saved.save_to_disk(tmp_path, num_shards={"test": 2})
+    [row] = load(tmp_path, split="test").set_aside
+    assert (Path(row["file"]).relative_to(tmp_path), row["line"]) == (
+        Path("test/data-00001-of-00002.arrow"), 2,
+    )  # fmt: skip
 
 
 def test_a_table_of_labels_and_scores_loads_though_all_its_cells_are_text(load, tmp_path):

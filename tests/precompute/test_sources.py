@@ -14,8 +14,9 @@ import pytest
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.quarantine import Reason
+from reflogp.stages.precompute.read.preferences import Preference, detect, normalize
 from reflogp.stages.precompute.read.sources import RawRow, is_hub_id, read_source
-from tests.precompute.conftest import PAIR, arrow_bytes, save, zstd
+from tests.precompute.conftest import PAIR, arrow_bytes, assistant, save, user, zstd
 
 ROWS = [
     {"prompt": "¿Dos y dos?", "chosen": 'Cuatro, "4".', "rejected": "5"},
@@ -114,6 +115,41 @@ def test_arrow_types_of_text_are_text_and_those_of_lists_are_lists(tmp_path):
         | dict.fromkeys(("messages", "large_list"), turn)
         for text, turn in zip(texts, turns, strict=True)
     ]
+
+
+def test_arrow_gives_the_conversations_of_the_lines(tmp_path):
+    """Arrow gives every object the keys of all others, and JSON columns hold any value."""
+    rows = [
+        {
+            "prompt": [user("Seek."), {"role": "assistant", "content": None, "tool_calls": calls}],
+            "chosen": [assistant("Here.")],
+            "rejected": [assistant("Gone.")],
+            "tools": [{"type": "function", "function": {"name": "seek", "parameters": kinds}}],
+        }
+        for calls, kinds in (
+            ([{"function": {"name": "seek", "arguments": {"thing": "keys"}}}], {"thing": "text"}),
+            ([{"function": {"name": "seek", "arguments": {"before": "noon"}}}], {"before": "time"}),
+        )
+    ]
+
+    def preferences(path: Path) -> list[Preference]:
+        form = detect(set(rows[0]))
+        assert form is not None
+        return [normalize(row.data or {}, form, row.index) for row in read(path)]
+
+    expected = preferences(save(tmp_path / "a.jsonl", rows))
+    for kind in ("json", "parquet", "arrow"):
+        assert preferences(save(tmp_path / f"a.{kind}", rows)) == expected
+    texts = [{name: json.dumps(value) for name, value in row.items()} for row in rows]
+    for kind in ("csv", "parquet"):
+        assert preferences(save(tmp_path / f"text.{kind}", texts)) == expected
+    columns = [{name: _turned(value) for name, value in row.items()} for row in rows]
+    assert preferences(save(tmp_path / "columns.parquet", columns)) == expected
+
+
+def _turned(objects: Any) -> dict[str, list[Any]]:
+    """A list of objects as an object of lists, as `datasets` can keep it."""
+    return {name: [one.get(name) for one in objects] for name in {**objects[0], **objects[-1]}}
 
 
 def test_what_datasets_keeps_as_json_is_read_as_it_was(tmp_path):

@@ -130,9 +130,13 @@ FORMS: dict[str, tuple[dict[str, Any], int, int, str, str, str, float | None]] =
         "A short poem, in English often of 5, 7 and 5 syllables.", "A fish.", 7,
     ),
     "system_and_question": (
-        {"columns": {"prompt": "system+question"}}, 2, 0,
-        "You are a careful assistant.\n\nSort these words: pear, apple, fig.", "apple, fig, pear",
-        "pear, fig, apple", None,
+        {"columns": {"prompt": "question"}, "as_chat": True}, 2, 0,
+        "<|im_start|>system\nYou are a careful assistant.<|im_end|>\n"
+        + chat("Sort these words: pear, apple, fig."), "apple, fig, pear", "pear, fig, apple", None,
+    ),
+    "first_question_and_conversations": (
+        {}, 2, 0, chat("Recommend a book on birds.", "For Europe or America?", "Europe."),
+        "The Collins Bird Guide.", "Any book will do.", None,
     ),
     "conversations_and_texts": (
         {}, 2, 0, chat("用一句话介绍长城。"), "长城是中国古代修建的军事防御工程。",
