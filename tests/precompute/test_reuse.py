@@ -11,8 +11,10 @@ import pytest
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import read_shard
 from reflogp.data_schemas.shard_origin import put_origin, read_origin
+from reflogp.pipeline.curate import run_filter
 from reflogp.pipeline.run import run_precompute, run_share
 from reflogp.stages.cache.write_shard import write_shard
+from reflogp.stages.filter.config import FilterRules
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from reflogp.stages.precompute.score.reuse import ScoredRows
@@ -85,6 +87,28 @@ def test_a_row_that_is_mended_is_scored_and_the_others_are_not(settings, console
     manifest = run_precompute(settings, console)
     assert sum(scored) == 2
     assert "null_field" not in manifest.counts.quarantined_by_reason
+
+
+def test_of_the_pairs_of_a_row_only_new_ones_are_scored_and_a_filter_drops_single_ones(
+    settings, console, scored, tmp_path
+):
+    responses = [" one", " two", " three"]
+    row = {"prompt": "Count.", "responses": responses, "scores": [5, 2, 1]}
+    write(settings, [json.dumps(row), json.dumps(row | {"prompt": "Count again."})])
+    run_precompute(settings, console)
+    before = rows_by_id(settings.cache)
+    assert (len(before), sum(scored)) == (2, 4)
+    scored.clear()
+    run_precompute(settings.model_copy(update={"pair": "all"}), console)
+    after = rows_by_id(settings.cache)
+    assert (len(after), sum(scored)) == (6, 8)
+    assert all(same_scores(after[row_id], row) for row_id, row in before.items())
+    made = run_filter(settings.cache, tmp_path / "out", FilterRules(min_confidence=3), console)
+    kept = rows_by_id(tmp_path / "out")
+    assert sorted(row["confidence"] for row in kept.values()) == [3, 3, 4, 4]
+    aside = pq.read_table(tmp_path / "out" / made.quarantine.file).to_pylist()
+    assert {json.loads(one["row"])["row_id"] for one in aside} == after.keys() - kept.keys()
+    assert sorted(one["line"] for one in aside) == [1, 2]
 
 
 def test_columns_are_kept_of_a_cache_that_is_there_and_nothing_is_scored(settings, console, scored):
