@@ -23,6 +23,7 @@ class Remark(enum.StrEnum):
 
     TEMPLATE_DROPS = "template_drops"
     FIELDS_NOT_RENDERED = "fields_not_rendered"
+    TEMPLATE_DIVERGED = "template_diverged"
     CONTROL_TOKENS = "control_tokens"
     DATED_TEMPLATE = "dated_template"
     TEXT_FOR_CHAT_MODEL = "text_for_chat_model"
@@ -32,7 +33,9 @@ class Remark(enum.StrEnum):
 
 _MEANING = {
     Remark.TEMPLATE_DROPS: "the chat template leaves out a part of the messages",
-    Remark.FIELDS_NOT_RENDERED: "the messages have fields that the chat template does not use",
+    Remark.FIELDS_NOT_RENDERED: "the rows have fields that the chat template does not use",
+    Remark.TEMPLATE_DIVERGED: "the chat template renders the prompt differently once a response "
+    "follows, so the prompt ends where the two begin to differ",
     Remark.CONTROL_TOKENS: "the text contains names of special tokens, which become those tokens",
     Remark.DATED_TEMPLATE: "the chat template writes today's date, so the same data give "
     "different tokens on another day",

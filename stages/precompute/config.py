@@ -1,14 +1,17 @@
 """The options of stage one. Each field is a YAML key and a command-line option."""
 
+import hashlib
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files.location import Location, Place
 from reflogp.stages.assignments import Arguments, ColumnNames, Names
 from reflogp.stages.precompute.share_and_actors import crew, share
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Increases with every code change that can give different rows or ids for the same input."""
 
 SCORING_VERSION = 1
@@ -105,6 +108,17 @@ class DataConfig(BaseModel):
         description="What to do with rows longer than --max-length: 'response' cuts the ends of "
         "the responses, 'prompt' the beginning of the prompt, 'never' quarantines the row.",
     )
+    chat_template: str | None = Field(
+        None,
+        description="Render messages with this template, not with the tokenizer's default: a Jinja "
+        "file, or the name of one of the tokenizer's templates, such as tool_use. Rows with tools "
+        "get tool_use without being told, if the tokenizer has it.",
+    )
+    template_kwargs: Arguments = Field(
+        default_factory=dict,
+        description="Arguments of the chat template: enable_thinking=false,date_string=26 Jul 2024 "
+        "(in YAML: a mapping). Those in a row's column chat_template_kwargs come first.",
+    )
     kl_completions: bool = Field(
         True,
         description="Also score another row's response after each prompt of unpaired data, for "
@@ -114,6 +128,20 @@ class DataConfig(BaseModel):
     def source(self) -> tuple[str, str, str | None, str | None]:
         """Return the arguments of `read_source`: data, split, revision and configuration."""
         return self.data, self.split, self.data_revision, self.data_config
+
+    def template_source(self) -> str | None:
+        """Return the content of the file that --chat-template names; None if it names no file.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        path = Path(self.chat_template or "").expanduser()
+        if not path.is_file():
+            return None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--chat-template {path}: cannot be read: {error}.") from error
 
 
 class PrecomputeConfig(DataConfig):
@@ -243,4 +271,10 @@ class PrecomputeConfig(DataConfig):
             more["responses"] = self.responses
         if self.as_chat:
             more["as_chat"] = True
+        if self.chat_template is not None:
+            source = self.template_source()
+            digest = source and hashlib.sha256(source.encode()).hexdigest()
+            more["chat_template"] = digest or self.chat_template
+        if self.template_kwargs:
+            more["template_kwargs"] = self.template_kwargs
         return {"version": RULES_VERSION, **self.model_dump(include=names), **more}

@@ -33,7 +33,7 @@ from reflogp.stages.precompute.plan.make_plan import find_plan
 from reflogp.stages.precompute.read.sources import source_files
 from reflogp.stages.precompute.seal.rescore import too_large
 from reflogp.stages.precompute.stage import merge
-from reflogp.stages.precompute.tokens.tokenize import stop_ids
+from reflogp.stages.precompute.tokens.ends import stop_ids
 from tests.conftest import Silent
 from tests.mutations import damaged, fuzz, json_file, mutated, outcome
 from tests.precompute.conftest import trained_tokenizer

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from reflogp.stages.cache.quarantine_file import Quarantine
 from reflogp.stages.precompute.config import PrecomputeConfig, Truncate
+from reflogp.stages.precompute.tokens.ends import TokenRules
 from reflogp.stages.precompute.tokens.reader import Reader
-from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, Tokenizer, TokenRules
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, Tokenizer
 from tests.checkpoints import make_tokenizer
 
 Row = Mapping[str, Any]

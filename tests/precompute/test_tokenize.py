@@ -19,7 +19,8 @@ from reflogp.data_schemas.quarantine import Reason
 from reflogp.stages.cache.quarantine_file import RowFault
 from reflogp.stages.precompute.read.messages import Content
 from reflogp.stages.precompute.read.preferences import Preference
-from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, stop_ids
+from reflogp.stages.precompute.tokens.ends import stop_ids
+from reflogp.stages.precompute.tokens.tokenize import TokenizedRow
 from tests.checkpoints import CHATML, EXAMPLES, example_texts, make_tokenizer
 from tests.precompute.conftest import (
     assistant,

@@ -23,8 +23,10 @@ from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_plan
 from reflogp.stages.precompute.read.sources import is_hub_id, source_files
 from reflogp.stages.precompute.read.tables import TABLES
+from reflogp.stages.precompute.tokens.ends import TokenRules, stop_ids
 from reflogp.stages.precompute.tokens.reader import Reader
-from reflogp.stages.precompute.tokens.tokenize import Tokenizer, TokenRules, stop_ids
+from reflogp.stages.precompute.tokens.templates import Templates
+from reflogp.stages.precompute.tokens.tokenize import Tokenizer
 from reflogp.stages.progress import Console
 
 QUARANTINE_NAME = "quarantine.parquet"
@@ -128,8 +130,8 @@ def load_tokenizer(reference: Checkpoint, config: DataConfig) -> tuple[Tokenizer
     """Load the model's tokenizer with the rules of `config`; also return its stop ids.
 
     Raises:
-        InputError: the tokenizer cannot be loaded, or the model has fewer positions than
-            `max_length`.
+        InputError: the tokenizer cannot be loaded, it has no template of the name that `config`
+            gives, or the model has fewer positions than `max_length`.
     """
     model_config = load_config(reference.folder).get_text_config()
     tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(reference.tokenizer)
@@ -141,7 +143,13 @@ def load_tokenizer(reference: Checkpoint, config: DataConfig) -> tuple[Tokenizer
         )
     stops = stop_ids(tokenizer, reference.folder)
     rules = TokenRules(config.max_length, config.truncate, frozenset(stops))
-    return Tokenizer(tokenizer, rules), stops
+    templates = Templates(
+        tokenizer,
+        name=config.chat_template,
+        source=config.template_source(),
+        arguments=config.template_kwargs,
+    )
+    return Tokenizer(tokenizer, rules, templates), stops
 
 
 def _write(job: Job, console: Console) -> Plan:

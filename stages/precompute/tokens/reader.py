@@ -18,7 +18,7 @@ from reflogp.stages.precompute.read.preferences import Form, Preference, detect,
 from reflogp.stages.precompute.read.sources import RawRow, read_source
 from reflogp.stages.precompute.read.tables import pairs
 from reflogp.stages.precompute.tokens.kl_completions import with_kl_completions
-from reflogp.stages.precompute.tokens.texts import Notices
+from reflogp.stages.precompute.tokens.remarks import Notices
 from reflogp.stages.precompute.tokens.tokenize import TokenizedRow, Tokenizer
 
 _ROWS_TO_DETECT_FROM = 100

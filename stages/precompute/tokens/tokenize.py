@@ -6,12 +6,10 @@ config.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, TypeVar
+from itertools import islice, pairwise
+from typing import Any, NamedTuple, TypeVar
 
 from rapidfuzz.distance import Prefix
 from transformers import PreTrainedTokenizerBase
@@ -19,12 +17,23 @@ from transformers import PreTrainedTokenizerBase
 from reflogp.data_schemas.quarantine import Reason
 from reflogp.data_schemas.reading import Remark
 from reflogp.stages.cache.quarantine_file import RowFault
-from reflogp.stages.cache.row_ids import Mask, RowIds, TokenIds, packed
-from reflogp.stages.model.loading import loading
-from reflogp.stages.precompute.config import Truncate
+from reflogp.stages.cache.row_ids import Mask, RowIds, TokenIds, cut_mask, packed
+from reflogp.stages.precompute.read.messages import Content
 from reflogp.stages.precompute.read.preferences import Preference
-from reflogp.stages.precompute.tokens.chat_template import ChatTemplate
-from reflogp.stages.precompute.tokens.texts import Notices, Texts, texts_of
+from reflogp.stages.precompute.tokens.chat_template import Span
+from reflogp.stages.precompute.tokens.encode import (
+    Encode,
+    Encoded,
+    Encoder,
+    NotLiteralError,
+    inner,
+    mask_of,
+)
+from reflogp.stages.precompute.tokens.ends import Ends, TokenRules
+from reflogp.stages.precompute.tokens.remarks import Notices
+from reflogp.stages.precompute.tokens.spans import is_written
+from reflogp.stages.precompute.tokens.templates import Templates
+from reflogp.stages.precompute.tokens.texts import Texts, texts_of
 
 Result = TypeVar("Result")
 
@@ -49,19 +58,15 @@ class TokenizedRow:
     kept: list[dict[str, str | None]] | None = None
 
 
-@dataclass(frozen=True)
-class TokenRules:
-    """The rules that, with the tokenizer, decide the ids of a row.
+class _Kept(NamedTuple):
+    """What a row has of a response; nothing if the row lacks it."""
 
-    Attributes:
-        max_length: largest number of tokens of prompt and response together.
-        truncate: which of the two loses tokens; `never` quarantines the row instead.
-        stop_ids: ids that end a response.
-    """
+    ids: TokenIds | None = None
+    mask: Mask | None = None
+    truncated: bool = False
 
-    max_length: int
-    truncate: Truncate
-    stop_ids: frozenset[int]
+
+_ABSENT = _Kept()
 
 
 class Tokenizer:
@@ -84,11 +89,17 @@ class Tokenizer:
       loses its beginning, the same for both responses. A BOS stays.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: TokenRules) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rules: TokenRules,
+        templates: Templates | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._rules = rules
-        self._template = ChatTemplate(tokenizer)
-        self._bos = _special_prefix(tokenizer)
+        self._templates = templates or Templates(tokenizer)
+        self._encoder = Encoder(tokenizer, self._templates.special)
+        self._ends = Ends(tokenizer, rules)
         self._row_ids = RowIds()
         self.template_diverged = 0
 
@@ -116,50 +127,104 @@ class Tokenizer:
         Returns:
             For each preference, its tokenized row or its fault.
         """
-        made = [_or_fault(texts_of, preference, self._template) for preference in preferences]
+        made = [_or_fault(texts_of, preference, self._templates) for preference in preferences]
         joined = [text for found in made if not isinstance(found, RowFault) for text in found.texts]
-        ids = iter(self._all_ids(joined))
+        encoded = iter(self._encoder.many(joined))
         rows: list[TokenizedRow | RowFault] = []
         for preference, found in zip(preferences, made, strict=True):
             row: TokenizedRow | RowFault
             if isinstance(found, RowFault):
                 row = found
             else:
-                row = _or_fault(self._row, preference, found, list(islice(ids, len(found.texts))))
+                usual = list(islice(encoded, len(found.texts)))
+                row = _or_fault(self._tokenized, preference, found, usual)
                 if notices is not None and not isinstance(row, RowFault):
                     for remark, detail in found.remarks.items():
                         notices.add(remark, preference.source_row, detail)
             rows.append(row)
         return rows
 
-    def _row(self, preference: Preference, made: Texts, ids: list[list[int]]) -> TokenizedRow:
-        responses = [preference.chosen, preference.rejected]
+    def _tokenized(self, preference: Preference, made: Texts, usual: list[Encoded]) -> TokenizedRow:
+        if made.literal is not None:
+            encode = self._encoder.literal
+            try:
+                return self._row(
+                    preference, made.literal, [*map(encode, made.literal.texts)], encode
+                )
+            except NotLiteralError:
+                made.remarks.setdefault(Remark.CONTROL_TOKENS, made.typed)
+        return self._row(preference, made, usual, self._encoder.one)
+
+    def _row(
+        self, preference: Preference, made: Texts, encoded: list[Encoded], encode: Encode
+    ) -> TokenizedRow:
         raw = isinstance(preference.prompt, str)
-        prompt, tails = self._parted(made.texts, ids, raw=raw)
-        tails = [self._close(tail, raw=raw) for tail in tails]
-        if not all(tails):
+        prompt, tails = self._parted(made.texts, encoded, encode, raw=raw)
+        closed = [self._ends.close(tail.ids, raw=raw) for tail in tails]
+        if not all(closed):
             raise RowFault(Reason.EMPTY_RESPONSE, None, "a response has no tokens")
         eos = self._tokenizer.eos_token_id
-        if eos is None and not all(map(self._ends_in_stop, tails)):
+        if eos is None and not all(map(self._ends.ends_in_stop, closed)):
             made.remarks.setdefault(Remark.NO_END, "")
-        kept_prompt, kept = self._truncate(prompt, tails)
+        kept_prompt, kept = self._ends.truncate(prompt, closed)
         if len(kept) == 2 and kept[0] == kept[1]:
-            raise self._identical(tails, raw=raw)
-        cut = iter([len(short) < len(long) for short, long in zip(kept, tails, strict=True)])
-        left = map(packed, kept)
+            raise self._identical(closed, raw=raw)
+        given = {"chosen": preference.chosen, "rejected": preference.rejected}
+        sides = {name: response for name, response in given.items() if response is not None}
+        found = {
+            name: _Kept(
+                packed(short),
+                self._mask(name, response, tail, spans, len(short)),
+                len(short) < len(long),
+            )
+            for (name, response), tail, spans, long, short in zip(
+                sides.items(), tails, made.spans, closed, kept, strict=True
+            )
+        }
+        chosen, rejected = (found.get(name, _ABSENT) for name in given)
+        if not all(whole.startswith(made.texts[0]) for whole in made.texts):
+            self.template_diverged += 1
+            made.remarks.setdefault(Remark.TEMPLATE_DIVERGED, "")
         prompt_ids = packed(kept_prompt)
-        chosen, rejected = (None if r is None else next(left) for r in responses)
         return TokenizedRow(
-            row_id=self._row_ids.assign(prompt_ids, chosen, rejected),
+            row_id=self._row_ids.assign(
+                prompt_ids, chosen.ids, rejected.ids, masks=(chosen.mask, rejected.mask)
+            ),
             source_row=preference.source_row,
             prompt_ids=prompt_ids,
-            chosen_ids=chosen,
-            rejected_ids=rejected,
+            chosen_ids=chosen.ids,
+            rejected_ids=rejected.ids,
             prompt_truncated=len(kept_prompt) < len(prompt),
-            chosen_truncated=chosen is not None and next(cut),
-            rejected_truncated=rejected is not None and next(cut),
+            chosen_truncated=chosen.truncated,
+            rejected_truncated=rejected.truncated,
             confidence=preference.confidence,
+            chosen_mask=chosen.mask,
+            rejected_mask=rejected.mask,
         )
+
+    def _mask(
+        self, field: str, response: Content, tail: Encoded, spans: list[Span] | None, length: int
+    ) -> Mask | None:
+        """Return the mask of the first `length` tokens of a response.
+
+        Raises:
+            RowFault: the policy writes none of them.
+        """
+        if spans is None:
+            return None
+        marks = bytearray(mask_of(tail.starts(), spans))
+        stops = self._rules.stop_ids
+        for place, (before, token) in enumerate(pairwise(tail.ids), start=1):
+            # some templates end what they mark before the stop token, which the policy writes too
+            if token in stops and before not in stops and marks[place - 1]:
+                marks[place] = True
+        marks.append(not isinstance(response, str) and is_written(response[-1]))  # of an added EOS
+        if 1 not in marks[:length]:
+            within = f" within max_length {self._rules.max_length}" * (1 in marks)
+            raise RowFault(
+                Reason.EMPTY_RESPONSE, field, f"the assistant writes no token of {field!r}{within}"
+            )
+        return cut_mask(bytes(marks), length)
 
     def _identical(self, tails: list[list[int]], *, raw: bool) -> RowFault:
         if tails[0] != tails[1]:
@@ -171,112 +236,24 @@ class Tokenizer:
         )
 
     def _parted(
-        self, texts: list[str], all_ids: list[list[int]], *, raw: bool
-    ) -> tuple[list[int], list[list[int]]]:
-        """Split the ids of the texts into those of the prompt and of each response."""
-        (text, *wholes), (ids, *whole_ids) = texts, all_ids
+        self, texts: list[str], encoded: list[Encoded], encode: Encode, *, raw: bool
+    ) -> tuple[list[int], list[Encoded]]:
+        """Split the tokens of the texts into those of the prompt and of each response."""
+        (text, *wholes), (before, *all_tokens) = texts, encoded
+        ids = before.ids
         if not all(whole.startswith(text) for whole in wholes):
-            shared = min(Prefix.similarity(ids, whole) for whole in whole_ids)
-            self.template_diverged += 1
-            ids = ids[:shared]
+            ids = ids[: min(Prefix.similarity(ids, tokens.ids) for tokens in all_tokens)]
         tails = [
-            found[len(ids) :] if found[: len(ids)] == ids else self._inner_ids(whole[len(text) :])
-            for whole, found in zip(wholes, whole_ids, strict=True)
+            tokens.after(len(ids))
+            if tokens.ids[: len(ids)] == ids
+            else inner(whole[len(text) :], encode).moved(len(text))
+            for whole, tokens in zip(wholes, all_tokens, strict=True)
         ]
-        if raw and ids[: len(self._bos)] != self._bos:
-            ids = self._bos + ids
+        if raw and ids[: len(self._ends.bos)] != self._ends.bos:
+            ids = self._ends.bos + ids
         if not ids:
             raise RowFault(Reason.EMPTY_PROMPT, "prompt", "the prompt has no tokens")
         return ids, tails
-
-    def _all_ids(self, texts: list[str]) -> list[list[int]]:
-        # templates write their own special tokens, and _parted adds BOS to plain text
-        if not texts:
-            return []
-        return list(self._tokenizer(texts, add_special_tokens=False)["input_ids"])
-
-    def _ids(self, text: str) -> list[int]:
-        return self._all_ids([text])[0]
-
-    def _inner_ids(self, text: str) -> list[int]:
-        """Return the ids of `text` without the space that SentencePiece adds in front."""
-        line, found = self._ids("\n"), self._ids("\n" + text)
-        return found[len(line) :] if found[: len(line)] == line else self._ids(text)
-
-    def _close(self, response: list[int], *, raw: bool) -> list[int]:
-        eos = self._tokenizer.eos_token_id
-        if eos is None or (response and response[-1] in self._rules.stop_ids):
-            return response
-        if not raw and self._ends_in_stop(response):
-            return response
-        return [*response, eos]
-
-    def _ends_in_stop(self, response: list[int]) -> bool:
-        """Whether only white space follows the last stop token, as in `<|im_end|>` + newline."""
-        for position in range(len(response) - 1, -1, -1):
-            if response[position] in self._rules.stop_ids:
-                return True
-            if str(self._tokenizer.decode(response[position])).strip():
-                return False
-        return False
-
-    def _beginning(self, prompt: list[int]) -> list[int]:
-        """Return the tokenizer's prefix of plain text, or the single BOS that a template writes.
-
-        A BOS that occurs more than once is ChatML's `<|im_start|>`, which starts a turn and not the
-        text.
-        """
-        if self._bos and prompt[: len(self._bos)] == self._bos:
-            return self._bos
-        bos = self._tokenizer.bos_token_id
-        return prompt[:1] if prompt[:1] == [bos] and bos not in prompt[1:] else []
-
-    def _truncate(
-        self, prompt: list[int], responses: list[list[int]]
-    ) -> tuple[list[int], list[list[int]]]:
-        limit, longest = self._rules.max_length, max(map(len, responses))
-        over = len(prompt) + longest - limit
-        if over <= 0:
-            return prompt, responses
-        if self._rules.truncate == "never":
-            raise RowFault(
-                Reason.TOO_LONG, None, f"{len(prompt) + longest} tokens, over max_length {limit}"
-            )
-        if self._rules.truncate == "prompt":
-            bos = self._beginning(prompt)
-            # one token must stay, from which the first response token is predicted
-            keep = max(len(prompt) - over - len(bos), 0 if bos else 1)
-            prompt = bos + prompt[len(prompt) - keep :]
-        room = limit - len(prompt)
-        if room <= 0:
-            raise RowFault(
-                Reason.PROMPT_TOO_LONG,
-                "prompt",
-                f"the prompt has {len(prompt)} tokens, so max_length {limit} leaves none for a "
-                "response; raise --max-length, or give --truncate prompt",
-            )
-        return prompt, [response[:room] for response in responses]
-
-
-def stop_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> list[int]:
-    """Return the sorted ids of EOS and of the stop tokens in the checkpoint's generation config.
-
-    Raises:
-        InputError: the generation config cannot be read.
-    """
-    path = checkpoint / "generation_config.json"
-    with loading("eos_token_id", path):
-        declared = json.loads(path.read_bytes()).get("eos_token_id") if path.is_file() else None
-        ids = declared if isinstance(declared, list) else [declared]
-        return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None})
-
-
-def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that the tokenizer puts before plain text (BOS or none), found by trying."""
-    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    full = list(tokenizer("a")["input_ids"])
-    starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return full[: next(starts, 0)]
 
 
 def _or_fault(work: Callable[..., Result], *arguments: Any) -> Result | RowFault:
