@@ -56,8 +56,8 @@ class Reader:
 
         Args:
             tokenizer: a tokenizer with its rules.
-            advance: called with 1 after each row, for progress.
-            every: read only every n-th row.
+            advance: called with the number of rows that were read, for progress.
+            every: read only every n-th row, or the rows of every n-th prompt.
 
         Raises:
             InputError: the source is unreadable or empty, its columns match no input form, a
