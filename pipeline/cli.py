@@ -14,6 +14,7 @@ from reflogp.data_schemas.files.location import location
 from reflogp.pipeline.cli_reading import AsJson, Cache, reading
 from reflogp.pipeline.config import build, known_to, load_file, options_of
 from reflogp.pipeline.console import TerminalConsole
+from reflogp.pipeline.look import run_dry
 from reflogp.pipeline.plan import plan_rows, run_plan
 from reflogp.pipeline.run import (
     require_output_of_both,
@@ -36,6 +37,15 @@ from reflogp.stages.train.config import TrainConfig
 
 ListLosses = Annotated[
     bool | None, typer.Option("--list-losses", help="Print a table of the losses and exit.")
+]
+
+DryRun = Annotated[
+    bool | None,
+    typer.Option(
+        "--dry-run",
+        help="Show what the first 100 rows become: the use of columns, the quarantined rows, and "
+        "the tokens of the first rows. Scores and writes nothing, and needs no weights.",
+    ),
 ]
 
 OldShare = Annotated[str | None, typer.Option("--shard", hidden=True)]  # what --share was called
@@ -66,13 +76,18 @@ app = typer.Typer(
 
 
 @app.command()
-@options_of(PrecomputeConfig, shard=OldShare)
-def precompute(config: Path | None = None, shard: str | None = None, **given: Any) -> None:
+@options_of(PrecomputeConfig, shard=OldShare, dry_run=DryRun)
+def precompute(
+    config: Path | None = None, shard: str | None = None, dry_run: bool | None = None, **given: Any
+) -> None:
     """Stage one: score the preferences under the frozen reference and seal a cache."""
     if shard is not None:
         raise InputError(f"--shard {shard}: this option is now called --share {shard}.")
     settings = build(PrecomputeConfig, load_file(config)["precompute"], given)
     console = TerminalConsole()
+    if dry_run:
+        run_dry(settings, console)
+        return
     manifest = run_share(settings, console)
     if manifest is not None:
         console.table("", cache_rows(settings.cache, manifest))

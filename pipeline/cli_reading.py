@@ -13,6 +13,7 @@ from reflogp.data_schemas.files.storage import reach
 from reflogp.pipeline.config import build, options_of
 from reflogp.pipeline.console import TerminalConsole
 from reflogp.pipeline.curate import run_diagnose, run_filter, run_filter_trial
+from reflogp.pipeline.look import ROWS, show_quarantined, show_rows
 from reflogp.pipeline.publish import run_export, run_push, run_report
 from reflogp.pipeline.run import (
     run_integrity,
@@ -68,14 +69,52 @@ reading = typer.Typer()
 @reading.command()
 def inspect(
     cache: Cache,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows",
+            min=1,
+            help="Show the first N rows as the tokens they became, long ones shortened: prompt, "
+            "chosen and rejected in colours, context in brackets. With --quarantine: N rows of "
+            f"each reason (default {ROWS}).",
+        ),
+    ] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--row",
+            metavar="ID|NUMBER",
+            help="Show one row in full, by its id or by its number in the source, from 0. Can be "
+            "given several times.",
+        ),
+    ] = None,
+    quarantine: Annotated[
+        bool,
+        typer.Option(
+            "--quarantine",
+            help="Show the rows that could not be used, with reason, file, line and text. Also of "
+            "a cache that is not sealed yet.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Show the origin and content of a cache: rows, tokens, fingerprints, jobs, machines."""
-    folder = location(cache)
+    """Show the origin and content of a cache: rows, tokens, fingerprints, jobs, machines.
+
+    With --rows or --row, show rows as tokens; with --quarantine, the rows that could not be used.
+    """
+    asked = {"--row": bool(row), "--rows": rows, "--quarantine": quarantine, "--json": json}
+    given = [option for option, value in asked.items() if value]
+    if len(given) > 1 and given != ["--rows", "--quarantine"]:
+        raise InputError(f"{' and '.join(given)} show different things. Give one of them.")
+    console, folder = TerminalConsole(), location(cache)
     reach(folder)
+    if quarantine:
+        show_quarantined(folder, rows or ROWS, console)
+        return
     manifest = manifests.read(folder)
-    console = TerminalConsole()
-    if json:
+    if rows or row:
+        show_rows(folder, manifest, rows or 0, row or [], console)
+    elif json:
         console.json(manifest.model_dump_json(indent=2))
     else:
         console.table("", inspect_rows(folder, manifest))

@@ -9,7 +9,7 @@ import logging
 import re
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -27,6 +27,7 @@ _PAUSE_SECONDS = 60.0  # minimum time between two progress lines
 _RATE_SECONDS = 600.0  # averaging time of a rate; work that comes in large pieces needs so much
 _NO_WIDTH = 10_000  # columns of a file
 _NAME_WIDTH = 8  # of a name such as "PROBLEM"
+_INDENT = "    "  # of a passage
 
 Cell = str | tuple[str, ...]
 """A table cell: one line, or several."""
@@ -182,6 +183,27 @@ class TerminalConsole:
         whole = Text("\n".join(lines).replace(indent, visible(name).ljust(len(indent)), 1))
         whole.stylize(style, 0, len(name))
         self._results.print(whole, soft_wrap=True)
+
+    def heading(self, text: str, style: str = "bold") -> None:
+        """Print a line on stdout above a passage."""
+        terminal = self._results.is_terminal
+        self._results.print(Text(visible(text), style), soft_wrap=not terminal)
+
+    def passage(self, pieces: Iterable[tuple[str, str]]) -> None:
+        """Print pieces of text, each with its style, on stdout as an indented block.
+
+        Line breaks stay. Every line is indented, so no text of the data looks like a line of ours.
+        """
+        whole = Text()
+        for text, style in pieces:
+            whole.append("\n".join(map(visible, text.split("\n"))), style)
+        whole.remove_suffix("\n")
+        indent, console = Text(_INDENT), self._results
+        for line in whole.split("\n", allow_blank=True):
+            width = max(console.width - len(indent), 1)
+            parts = line.wrap(console, width, overflow="fold") if console.is_terminal else ()
+            for part in parts or [line]:
+                console.print(indent + part, soft_wrap=True)
 
     def command(self, text: str) -> None:
         """Print a command on stdout in one line of any length, for copying."""

@@ -28,6 +28,7 @@ def resolve_checkpoint(
     adapter_revision: str | None = None,
     *,
     dtype: DtypeOption = "auto",
+    weights: bool = True,
 ) -> Checkpoint:
     """Find a checkpoint and the LoRA adapter on top of it, if there is one.
 
@@ -38,20 +39,21 @@ def resolve_checkpoint(
         revision: branch, tag or commit of `name` on the Hub; default: main.
         adapter_revision: the same for `adapter`.
         dtype: dtype to run it in; `auto` is the dtype that it was saved in.
+        weights: whether a checkpoint on the Hub is downloaded with its weights.
 
     Raises:
         InputError: there is no such checkpoint or adapter, or the adapter is not LoRA.
     """
-    folder = _folder(name, option, revision)
+    folder = _folder(name, option, revision, weights=weights)
     if adapter is None and not (folder / ADAPTER_CONFIG).is_file():
         return Checkpoint(folder, None, _dtype(dtype, folder))
     if adapter is None:
         config = _lora_config(folder)
         top, base = folder, str(config.get("base_model_name_or_path"))
         at = None if Path(base).exists() else config.get("revision")
-        folder = _folder(base, f"{option} {name}: its base model:", at)
+        folder = _folder(base, f"{option} {name}: its base model:", at, weights=weights)
     else:
-        top = _folder(adapter, "adapter", adapter_revision)
+        top = _folder(adapter, "adapter", adapter_revision, weights=weights)
         _lora_config(top)
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
@@ -105,7 +107,7 @@ def _lora_config(adapter: Path) -> dict[str, Any]:
     return config
 
 
-def _folder(name: str, option: str, revision: str | None = None) -> Path:
+def _folder(name: str, option: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of a checkpoint or adapter, given as a folder or as a Hub id (owner/name)."""
     if not name.strip():
         raise InputError(f"--{option}: the path is empty. Give a folder or a Hub id (owner/name).")
@@ -125,7 +127,7 @@ def _folder(name: str, option: str, revision: str | None = None) -> Path:
         raise InputError(f"--{option} {name}: no such folder, and not a Hub id (owner/name).")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *["*.safetensors"] * weights]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:

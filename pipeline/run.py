@@ -11,16 +11,15 @@ from reflogp.data_schemas.manifest import Manifest, missing_files
 from reflogp.data_schemas.run_record import RunRecord
 from reflogp.data_schemas.verification import Verification
 from reflogp.pipeline.console import quiet_transformers
-from reflogp.pipeline.fingerprint import at_commit, model_inputs, precompute_inputs
+from reflogp.pipeline.fingerprint import model_inputs, precompute_inputs
+from reflogp.pipeline.inputs import find_inputs, local_data, reference_of
 from reflogp.pipeline.resolve import described, resolve_checkpoint, resolve_start
 from reflogp.pipeline.settle import require_effect, settled_method
 from reflogp.pipeline.standing_run import Fingerprint, require_own_output, standing_run
 from reflogp.stages.cache.folder import claim, short, stand
 from reflogp.stages.cache.leftovers import clear_up
-from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import quantization
 from reflogp.stages.precompute.config import PrecomputeConfig
-from reflogp.stages.precompute.read.sources import is_hub_id, source_files
 from reflogp.stages.precompute.score.engines.choose import choose
 from reflogp.stages.processes import rank
 from reflogp.stages.progress import Console
@@ -48,16 +47,7 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     Returns:
         The manifest; None if other jobs have not finished their shares.
     """
-    reach(config.cache)
-    reference = _reference(config)
-    config = at_commit(config)
-    read = {
-        "reference": reference.folder,
-        "adapter": reference.adapter,
-        "data": _local_data(config),
-    }
-    require_apart("--cache", config.cache, read | _linked_data(config))
-    there = stand(config.cache, "--cache", overwrite=config.overwrite)
+    config, reference, there = find_inputs(config)
     if config.backend == "ray":
         from reflogp.stages.precompute.score.ray.cluster import prepare
 
@@ -93,26 +83,6 @@ def run_share(config: PrecomputeConfig, console: Console) -> Manifest | None:
     require_writable(trial_file(config.cache))
     with quiet_transformers():
         return precompute(job, console)
-
-
-def _reference(config: PrecomputeConfig) -> Checkpoint:
-    """The model that scores, in the dtype that was asked for."""
-    return resolve_checkpoint(
-        config.reference, config.adapter, "reference", config.revision, dtype=config.dtype
-    )
-
-
-def _local_data(config: PrecomputeConfig) -> Path | None:
-    """The file or folder of the preferences; None if they are on the Hub."""
-    return None if is_hub_id(config.data) else Path(config.data)
-
-
-def _linked_data(config: PrecomputeConfig) -> dict[str, Path]:
-    """The files behind links in a folder of preferences."""
-    if not Path(config.data).is_dir():
-        return {}
-    files = source_files(config.data, config.split)
-    return {f"data file {path.name}": path for path in files if path.is_symlink()}
 
 
 def run_train(config: TrainConfig, console: Console) -> RunRecord:
@@ -161,10 +131,10 @@ def require_output_of_both(first: PrecomputeConfig, second: TrainConfig) -> None
     Raises:
         InputError: the output is an input of a stage, or holds files that reflogp did not write.
     """
-    require_own_output(second, _reference(first))
+    require_own_output(second, reference_of(first))
     if second.policy is not None and second.policy != first.reference:
         require_own_output(second, resolve_checkpoint(second.policy, second.adapter, "policy"))
-    require_apart("--output", second.output, {"data": _local_data(first)})
+    require_apart("--output", second.output, {"data": local_data(first)})
 
 
 def _finished(output: Path, console: Console) -> bool:

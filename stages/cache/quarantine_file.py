@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +32,28 @@ class RowFault(Exception):  # noqa: N818 - a fault of the data, not an error of 
         self.reason = reason
         self.field = field
         self.detail = detail
+
+
+class Collector(Protocol):
+    """Takes rows that cannot be used."""
+
+    def add(self, fault: RowFault, *, source_row: int, file: str, line: int, row: Any) -> None:
+        """Quarantine one row. `row` is stored as JSON, or unchanged if it is text."""
+
+
+class HeldRows:
+    """Collect quarantined rows in memory, when nothing must be written.
+
+    Attributes:
+        rows: the rows, in the columns of the quarantine file.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, fault: RowFault, *, source_row: int, file: str, line: int, row: Any) -> None:
+        """See Collector."""
+        self.rows.append(_record(fault, source_row, file, line, row))
 
 
 class Quarantine:
@@ -79,21 +101,10 @@ class Quarantine:
         return self._writer
 
     def add(self, fault: RowFault, *, source_row: int, file: str, line: int, row: Any) -> None:
-        """Quarantine one row. `row` is stored as JSON, or unchanged if it is text."""
+        """See Collector."""
         self.reasons[str(fault.reason)] += 1
         self.first = self.first or f"{place(file, line)}: {fault.detail}"
-        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
-        self._batch.append(
-            {
-                "source_row": source_row,
-                "file": file,
-                "line": line,
-                "reason": str(fault.reason),
-                "field": fault.field,
-                "detail": _clean(fault.detail),
-                "row": _clean(text),
-            }
-        )
+        self._batch.append(_record(fault, source_row, file, line, row))
         if len(self._batch) >= _BATCH_ROWS:
             self._flush()
 
@@ -113,6 +124,19 @@ class Quarantine:
         if self._batch:
             self._opened().write_table(pa.Table.from_pylist(self._batch, schema=SCHEMA))
             self._batch = []
+
+
+def _record(fault: RowFault, source_row: int, file: str, line: int, row: Any) -> dict[str, Any]:
+    text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+    return {
+        "source_row": source_row,
+        "file": file,
+        "line": line,
+        "reason": str(fault.reason),
+        "field": fault.field,
+        "detail": _clean(fault.detail),
+        "row": _clean(text),
+    }
 
 
 def _clean(text: str) -> str:

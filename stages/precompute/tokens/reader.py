@@ -8,7 +8,7 @@ from typing import Any
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.quarantine import Reason
 from reflogp.data_schemas.reading import Reading, Remark, Whereabouts, numbered
-from reflogp.stages.cache.quarantine_file import Quarantine, RowFault
+from reflogp.stages.cache.quarantine_file import Collector, RowFault
 from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.precompute.read.column_use import ColumnUse
 from reflogp.stages.precompute.read.fields import as_text
@@ -40,7 +40,7 @@ class Reader:
     form: Form
     _labels: Labels
 
-    def __init__(self, config: DataConfig, quarantine: Quarantine) -> None:
+    def __init__(self, config: DataConfig, quarantine: Collector) -> None:
         self.read = 0
         self._config = config
         self._quarantine = quarantine
@@ -50,7 +50,11 @@ class Reader:
         self._whereabouts = Whereabouts()
 
     def tokenized(
-        self, tokenizer: Tokenizer, advance: Callable[[float], None], every: int = 1
+        self,
+        tokenizer: Tokenizer,
+        advance: Callable[[float], None],
+        every: int = 1,
+        most: int | None = None,
     ) -> Iterator[TokenizedRow]:
         """Yield the usable rows, in the order of the source.
 
@@ -58,12 +62,13 @@ class Reader:
             tokenizer: a tokenizer with its rules.
             advance: called with the number of rows that were read, for progress.
             every: read only every n-th row, or the rows of every n-th prompt.
+            most: read only this many of the first rows.
 
         Raises:
             InputError: the source is unreadable or empty, its columns match no input form, a
                 column with text would be ignored, or all rows of one label are quarantined.
         """
-        source = read_source(*self._config.source())
+        source = itertools.islice(read_source(*self._config.source()), most)
         head = list(itertools.islice(source, _ROWS_TO_DETECT_FROM))
         self.form = self._detect(head)
         units = itertools.islice(self._units(itertools.chain(head, source)), 0, None, every)
@@ -71,7 +76,8 @@ class Reader:
         if self._config.kl_completions and not self.form.paired:
             usable = with_kl_completions(usable, self._config.max_length)
         yield from usable
-        if not self.form.paired and every == 1:
+        whole = every == 1 and (most is None or self.read < most)
+        if whole and not self.form.paired:
             self._labels.require_both()
 
     def reading(self) -> Reading:
