@@ -117,6 +117,7 @@ def test_the_prompt_of_whole_texts_may_show_up_late(load, lines):
         ({"prompt": "Add.", "context": "2 and 2"}, {}, "--columns prompt=prompt+context"),
         ({"question": "Add.", "context": "2 and 2"}, {"prompt": "question"}, "--ignore context"),
         ({"prompt": "Add.", "system": "Be brief."}, {}, "--columns prompt=system+prompt"),
+        ({"prompt": "Add.", "system": "Be brief."}, {}, "--as-chat to make it one"),
         ({"prompt": "Add.", "system_prompt": "Be brief."}, {},
          "--columns prompt=system_prompt+prompt"),
         ({"prompt": [user("Add.")], "system_prompt": "Be brief."}, {},
@@ -130,6 +131,27 @@ def test_text_beside_the_prompt_is_joined_or_left_out_when_the_user_says_so(
     with pytest.raises(InputError, match="' has text") as caught:
         load(lines(row | answers), columns=columns)
     assert way in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("system", "columns"),
+    [
+        ("system", {"prompt": "question"}),
+        ("system_prompt", {"prompt": "question", "system": "system_prompt"}),
+    ],
+)
+def test_a_system_text_beside_a_question_becomes_a_message_as_the_error_says(
+    system, columns, load, lines
+):
+    path = lines(WHOLE | {system: "Be brief.", "question": "What is 2 + 2?"})
+    way = ",".join(f"{new}={old}" for new, old in columns.items())
+    with pytest.raises(InputError, match=f"--columns {way} --as-chat with a system message"):
+        load(path)
+    [row] = load(path, columns=columns, as_chat=True).rows
+    assert trained_tokenizer().decode(list(row.prompt_ids)) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_joined_columns_are_one_prompt(load, lines):

@@ -194,6 +194,8 @@ class ColumnUse:
         more = [f"--columns prompt={names[0]}"] + [f"--columns prompt={joined}"] * (len(names) > 1)
         if system:
             more.append(f"--columns prompt={system}{_JOINED}{names[0]} with the system text first")
+            mapped = f",system={system}" * (system != "system")
+            more.append(f"--columns prompt={names[0]}{mapped} --as-chat with a system message")
         return (
             f"{where}: there is no column 'prompt', and chosen and rejected are whole texts, but "
             f"{name!r} has text too. If it is the prompt, name it: {', or '.join(more)}. If chosen "
@@ -215,11 +217,11 @@ class ColumnUse:
         own = self._source(form.columns[0])
         if raw and (system := _text_of(row.get("system"))) and system not in prompt:
             source = self._source("system")
-            way = f"--columns prompt={source}{_JOINED}{own} to put it first, or "
+            first = f"--columns prompt={source}{_JOINED}{own} to put it first, "
             raise InputError(
                 f"{where}: {source!r} has text, but the prompt is plain text without a system "
-                f"turn. Give {way * (form.columns[0] == 'prompt')}--ignore {source} to leave it "
-                "out."
+                f"turn. Give --as-chat to make it one, {first * (form.columns[0] == 'prompt')}or "
+                f"--ignore {source} to leave it out."
             )
         for name in _KNOWN.intersection(row).difference(form.columns):
             said = _text_of(row[name])
