@@ -18,6 +18,8 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas import plan_record
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.manifest import Manifest
+from reflogp.pipeline.console import TerminalConsole
+from reflogp.pipeline.look import run_dry
 from reflogp.pipeline.resolve import resolve_start
 from reflogp.pipeline.run import run_precompute, run_share, run_verify
 from reflogp.pipeline.summary import inspect_rows
@@ -33,6 +35,7 @@ class Hub:
     def __init__(self, folder: Path, checkpoint: Path, lines: list[str]) -> None:
         self.main = OLD
         self.asked: list[tuple[Any, ...]] = []
+        self.patterns: list[list[str]] = []
         self._folder, self._checkpoint = folder, checkpoint
         self._rows = [json.loads(line) for line in lines]
 
@@ -42,8 +45,9 @@ class Hub:
             raise ValueError(f"no revision {revision}")
         return str(commit)
 
-    def model(self, name: str, revision: str | None = None, **_: Any) -> str:
+    def model(self, name: str, revision: str | None = None, **more: Any) -> str:
         self.asked.append(("model", name, revision))
+        self.patterns.append(more["allow_patterns"])
         folder = self._folder / "models--owner--model" / "snapshots" / self.commit(revision)
         if not folder.exists():
             shutil.copytree(self._checkpoint, folder)
@@ -135,6 +139,14 @@ def test_a_revision_that_is_not_there_is_named(hub, settings, console, change, m
     with pytest.raises(InputError, match=message):
         run_precompute(settings.model_copy(update=change), console)
     assert not settings.cache.exists()
+
+
+def test_a_dry_run_downloads_no_weights(hub, settings):
+    run_dry(settings, TerminalConsole())
+    assert hub.patterns.pop() == ["*.json", "*.model", "*.txt", "*.jinja"]
+    assert not settings.cache.exists()
+    run_share(settings, TerminalConsole())
+    assert "*.safetensors" in hub.patterns.pop()
 
 
 def test_what_is_not_on_the_hub_has_no_revisions(

@@ -214,6 +214,17 @@ def test_a_row_that_is_not_there_is_named(cache, command, name):
     assert done.stdout == ""
 
 
+def test_rows_of_a_damaged_shard_are_not_shown(masked, tmp_path, command):
+    shutil.copytree(masked, tmp_path / "cache")
+    shard = tmp_path / "cache" / manifests.read(masked).shards[0].file
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = command("inspect", tmp_path / "cache", "--rows", 1)
+    assert (done.code, done.stdout) == (2, "")
+    assert shard.name in done.stderr
+
+
 def test_without_the_tokenizer_rows_are_ids(masked, tmp_path, command):
     manifest = manifests.read(masked)
     shutil.copytree(masked, tmp_path / "cache")
