@@ -63,6 +63,11 @@ def read(row: dict[str, Any]) -> Preference:
             id="prompt column and whole conversations",
         ),
         pytest.param(
+            {"prompt": "Capital of Peru?\n", "chosen": ASKED + GOOD, "rejected": ASKED + BAD},
+            ASKED,
+            id="prompt column with other white space",
+        ),
+        pytest.param(
             {"prompt": BRIEF, "chosen": BRIEF + GOOD, "rejected": BAD},
             BRIEF,
             id="one whole conversation",

@@ -111,8 +111,14 @@ def beside_prompt(
             return None
         talks.append(side if len(rest) == len(side) else prompt + rest)
     parts = divided(*talks, whole=whole)
-    is_part = all(any(same_turns([m], [turn]) for turn in parts.prompt) for m in prompt)
+    turns = _stripped(parts.prompt)
+    is_part = all(any(same_turns([m], [turn]) for turn in turns) for m in _stripped(prompt))
     return parts if is_part else None
+
+
+def _stripped(messages: Sequence[Message]) -> list[Message]:
+    """Return messages without surrounding white space, in which copies of a text often differ."""
+    return [{**message, "content": message["content"].strip()} for message in messages]
 
 
 def _cut(latest: int, *sides: list[Message]) -> int | None:
