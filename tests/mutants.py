@@ -140,6 +140,20 @@ MUTANTS = [
         "tests/precompute/test_rows.py",
     ),
     Mutant(
+        "the worse of two responses is chosen",
+        f"{_PRECOMPUTE}/read/tables.py",
+        "ranked = sorted(answers, key=lambda answer: answer.score, reverse=True)",
+        "ranked = sorted(answers, key=lambda answer: answer.score)",
+        "tests/precompute/test_tables.py",
+    ),
+    Mutant(
+        "the quarantine confuses the pairs of a row",
+        f"{_PRECOMPUTE}/seal/seal.py",
+        "row=rows[problem.row_id],",
+        "row=next(iter(rows.values())),",
+        "tests/precompute/test_rescue.py -k pairs_of_one_row",
+    ),
+    Mutant(
         "the scores of another model are reused",
         f"{_PRECOMPUTE}/score/reuse.py",
         "found[0].scoring == scoring",
