@@ -73,6 +73,7 @@ def inspect(
         int | None,
         typer.Option(
             "--rows",
+            metavar="N",
             min=1,
             help="Show the first N rows as the tokens they became, long ones shortened: prompt, "
             "chosen and rejected in colours, context in brackets. With --quarantine: N rows of "

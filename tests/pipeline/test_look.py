@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from rich.cells import cell_len
 from rich.text import Text
 from transformers import AutoTokenizer
 
@@ -117,6 +118,17 @@ def test_on_a_terminal_lines_fit_and_nothing_is_lost(cache, tokenizer, command, 
         for part in ("prompt", "chosen", "rejected"):
             text = tokenizer.decode(one[f"{part}_ids"])
             assert "".join(text.split()) in solid
+
+
+def test_wide_characters_fit_a_terminal(cache, ids_of, tmp_path, command, terminal):
+    terminal(80, colours=False)
+    text = "数学は楽しい" * 20
+    planted = plant(
+        tmp_path, [row(ids_of("a"), ids_of(text)[:150], [1])] * 2, manifests.read(cache)
+    )
+    lines = ESCAPE.sub("", command("inspect", planted, "--rows", 1).stdout).splitlines()
+    assert max(map(cell_len, lines)) in (79, 80)
+    assert "".join(line.strip() for line in lines).count("数学は楽しい") >= 5
 
 
 def test_in_colours_each_token_stands_apart_from_the_next(cache, checkpoint, command, terminal):
