@@ -60,7 +60,7 @@ class StubScorer:
 
     def score(self, requests: Sequence[Request]) -> list[Logps]:
         """Constants of the right shape."""
-        return [np.full(len(request.response_ids), -1.5, np.float32) for request in requests]
+        return [np.full(request.scored, -1.5, np.float32) for request in requests]
 
     rescore = score
 

@@ -31,10 +31,10 @@ class Truth:
         self._model = (_load(model) if isinstance(model, Path) else model).eval()
 
     @torch.inference_mode()
-    def logps(self, prompt: Ids, response: Ids) -> np.ndarray:
-        """float64 [tokens of the response], in nats."""
+    def logps(self, prompt: Ids, response: Ids, mask: np.ndarray | None = None) -> np.ndarray:
+        """float64 [tokens of the response, or those that `mask` marks], in nats."""
         found: np.ndarray = true_logps(self._model, prompt, response).numpy()
-        return found
+        return found if mask is None else found[mask]
 
     def check(self, requests: list[Request], found: list[np.ndarray]) -> float:
         """Compare, and return the largest difference of a token."""
@@ -43,7 +43,7 @@ class Truth:
             assert logps.dtype == np.float32
             truth = self.logps(*request)
             np.testing.assert_allclose(logps, truth, atol=1e-4, rtol=0)
-            worst = max(worst, float(np.abs(logps - truth).max()))
+            worst = max(worst, float(np.abs(logps - truth).max(initial=0)))
         return worst
 
 

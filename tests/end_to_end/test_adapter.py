@@ -65,8 +65,9 @@ def cached_rows(cache: Path) -> Iterator[tuple[Request, np.ndarray]]:
     for shard in manifests.read(cache).shards:
         for row in read_shard(cache / shard.file).to_pylist():
             for side in ("chosen", "rejected"):
-                ids = (np.array(row[key], np.int32) for key in ("prompt_ids", f"{side}_ids"))
-                yield Request(*ids), np.array(row[f"ref_{side}_logps"])
+                prompt, response = row["prompt_ids"], row[f"{side}_ids"]
+                request = Request(np.array(prompt, np.int32), np.array(response, np.int32))
+                yield request, np.array(row[f"ref_{side}_logps"])
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from reflogp.stages.precompute.score.engines.protocol import Request, Scorer
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 from tests.checkpoints import example_texts
+from tests.masks import masked
 from tests.truth import Truth
 
 MAX_LENGTH = 256
@@ -28,7 +29,10 @@ MAX_LENGTH = 256
 
 @pytest.fixture(scope="module")
 def requests(checkpoint: Path) -> list[Request]:
-    """Real text; every second request shares its prompt with the one before, or its beginning."""
+    """Real text; every second request shares its prompt with the one before, or its beginning.
+
+    Each is there twice, the second time with a mask.
+    """
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     texts = [tokenizer(text)["input_ids"] for text in example_texts()[:60]]
     prompts, responses = texts[0::3], texts[1::3]
@@ -40,7 +44,8 @@ def requests(checkpoint: Path) -> list[Request]:
         if number % 3 == 1:  # the same beginning of the prompt, and of the response
             found.append(([*prompt[:40], 17], [*response[:10], 19]))
     found += [([5], [9]), (prompts[0][:1], responses[0][: MAX_LENGTH - 1])]
-    return [Request(np.array(p, np.int32), np.array(r, np.int32)) for p, r in found]
+    plain = [Request(np.array(p, np.int32), np.array(r, np.int32)) for p, r in found]
+    return [*plain, *masked(plain)]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,7 @@ def test_scores_equal_a_plain_float32_forward_per_token(start, checkpoint, reque
         scorer.close()
     for logps, repeated, truth, request in zip(found, again, expected, requests, strict=True):
         assert logps.dtype == np.float32
-        assert logps.shape == (len(request.response_ids),)
+        assert logps.shape == (request.scored,)
         np.testing.assert_allclose(logps, truth, atol=1e-4, rtol=0)
         np.testing.assert_allclose(repeated, truth, atol=1e-4, rtol=0)
     # the model must tell tokens apart, or the comparison above would be worth nothing
@@ -95,10 +100,11 @@ def test_any_lengths_budget_and_chunk_of_the_head_are_scored_exactly(
     checkpoint, plain, shapes, budget, rows
 ):
     random = np.random.default_rng(len(shapes))
-    wanted = [
-        Request(*(random.integers(0, 640, length).astype(np.int32) for length in shape))
-        for shape in shapes
+    whole = [
+        Request(random.integers(0, 640, prompt, np.int32), random.integers(0, 640, own, np.int32))
+        for prompt, own in shapes
     ]
+    wanted = whole + masked(whole)[::-1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked_head, "rows_at_once", lambda _device: rows)
         scorer = transformers_engine(checkpoint, budget)
@@ -117,7 +123,7 @@ def test_batches_stay_within_the_token_budget(checkpoint, requests):
     hook = register_module_forward_pre_hook(note)
     scorer.score(requests)
     hook.remove()
-    assert sum(rows for rows, _ in shapes) >= len(requests)
+    assert sum(rows for rows, _ in shapes) >= sum(request.scored > 0 for request in requests)
     assert len(shapes) < len(requests) / 2
     assert all(rows * length <= 600 or rows == 1 for rows, length in shapes)
 

@@ -14,7 +14,18 @@ def ids(*tokens: int) -> np.ndarray:
 
 # Two tokens and short sequences, so that copies, beginnings and continuations are all common.
 tokens = st.lists(st.integers(0, 1), min_size=1, max_size=6).map(lambda found: ids(*found))
-requests = st.lists(st.builds(Request, tokens, tokens), max_size=8)
+
+
+@st.composite
+def masked_request(draw: st.DrawFn) -> Request:
+    """A request of which any tokens are to be scored, perhaps none."""
+    response = draw(tokens)
+    marks = st.lists(st.booleans(), min_size=len(response), max_size=len(response))
+    mask = draw(st.none() | marks.map(lambda found: np.array(found, bool)))
+    return Request(draw(tokens), response, mask)
+
+
+requests = st.lists(masked_request(), max_size=8)
 
 
 def name_of(context: np.ndarray, token: int) -> float:
@@ -35,19 +46,23 @@ def test_every_request_gets_each_of_its_tokens_from_the_right_context(wanted):
     for request, logps in zip(wanted, found, strict=True):
         start = len(request.prompt_ids)
         sequence = request.token_ids
-        truth = [name_of(sequence[:at], sequence[at]) for at in range(start, len(sequence))]
+        truth = [name_of(sequence[:at], sequence[at]) for at in start + request.wanted]
         assert logps.tolist() == truth
 
 
-@given(tokens, st.lists(tokens, max_size=8))
+@given(tokens, requests)
 def test_no_row_that_is_asked_for_was_computed_for_an_earlier_response(prompt, responses):
     computed: set[bytes] = set()
-    for question in ask_once([Request(prompt, response) for response in responses]).questions:
+    asked: list[tuple[bytes, int]] = []
+    siblings = [response._replace(prompt_ids=prompt) for response in responses]
+    for question in ask_once(siblings).questions:
         contexts = [question.token_ids[: row + 1].tobytes() for row in question.rows]
         assert not computed & set(contexts)
         assert (np.diff(question.rows) >= 0).all()
         length = len(question.token_ids)
         computed |= {question.token_ids[:end].tobytes() for end in range(1, length + 1)}
+        asked += zip(contexts, question.targets.tolist(), strict=True)
+    assert len(asked) == len(set(asked))
 
 
 def test_two_responses_that_begin_alike_share_the_rows_of_their_beginning():
@@ -65,6 +80,20 @@ def test_a_copy_and_a_response_that_differs_in_its_last_token_are_not_computed()
     prompt = ids(7)
     responses = [ids(1, 2, 3), ids(1, 2, 3), ids(1, 2, 4)]
     assert len(ask_once([Request(prompt, response) for response in responses]).questions) == 1
+
+
+def test_the_first_of_two_responses_is_asked_for_tokens_that_only_the_second_wants():
+    prompt, marks = ids(7), np.array([False, True, False])
+    context, whole = Request(prompt, ids(1, 2, 3), marks), Request(prompt, ids(1, 2, 4), ~marks)
+    (question,) = ask_once([context, whole]).questions
+    assert (question.rows.tolist(), question.targets.tolist()) == ([0, 1, 2], [1, 2, 4])
+
+
+def test_a_response_of_context_only_is_not_computed():
+    request = Request(ids(7), ids(1, 2), np.zeros(2, bool))
+    asked = ask_once([request])
+    assert asked.questions == []
+    assert [logps.tolist() for logps in asked.collect([])] == [[]]
 
 
 def test_a_prompt_comes_before_the_longer_prompts_that_begin_with_it():

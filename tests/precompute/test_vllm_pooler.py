@@ -23,6 +23,7 @@ from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.shared_beginnings import ask_once
 from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer, unsupported
 from tests.checkpoints import make_random_model
+from tests.masks import masked
 from tests.truth import Truth
 
 pytestmark = pytest.mark.vllm
@@ -107,6 +108,9 @@ CORNERS = {
     "as long as the engine allows": pair(200, 10, MAX_LENGTH - 211, MAX_LENGTH - 211),
     "longer than a step": pair(3 * BLOCK, 2 * BLOCK, 60, 70) + pair(1, 100, 100, 120, seed=9),
 }
+# The responses to a prompt have masks of different kinds.
+MASKED_BORDERS = masked(BORDERS)
+CORNERS |= {f"{name}, masked": masked(CORNERS[name], first=i) for i, name in enumerate(CORNERS)}
 
 
 def start(folder: Path, **more: Any) -> VllmPoolerScorer:
@@ -141,8 +145,9 @@ def test_corner_cases_are_scored_exactly(case, scorer, truth):
     truth.check(requests, scorer.score(requests))
 
 
-def test_responses_that_part_at_the_border_of_a_block_are_scored_exactly(scorer, truth):
-    truth.check(BORDERS, scorer.score(BORDERS))
+@pytest.mark.parametrize("requests", [BORDERS, MASKED_BORDERS], ids=["whole", "masked"])
+def test_responses_that_part_at_the_border_of_a_block_are_scored_exactly(requests, scorer, truth):
+    truth.check(requests, scorer.score(requests))
 
 
 def test_a_cache_that_holds_every_row_already_takes_none_of_the_scores(scorer, truth):
@@ -151,7 +156,8 @@ def test_a_cache_that_holds_every_row_already_takes_none_of_the_scores(scorer, t
         truth.check(order, scorer.score(order))
 
 
-def test_siblings_lose_no_row_to_the_cache_that_they_share(scorer, monkeypatch):
+@pytest.mark.parametrize("requests", [BORDERS, MASKED_BORDERS], ids=["whole", "masked"])
+def test_siblings_lose_no_row_to_the_cache_that_they_share(requests, scorer, monkeypatch):
     asked = []
     ask = scorer._ask
 
@@ -161,8 +167,10 @@ def test_siblings_lose_no_row_to_the_cache_that_they_share(scorer, monkeypatch):
 
     monkeypatch.setattr(scorer, "_ask", count)
     scorer._engine.reset_prefix_cache()
-    scorer.score(BORDERS)
-    assert asked == [(True, len(BORDERS)), (False, 0)]
+    scorer.score(requests)
+    # all of them but for the few whose own tokens are all context
+    count = sum(request.scored > 0 for request in requests)
+    assert asked == [(True, count), (False, 0)]
 
 
 def test_a_row_that_the_cache_holds_comes_back_as_nan_and_the_others_are_right(scorer, truth):
@@ -196,17 +204,23 @@ def test_a_float32_head_does_not_round_the_logits_of_a_bfloat16_model(checkpoint
     assert len(np.unique(found)) > 0.95 * len(found)
 
 
+kinds = st.none() | st.integers(0, 6)  # of the first mask; without masks half of the time
+
+
 @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(st.integers(1, 90), st.integers(0, 70), st.integers(0, 45), st.integers(0, 45)),
         min_size=1,
         max_size=5,
-    )
+    ),
+    kinds,
 )
-@example([(BLOCK, 0, 0, BLOCK), (BLOCK, BLOCK, 0, 0), (1, 0, 0, 0)])
-def test_any_lengths_and_shared_beginnings_are_scored_exactly(scorer, truth, shapes):
+@example([(BLOCK, 0, 0, BLOCK), (BLOCK, BLOCK, 0, 0), (1, 0, 0, 0)], None)
+def test_any_lengths_and_shared_beginnings_are_scored_exactly(scorer, truth, shapes, first):
     requests = [request for shape in shapes for request in pair(*shape)]
+    if first is not None:
+        requests = masked(requests, first)
     truth.check(requests, scorer.score(requests))
 
 
@@ -225,11 +239,15 @@ def fork(prompt: int, leave: int, length: int, seed: int) -> Request:
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(forks, min_size=2, max_size=6), st.booleans())
-def test_forks_of_one_conversation_are_scored_exactly_warm_or_cold(scorer, truth, shapes, cold):
+@given(st.lists(forks, min_size=2, max_size=6), st.booleans(), kinds)
+def test_forks_of_one_conversation_are_scored_exactly_warm_or_cold(
+    scorer, truth, shapes, cold, first
+):
     if cold:
         scorer._engine.reset_prefix_cache()
     requests = [fork(*shape) for shape in shapes]
+    if first is not None:
+        requests = masked(requests, first)
     truth.check(requests, scorer.score(requests))
 
 
@@ -240,6 +258,7 @@ def test_nothing_to_score_gives_nothing(scorer):
 @pytest.mark.slow
 def test_a_request_that_loses_its_place_and_begins_again_is_scored_exactly(checkpoint, truth):
     requests = [request for seed in range(6) for request in pair(150, 20, 50, 60, seed=50 * seed)]
+    requests[6:] = masked(requests[6:])
     scorer = start(
         checkpoint,
         # Room for one sequence and a half; each step takes a piece of four, until room runs out.

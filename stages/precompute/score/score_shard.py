@@ -41,7 +41,7 @@ def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None
         scorer: the engine.
         advance: called with the number of sequence tokens after each call of the engine.
     """
-    places, requests = _requests(table)
+    places, requests = requests_of(table)
     found: list[Logps] = []
     for start in range(0, len(requests), _REQUESTS_AT_ONCE):
         part = requests[start : start + _REQUESTS_AT_ONCE]
@@ -58,10 +58,11 @@ def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None
         about = {name: table.column(name)[row].as_py() for name in ("row_id", "source_row")}
         detail = f"{side}: {problem}"
         problems.setdefault(row, Problem(**about, field=f"{side}_ids", detail=detail))
+    spread = list(map(_spread, requests, found))
     for side in RESPONSES:
         logps: list[View | None] = [None] * table.num_rows
         totals: list[float | None] = [None] * table.num_rows
-        for (row, its_side), values, total in zip(places, found, sums, strict=True):
+        for (row, its_side), values, total in zip(places, spread, sums, strict=True):
             if its_side == side:
                 logps[row], totals[row] = values, total
         tokens, whole = (SHARD_SCHEMA.field(f"ref_{side}_{n}") for n in ("logps", "logp_sum"))
@@ -80,7 +81,7 @@ def check(
 
     Args:
         requests: the requests that were scored.
-        found: float32 [tokens of the response] for each, in nats.
+        found: float32 [request.scored] for each, in nats.
 
     Returns:
         The sums in nats, accumulated in float64; and problems by position.
@@ -88,11 +89,11 @@ def check(
     if not requests:
         return [], {}
     got = np.array([len(values) for values in found])
-    wanted = np.array([len(request.response_ids) for request in requests])
+    wanted = np.array([request.scored for request in requests])
     problems = {
         int(i): f"{got[i]} log-probs for {wanted[i]} tokens" for i in np.flatnonzero(got != wanted)
     }
-    # A zero ends each response, which makes an empty one a segment too.
+    # A zero ends each response, which makes one without scored tokens a segment too.
     zero = np.zeros(1, np.float32)
     joined = np.concatenate([part for values in found for part in (values, zero)])
     starts = np.concatenate([[0], np.cumsum(got + 1)[:-1]])
@@ -128,15 +129,34 @@ def _rescue(
     return {places[i]: (again[i], sums[i]) for i in range(len(asked)) if i not in still}
 
 
-def _requests(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
-    """The requests of a planned shard, row by row, and the row and side of each."""
+def requests_of(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
+    """Return the requests of a shard, row by row, and the row and side of each.
+
+    Args:
+        table: rows of PLAN_SCHEMA, or those columns of a finished shard.
+    """
     prompts = views(table.column("prompt_ids"))
-    responses = [(side, views(table.column(f"{side}_ids"))) for side in RESPONSES]
+    responses = [
+        (side, views(table.column(f"{side}_ids")), views(table.column(f"{side}_mask")))
+        for side in RESPONSES
+    ]
     places, requests = [], []
     for row, prompt in enumerate(prompts):
-        for side, column in responses:
-            response = column[row]
+        for side, ids, masks in responses:
+            response = ids[row]
             if prompt is not None and response is not None:
                 places.append((row, side))
-                requests.append(Request(prompt, response))
+                requests.append(Request(prompt, response, masks[row]))
     return places, requests
+
+
+def _spread(request: Request, values: Logps) -> Logps:
+    """Return log-probs as long as the response, with 0 for tokens that are not scored.
+
+    Values of a wrong length stay as they are: their row does not become part of a shard.
+    """
+    if request.mask is None or len(values) != request.scored:
+        return values
+    whole = np.zeros(len(request.response_ids), np.float32)
+    whole[request.mask] = values
+    return whole

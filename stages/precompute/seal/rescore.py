@@ -21,6 +21,7 @@ from reflogp.stages.model.loading import load_config, load_saved_tokenizer, voca
 from reflogp.stages.model.memory import lacks_room
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
+from reflogp.stages.precompute.score.score_shard import requests_of
 from reflogp.stages.precompute.seal.compare import agreement, reasons_to_fail
 from reflogp.stages.progress import Console
 
@@ -112,19 +113,15 @@ def _sample(
         if not len(inside):
             continue
         table = sealed_shard(cache, shard, limits).take(inside)
-        prompts = views(table.column("prompt_ids"))
-        for side in RESPONSES:
-            responses = views(table.column(f"{side}_ids"))
-            logps = views(table.column(f"ref_{side}_logps"))
-            for row, (prompt, response, values) in enumerate(
-                zip(prompts, responses, logps, strict=True)
-            ):
-                if prompt is None or response is None or values is None:
-                    continue
-                requests.append(Request(prompt, response))
-                cached.append(values)
-                text = str(tokenizer.decode(response.tolist()))[:_TEXT_LENGTH]
-                names.append((table.column("row_id")[row].as_py(), side, text))
+        logps = {side: views(table.column(f"ref_{side}_logps")) for side in RESPONSES}
+        for (row, side), request in zip(*requests_of(table), strict=True):
+            values = logps[side][row]
+            if values is None or not request.scored:
+                continue
+            requests.append(request)
+            cached.append(values[request.wanted])
+            text = str(tokenizer.decode(request.response_ids.tolist()))[:_TEXT_LENGTH]
+            names.append((table.column("row_id")[row].as_py(), side, text))
     return requests, cached, names
 
 

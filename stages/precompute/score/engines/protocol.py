@@ -1,4 +1,4 @@
-"""The interface of an engine: log-probs of given responses after given prompts."""
+"""The interface of an engine: log-probs of given tokens of responses after given prompts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -11,10 +11,27 @@ Logps = NDArray[np.float32]
 
 
 class Request(NamedTuple):
-    """One sequence to score. Both parts are int32 [n], with at least one token."""
+    """One sequence to score.
+
+    Attributes:
+        prompt_ids, response_ids: int32 [n], with at least one token.
+        mask: the tokens of the response to score, bool [tokens of the response]; None: all of them.
+            The others are context, such as the result of a tool.
+    """
 
     prompt_ids: Ids
     response_ids: Ids
+    mask: NDArray[np.bool_] | None = None
+
+    @property
+    def wanted(self) -> NDArray[np.int64]:
+        """Positions in the response of the tokens to score, ascending."""
+        return np.arange(len(self.response_ids)) if self.mask is None else self.mask.nonzero()[0]
+
+    @property
+    def scored(self) -> int:
+        """Number of tokens to score. It can be 0."""
+        return len(self.response_ids) if self.mask is None else int(self.mask.sum())
 
     @property
     def length(self) -> int:
@@ -42,8 +59,8 @@ class Scorer(Protocol):
         """Score `requests`.
 
         Returns:
-            log pi_ref(y_t | x, y_<t) in nats for each request, in order: float32, as long as its
-            `response_ids`.
+            log pi_ref(y_t | x, y_<t) in nats for each request, in order: float32
+            [request.scored], of the tokens to score only.
         """
         ...
 

@@ -6,6 +6,9 @@ shared tokens, and for the first token in which the others differ, which the sam
 others are asked only for the tokens after their first difference: no sibling can have put these
 rows into the cache. A request that equals another one, or differs only in its last token, is not
 computed.
+
+A response can have tokens that are not to be scored. If another response that begins alike wants
+such a token, the first response is asked for it all the same, because it computes the row.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from reflogp.stages.precompute.score.engines.protocol import Ids, Logps, Request
 
 Numbers = NDArray[np.int64]
+_NOBODY = -1  # instead of the number of a pair: no request has wanted the token yet
 
 
 class Question(NamedTuple):
@@ -62,31 +66,34 @@ class _Walk:
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
-        # For the last request: the number of the pair that gives each token, and the owner of each
-        # row, from the row that predicts the first token to the row of the last token.
+        # For the last request: the number of the pair that gives each token, if anybody wants it,
+        # and the owner of each row, from that of the first token to the row of the last token.
         self._pairs: Numbers = np.zeros(0, np.int64)
         self._owners: Numbers = np.zeros(0, np.int64)
         self._count = 0
         self._parts: list[tuple[Numbers, Numbers, Ids]] = []
 
     def add(self, request: Request) -> Numbers:
-        """The number of the pair that gives each token of `request`."""
+        """The number of the pair that gives each token that `request` wants."""
         # -1: not even the row that predicts the first token is shared
         alike = _alike(self._requests[-1], request) if self._requests else -1
         kept = max(alike, 0)
         own = np.full(len(request.response_ids) - alike, len(self._requests))
         self._owners = np.concatenate([self._owners[: alike + 1], own])
-        new = np.arange(kept, len(request.response_ids))
+        unknown = np.full(len(request.response_ids) - kept, _NOBODY)
+        self._pairs = np.concatenate([self._pairs[:kept], unknown])
+        wanted = request.wanted
+        new = wanted[self._pairs[wanted] == _NOBODY]
         rows = new + (len(request.prompt_ids) - 1)
-        self._parts.append((self._owners[new], rows, request.response_ids[kept:]))
-        self._pairs = np.concatenate([self._pairs[:kept], self._count + np.arange(len(new))])
+        self._parts.append((self._owners[new], rows, request.response_ids[new]))
+        self._pairs[new] = self._count + np.arange(len(new))
         self._count += len(new)
         self._requests.append(request)
-        return self._pairs
+        return self._pairs[wanted]
 
     def questions(self) -> tuple[list[Question], Numbers]:
         """The questions, and the position of each pair in their concatenated answers."""
-        if not self._parts:
+        if not self._count:
             return [], np.zeros(0, np.int64)
         owners, rows, targets = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         order = np.lexsort((rows, owners))

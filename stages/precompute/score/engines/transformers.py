@@ -1,7 +1,7 @@
 """Scores with transformers. It runs wherever torch does, and the vLLM engines are checked with it.
 
 Requests are sorted by length and batched up to a token budget, which leaves almost no padding. The
-head runs only on response tokens, in chunks, so the memory for logits does not grow with the
+head runs only on the tokens to score, in chunks, so the memory for logits does not grow with the
 budget.
 """
 
@@ -64,7 +64,7 @@ class TransformersScorer:
         Raises:
             ReflogpError: the model needs inputs other than text tokens.
         """
-        found = [np.full(len(request.response_ids), np.nan, np.float32) for request in requests]
+        found = [np.full(request.scored, np.nan, np.float32) for request in requests]
         for batch in self._batches(requests):
             try:
                 scores = self._score_batch([requests[i] for i in batch])
@@ -100,7 +100,7 @@ class TransformersScorer:
         """Batches of indices of requests with similar length, within the token budget."""
         lengths = [request.length for request in requests]
         batch: list[int] = []
-        known = [i for i, request in enumerate(requests) if self._knows(request)]
+        known = [i for i, one in enumerate(requests) if one.scored and self._knows(one)]
         for i in sorted(known, key=lambda i: -lengths[i]):
             if batch and (len(batch) + 1) * lengths[batch[0]] > self._batch_tokens:
                 yield batch
@@ -122,10 +122,10 @@ class TransformersScorer:
         for row, request in enumerate(batch):
             ids[row, : request.length] = torch.from_numpy(request.token_ids)
             attention[row, : request.length] = 1
-            response[row, len(request.prompt_ids) : request.length] = True
+            response[row, len(request.prompt_ids) + torch.from_numpy(request.wanted)] = True
         ids, attention, response = (t.to(self.device) for t in (ids, attention, response))
         rows, targets, _ = predicting(ids, response)
         inputs = {"input_ids": ids, "attention_mask": attention}
         logps = response_logps(self._model, inputs, rows, targets)
-        ends = np.cumsum([len(r.response_ids) for r in batch])[:-1]
+        ends = np.cumsum([request.scored for request in batch])[:-1]
         return [part.astype(np.float32) for part in np.split(logps.cpu().numpy(), ends)]

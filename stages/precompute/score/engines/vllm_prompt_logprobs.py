@@ -79,7 +79,7 @@ class VllmPromptLogprobsScorer:
 
 
 def _response_part(flat: Any, request: Request) -> Logps:
-    """The response's log-probs from vLLM's flat lists, in which position t starts at `start[t]`.
+    """The wanted log-probs from vLLM's flat lists, in which position t starts at `start[t]`.
 
     The first entry of a position is its own token; entries of a top-k would follow. If the tokens
     are not those of the request, the result is empty, which fails the check of its length.
@@ -89,4 +89,4 @@ def _response_part(flat: Any, request: Request) -> Logps:
     tokens = [flat.token_ids[place] for place in places]
     if tokens != request.response_ids.tolist():
         return np.zeros(0, np.float32)
-    return np.array([flat.logprobs[place] for place in places], dtype=np.float32)
+    return np.array([flat.logprobs[places[i]] for i in request.wanted], dtype=np.float32)
