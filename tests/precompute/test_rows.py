@@ -46,6 +46,7 @@ def lines(tmp_path):
         ("forms/unpaired.jsonl", "prompt+completion+label", 6),
         ("forms/scored.jsonl", "prompt+chosen+rejected", 4),
         ("forms/labelled_messages.jsonl", "prompt+completion+label", 2),
+        ("forms/tool_steps.jsonl", "prompt+chosen+rejected", 3),
     ],
 )
 def test_every_example_file_loads_whole(name, form, rows, load):
@@ -58,7 +59,7 @@ def test_every_file_of_examples_forms_is_among_them():
     assert names == {
         "text.jsonl", "text.csv", "conversations.jsonl", "sharegpt.json", "transcripts.jsonl",
         "unpaired.jsonl", "scored.jsonl", "labelled_messages.jsonl",
-        *(f"{name}.jsonl" for name in FORMS),
+        "tool_steps.jsonl", *(f"{name}.jsonl" for name in FORMS),
     }  # fmt: skip
 
 
