@@ -101,6 +101,14 @@ def test_marked_turns_leave_nothing_to_guess(whole, load, lines):
         load(lines(whole | {"question": "3 + 3?"}))
 
 
+def test_a_question_inside_a_response_is_used(load, lines):
+    row = {name: [user("Hi."), assistant(name), *TALK[name]] for name in TALK}
+    path = lines(row | {"question": "2 + 2?"})
+    assert load(path, responses="whole").rows == load(lines(row), responses="whole").rows
+    with pytest.raises(InputError, match="'question' has text"):
+        load(lines(row | {"question": "3 + 3?"}), responses="whole")
+
+
 def test_the_prompt_of_whole_texts_may_show_up_late(load, lines):
     rows = [WHOLE | {"post": None}] * 150
     with pytest.raises(InputError, match="line 151: there is no column 'prompt'"):

@@ -211,7 +211,7 @@ class ColumnUse:
         Raises:
             InputError: some of it is not.
         """
-        prompt = text(preference.prompt)
+        prompt = _shown(preference)
         raw = isinstance(preference.prompt, str)
         self._with_messages = self._with_messages or not raw
         own = self._source(form.columns[0])
@@ -263,6 +263,15 @@ def _joined(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
         if not isinstance(part, str) or looks_like_messages(part):
             raise RowFault(Reason.WRONG_TYPE, "prompt", "only columns of text can be joined")
     return "\n\n".join(part.strip("\n") for part in parts) if parts else None
+
+
+def _shown(preference: Preference) -> str:
+    """Return the text that the policy is shown: the prompt, and questions inside the responses."""
+    responses = [
+        side for side in (preference.chosen, preference.rejected) if isinstance(side, list)
+    ]
+    asked = [m for response in responses for m in response if m["role"] != "assistant"]
+    return text(preference.prompt) + text(asked)
 
 
 def _printable(name: str) -> str:
