@@ -1,12 +1,13 @@
 """Tables of several responses to a prompt become pairs by a stated rule; ties are counted."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.cache.quarantine_file import Quarantine
-from reflogp.stages.precompute.config import DataConfig
+from reflogp.stages.precompute.config import DataConfig, PrecomputeConfig
 from reflogp.stages.precompute.tokens.reader import Reader
 from tests.checkpoints import EXAMPLES
 from tests.precompute.conftest import assistant, save, tokenizer_of, trained_tokenizer, user
@@ -282,3 +283,10 @@ def test_a_sample_takes_all_rows_of_every_nth_prompt(tmp_path):
     assert [said(row.prompt_ids) for row in found] == ["a", "c"]
     assert reader.read == 4
     assert not aside.reasons
+
+
+def test_the_default_of_pair_leaves_the_fingerprint_of_older_caches():
+    config = PrecomputeConfig(reference="x", data="y", cache=Path("z"))
+    assert "pair" not in config.rules()
+    other = config.model_copy(update={"pair": "all"})
+    assert other.rules() == config.rules() | {"pair": "all"}
