@@ -105,13 +105,19 @@ def _measured(rows: Iterator[TokenizedRow], *, shared: bool) -> Iterator[tuple[i
     known: set[bytes] = set()
     for row in rows:
         prompt = len(row.prompt_ids)
-        responses = [
-            ids for ids in (row.chosen_ids, row.rejected_ids, row.kl_ids) if ids is not None
-        ]
+        sides = (
+            (row.chosen_ids, row.chosen_mask),
+            (row.rejected_ids, row.rejected_mask),
+            (row.kl_ids, row.kl_mask),
+        )
+        responses = [ids for ids, _ in sides if ids is not None]
+        masks = [mask or b"" for ids, mask in sides if ids is not None]
         response = sum(map(len, responses))
         alike = 0
         if len(responses) > 1:
             alike = common_length(*(np.array(ids, np.int32) for ids in responses))
+        # what the second response has in common with the first is counted once
+        context = sum(mask.count(0, start) for mask, start in zip(masks, (0, alike), strict=False))
         key = bytes(row.prompt_ids)
         again = prompt if shared and key in known else 0
         known.add(key)
@@ -119,7 +125,7 @@ def _measured(rows: Iterator[TokenizedRow], *, shared: bool) -> Iterator[tuple[i
         attended = sum(map(_sum_to, ends)) - (len(ends) - 1) * _sum_to(prompt + alike)
         yield (
             prompt, response, sum(ends), prompt + response - alike - again,
-            attended - _sum_to(again), response - alike, prompt + response, max(ends),
+            attended - _sum_to(again), response - alike - context, prompt + response, max(ends),
         )  # fmt: skip
 
 

@@ -8,10 +8,13 @@ import pytest
 
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import RESPONSES
+from reflogp.pipeline.plan import run_plan
 from reflogp.pipeline.run import run_integrity, run_merge, run_precompute, run_share, run_verify
 from reflogp.stages.cache.write_shard import write_shard
+from reflogp.stages.estimate.config import PlanConfig
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.score_shard import score_table
 from tests.caches import rows_by_id
 from tests.checkpoints import example_texts
 from tests.precompute.conftest import assistant, message, save, user
@@ -56,10 +59,26 @@ def test_only_tokens_that_the_assistant_writes_are_scored(settings, checkpoint, 
     assert manifest.counts.context_tokens == context > 0
     assert manifest.counts.rows == TURNS
     assert run_integrity(settings.cache, console) == []
-    found = run_verify(settings.cache, TURNS, None, 0, console)
-    assert found.passed
+    verified = run_verify(settings.cache, TURNS, None, 0, console)
+    assert verified.passed
     responses = manifest.counts.chosen_tokens + manifest.counts.rejected_tokens
-    assert found.float32.tokens == responses - context
+    assert verified.float32.tokens == responses - context
+
+
+def test_the_estimate_counts_head_rows_of_scored_tokens_only(settings, console):
+    run_precompute(settings, console)
+    config = PlanConfig(
+        reference=settings.reference, data=settings.data, max_length=256, gpu="cpu"
+    )  # fmt: skip
+    counts, _ = run_plan(config, console)
+    wanted = {
+        (row["row_id"], tuple(row[f"{side}_ids"][: at + 1]))
+        for row in rows_by_id(settings.cache).values()
+        for side in RESPONSES[:2]
+        for at in range(len(row[f"{side}_ids"]))
+        if (row[f"{side}_mask"] or [True] * (at + 1))[at]
+    }
+    assert counts.head_rows == len(wanted)
 
 
 def test_a_run_that_was_killed_and_shares_give_the_rows_of_one_run(
@@ -99,7 +118,6 @@ def test_masked_rows_are_reused_and_rows_with_another_mask_are_not(settings, con
     rows[1]["chosen"][0]["train"] = False  # the same tokens, fewer of them scored
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     asked = []
-    score_table = worker.score_table
 
     def count(table, *others):
         asked.extend(table.column("source_row").to_pylist())
@@ -114,5 +132,5 @@ def test_masked_rows_are_reused_and_rows_with_another_mask_are_not(settings, con
     assert new["chosen_ids"] == old["chosen_ids"]
     assert sum(new["chosen_mask"]) < sum(old["chosen_mask"])
     marks = np.array(new["chosen_mask"])
-    both = (np.array(row["ref_chosen_logps"])[marks] for row in (new, old))
-    np.testing.assert_allclose(*both, atol=1e-4)
+    again, earlier = (np.array(row["ref_chosen_logps"])[marks] for row in (new, old))
+    np.testing.assert_allclose(again, earlier, atol=1e-4)

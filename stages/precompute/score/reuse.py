@@ -1,7 +1,7 @@
 """Reuses the log-probs of rows that an earlier cache has.
 
-A row is addressed by its content: its id is a hash of its token ids, and each shard names the
-digest of the model and engine that scored it. If both are the same, a row keeps its log-probs,
+A row is addressed by its content: its id is a hash of its token ids and masks, and each shard names
+the digest of the model and engine that scored it. If both are the same, a row keeps its log-probs,
 whatever else has changed in the data or the rules. They come from any shard in the cache's folder,
 of a sealed cache that is being replaced or of a killed run.
 """
