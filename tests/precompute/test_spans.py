@@ -246,8 +246,8 @@ def test_a_thought_that_a_template_leaves_out_of_earlier_turns_is_not_looked_for
 def test_a_message_that_is_not_trained_is_context(name, trained):
     family = FAMILIES[name]
     made = tokenizer("bytes", family.template)
-    turns = [assistant("one") | ({} if trained[0] else {"train": False}), user("more"),
-             assistant("two") | ({} if trained[1] else {"train": False})]  # fmt: skip
+    flags: list[Message] = [{} if count else {"train": False} for count in trained]
+    turns = [assistant("one") | flags[0], user("more"), assistant("two") | flags[1]]
     prompt = [user("a"), assistant("one"), user("b")]
     row = rows_of("bytes", family.template)(Preference(0, prompt, turns, None))
     whole = made.apply_chat_template(
@@ -285,7 +285,7 @@ def test_a_message_that_others_change_is_not_guessed():
 
 def test_a_mask_is_cut_with_its_response():
     made = tokenizer("bytes", CHATML)
-    response = [assistant("one") | {"train": False}, user("more"), assistant("two")]
+    response: list[Message] = [assistant("one") | {"train": False}, user("more"), assistant("two")]
     stops = made.convert_tokens_to_ids(STOPS)
     whole = rows_of("bytes", CHATML)(Preference(0, [user("a")], response, None))
     first = whole.chosen_mask.index(1)
@@ -302,8 +302,8 @@ def test_a_mask_is_cut_with_its_response():
 def test_rows_with_other_masks_have_other_ids():
     rows = rows_of("bytes", CHATML)
     first, last = assistant("one"), assistant("two")
-    response = [first, user("more"), last]
-    partly = [first | {"train": False}, user("more"), last]
+    response: list[Message] = [first, user("more"), last]
+    partly: list[Message] = [first | {"train": False}, user("more"), last]
     both, one = (rows(Preference(0, [user("a")], said, None)) for said in (response, partly))
     assert both.chosen_ids == one.chosen_ids
     assert both.row_id.split("-")[0] != one.row_id.split("-")[0]
