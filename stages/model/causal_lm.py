@@ -17,12 +17,17 @@ from reflogp.stages.model.stored_weights import require_weights
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}
 _ROUNDING_REDUCED = 1e-3
 _ROUNDING_TOGETHER = 2e-2
+_ROUNDING_OTHER_LENGTH = 0.1  # sequences of another length are products of another shape
 CANNOT_RUN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError)
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$", re.IGNORECASE)
 # Configuration fields (Gemma 2, VaultGemma) that torch's scaled_dot_product_attention does not
 # support: transformers' sdpa silently ignores them.
 _SOFT_CAP = re.compile(r"^att(n|ention)_\w*soft_?cap")
+# Models whose log-probs depend on the length of the batch, by model type.
+_INEXACT = {
+    "reformer": "its attention hashes tokens into buckets, whose number depends on the length"
+}
 # Heads that a checkpoint can have instead of one over the vocabulary.
 _KINDS = (
     (r"MaskedLM|PreTraining", "a masked language model"),
@@ -57,8 +62,8 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, *, eager: bool = False, **m
     if _sees_what_follows(model):
         raise InputError(
             f"{folder}: not a causal language model: in {type(model).__name__}, the output for a "
-            "token depends on the tokens after it. reflogp needs a model that reads from left to "
-            "right."
+            "token depends on the tokens after it, or on how many there are. reflogp needs a model "
+            "that reads from left to right."
         )
     return model
 
@@ -82,6 +87,8 @@ def require_causal_lm(folder: Path) -> tuple[Any, type[Any]]:
             f"{folder}: {other}. reflogp needs a causal language model, which predicts the next "
             "token."
         )
+    if reason := _INEXACT.get(config.model_type):
+        raise InputError(f"{folder}: a {config.model_type} cannot be scored exactly: {reason}.")
     with loading("model", folder), torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     require_weights(folder, config, type(model))
@@ -132,22 +139,29 @@ def _sees_what_follows(model: nn.Module) -> bool:
     """Whether the logits of the first half of a sequence depend on the second half.
 
     Encoders such as BERT load as causal language models too, but read in both directions.
+    ProphetNet's positions depend on the length of the sequence.
     """
     settings: Any = model.config
     if getattr(settings, "quantization_config", None) is not None:
         return False  # the activations of all tokens can share one scale
     device = next(model.parameters()).device
     ids = torch.arange(1, 13, device=device) * 37 % settings.get_text_config().vocab_size
-    pair = ids[:8], torch.cat([ids[:4], ids[8:]])
+    tried = ids[:8], torch.cat([ids[:4], ids[8:]]), ids[:4]
     training = model.training
     model.eval()
     try:
-        one, two = (model(input_ids=row[None], use_cache=False).logits[0, :4] for row in pair)
+        one, other, alone = (
+            model(input_ids=row[None], use_cache=False).logits[0, :4] for row in tried
+        )
     except CANNOT_RUN:  # on this machine, or without preparation; scoring reports it
         return False
     finally:
         model.train(training)
-    allowed = (
-        _ROUNDING_TOGETHER if is_mixture(settings) else _ROUNDING.get(one.dtype, _ROUNDING_REDUCED)
+    scale = (one - one.mean()).abs().max()
+    if is_mixture(settings):
+        return bool((one - other).abs().max() > _ROUNDING_TOGETHER * scale)
+    allowed = _ROUNDING.get(one.dtype, _ROUNDING_REDUCED)
+    return bool(
+        (one - other).abs().max() > allowed * scale
+        or (one - alone).abs().max() > _ROUNDING_OTHER_LENGTH * scale
     )
-    return bool((one - two).abs().max() > allowed * (one - one.mean()).abs().max())
