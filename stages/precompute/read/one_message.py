@@ -25,6 +25,7 @@ _ROLES = {
 _STANDARD = {"system", "developer", "user", "assistant", "tool"}
 _CALLS = {"function_call", "tool_call"}  # roles of a message whose content is a tool call
 _WEIGHTS = ("weight", "loss_weight", TRAIN, "training")
+_NOT_EXTRA = {*ROLE, *CONTENT, *_WEIGHTS}
 _TEXT_PARTS = {"text", "input_text", "output_text"}
 _TEXT = ("text", "value", "content")  # keys of a part's text
 
@@ -44,7 +45,7 @@ def read_message(field: str, position: int, message: Any) -> dict[str, Any]:
     if not isinstance(role, str):
         raise _bad(field, f"{where} needs text for its role")
     # templates use other keys, such as name and reasoning_content
-    extra = {k: v for k, v in message.items() if k not in {*ROLE, *CONTENT, *_WEIGHTS}}
+    extra = {k: v for k, v in message.items() if k not in _NOT_EXTRA}
     if role.strip().lower() in _CALLS:
         role, said, extra["tool_calls"] = "assistant", "", _as_calls(field, where, said)
     elif calls := _tool_calls(field, where, extra.pop("tool_calls", None)):
