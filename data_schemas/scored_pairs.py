@@ -5,6 +5,7 @@ file as field metadata.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from reflogp.data_schemas.files.bounded_parquet import UnsoundError, read_table
 from reflogp.data_schemas.files.storage import opened
 
 FILE_NAME = "pairs.parquet"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+_MASKS = ("chosen_mask", "rejected_mask")
 
 
-def _field(name: str, type_: pa.DataType, doc: str) -> pa.Field:
-    return pa.field(name, type_, nullable=False, metadata={"doc": doc})
+def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, type_, nullable=nullable, metadata={"doc": doc})
 
 
 def _list(type_: pa.DataType) -> pa.DataType:
@@ -38,6 +41,10 @@ SCHEMA = pa.schema(
         _field("prompt_ids", _IDS, "Token ids of the prompt."),
         _field("chosen_ids", _IDS, "Token ids of the chosen response."),
         _field("rejected_ids", _IDS, "Token ids of the rejected response."),
+        _field("chosen_mask", _list(pa.bool_()), "True where the policy writes the token of "
+               "chosen_ids; null if it writes all of them. The log-probs of the others are 0.",
+               nullable=True),
+        _field("rejected_mask", _list(pa.bool_()), "The same for rejected_ids.", nullable=True),
         _field("prompt_pieces", _TEXTS, "Text of each token of the prompt; joined, they give the "
                "prompt. A character that spans several tokens is stored with the last of them."),
         _field("chosen_pieces", _TEXTS, "The same for the chosen response."),
@@ -61,6 +68,15 @@ SCHEMA = pa.schema(
     },
 )  # fmt: skip
 
+_BEFORE_MASKS = pa.schema([field for field in SCHEMA if field.name not in _MASKS])
+_SCHEMAS = {"1": _BEFORE_MASKS, str(SCHEMA_VERSION): SCHEMA}  # by version
+
+
+def scored_tokens(row: Mapping[str, Any], side: str) -> int:
+    """Return how many tokens of a response the policy writes."""
+    mask = row[f"{side}_mask"]
+    return len(row[f"{side}_ids"]) if mask is None else sum(mask)
+
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write the sample into a run's folder."""
@@ -71,6 +87,8 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 def read(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's sample; empty if the run wrote none.
 
+    Rows of version 1, which had no masks, are returned with masks that are None.
+
     Raises:
         InputError: the file is damaged or of another schema version.
     """
@@ -80,11 +98,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
         with opened(path) as source:
             schema = pq.read_schema(source)
             found = (schema.metadata or {}).get(b"reflogp.schema_version", b"none").decode()
-            if found != str(SCHEMA_VERSION) or not schema.equals(SCHEMA):
+            expected = _SCHEMAS.get(found)
+            if expected is None or not schema.equals(expected):
                 raise UnsoundError(
                     f"not the columns of schema version {SCHEMA_VERSION} (it says {found[:20]})"
                 )
-            rows = read_table(source, SCHEMA, "sample of pairs").to_pylist()
+            table = read_table(source, expected, "sample of pairs")
+        rows = [dict.fromkeys(_MASKS) | row for row in table.to_pylist()]
         _require_sound(rows)
     except FileNotFoundError:
         return []
@@ -92,7 +112,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: {error}. {advice}") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error}). {advice}") from error
-    return rows  # type: ignore[no-any-return]
+    return rows
 
 
 def _require_sound(rows: list[dict[str, Any]]) -> None:
@@ -102,6 +122,7 @@ def _require_sound(rows: list[dict[str, Any]]) -> None:
             names = [f"{part}_ids", f"{part}_pieces"]
             if part != "prompt":
                 names += [f"{model}_{part}_logps" for model in ("ref", "policy")]
+                names += [f"{part}_mask"] * (row[f"{part}_mask"] is not None)
             if len({len(row[name]) for name in names}) > 1:
                 raise UnsoundError(f"row {number}: {', '.join(names)} differ in length")
         for name, value in row.items():

@@ -19,9 +19,15 @@ def true_logps(model: nn.Module, prompt: Ids, response: Ids) -> Tensor:
     Returns:
         float64 [tokens of the response], differentiable, in nats.
     """
+    logps = true_logits(model, prompt, response).log_softmax(-1)
+    return logps.gather(1, torch.from_numpy(np.asarray(response)).long()[:, None]).squeeze(1)
+
+
+def true_logits(model: nn.Module, prompt: Ids, response: Ids) -> Tensor:
+    """The logits that predict each token of the response, float64 [tokens, vocabulary]."""
     ids = torch.from_numpy(np.concatenate([prompt, response])).long()
-    logps = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
-    return logps[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None]).squeeze(1)
+    logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
+    return logits[len(prompt) - 1 : -1].double()
 
 
 class Truth:

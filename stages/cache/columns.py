@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 View = NDArray[Any]
@@ -26,6 +27,40 @@ def views(column: pa.ChunkedArray) -> list[View | None]:
             for start, end, there in zip(ends, ends[1:], valid, strict=False)
         ]
     return found
+
+
+def scored_lengths(ids: pa.Array, masks: pa.Array) -> NDArray[np.int64]:
+    """Return the number of tokens that the policy writes in each response.
+
+    Args:
+        ids: list<int32> [rows].
+        masks: list<bool> [rows] of the same lengths; null if the policy writes all tokens.
+
+    Returns:
+        int64 [rows]; 0 where there is no response.
+    """
+    found: NDArray[np.int64] = pc.fill_null(pc.list_value_length(ids), 0).to_numpy()
+    found = found.astype(np.int64)
+    if masks.null_count < len(masks):
+        context = pc.list_parent_indices(masks).filter(pc.invert(masks.flatten()))
+        found -= np.bincount(context.to_numpy(), minlength=len(found))
+    return found
+
+
+def scored_views(values: pa.ChunkedArray, masks: pa.ChunkedArray) -> list[View | None]:
+    """Return the values of each response's tokens that the policy writes; None for a null.
+
+    Args:
+        values: a list column with one value per token.
+        masks: list<bool>, of the same lengths; null if the policy writes all tokens.
+    """
+    every = views(values)
+    if masks.null_count == len(masks):
+        return every
+    return [
+        view if view is None or mask is None else view[mask]
+        for view, mask in zip(every, views(masks), strict=True)
+    ]
 
 
 def list_column(parts: Sequence[Any], type_: pa.DataType) -> pa.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reflogp.data_schemas.scored_pairs import scored_tokens
 from reflogp.stages.correlation import pearson
 from reflogp.stages.report.chart import Chart, Ink
 from reflogp.stages.report.gather import FinishedRun, Floats
@@ -87,7 +88,9 @@ def _plane(run: FinishedRun) -> Chart:
 
 
 def _length(run: FinishedRun) -> Chart:
-    lengths = {side: np.array([len(p[f"{side}_ids"]) for p in run.pairs], float) for side in SIDES}
+    lengths = {
+        side: np.array([scored_tokens(pair, side) for pair in run.pairs], float) for side in SIDES
+    }
     rewards = {side: np.array([p[f"{side}_reward"] for p in run.pairs], float) for side in SIDES}
     margins = np.array([pair["margin"] for pair in run.pairs], float)
     correlation = pearson(margins, lengths["chosen"] - lengths["rejected"])

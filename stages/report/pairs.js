@@ -23,8 +23,11 @@
     const policy = +response.dataset.policy.split(" ")[number];
     const reference = +response.dataset.reference.split(" ")[number];
     const quoted = JSON.stringify(token.textContent);
-    tip.textContent = `token ${number + 1}, ${quoted}: log-ratio ${text(policy - reference)} nats ` +
+    const numbers = `log-ratio ${text(policy - reference)} nats ` +
       `(policy ${text(policy)}, reference ${text(reference)})`;
+    const context = token.classList.contains("context");
+    tip.textContent = `token ${number + 1}, ${quoted}: ` +
+      (context ? "context, which the policy does not write" : numbers);
     tip.hidden = false;
     const box = token.getBoundingClientRect(), own = tip.getBoundingClientRect();
     const above = box.top - own.height - 6;

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reflogp.data_schemas.scored_pairs import scored_tokens
 from reflogp.stages.report.pair_charts import SIDES, log_ratios
 
 LEVELS = 4  # shades on either side of no change
@@ -15,19 +16,27 @@ _LEAST_SCALE = 0.2  # nats; rounding in bfloat16 must not look like learning
 
 
 class Token(NamedTuple):
-    """A token of a response: its text, and its shade from -LEVELS (less likely) to LEVELS."""
+    """A token of a response: its text, and its shade from -LEVELS (less likely) to LEVELS.
+
+    `context` tokens are not the policy's own, so they have no log-prob and no shade.
+    """
 
     text: str
     level: int
+    context: bool = False
 
 
 class Response(NamedTuple):
-    """A response; `reference` and `policy` are its tokens' log-probs in nats, space-separated."""
+    """A response; `reference` and `policy` are its tokens' log-probs in nats, space-separated.
+
+    `length` is the number of tokens that the policy writes, `every` that of all tokens.
+    """
 
     side: str
     log_ratio: float
     reward: float
     length: int
+    every: int
     tokens: list[Token]
     reference: str
     policy: str
@@ -71,7 +80,9 @@ def choose_pairs(pairs: Sequence[Mapping[str, Any]], each: int = _EACH) -> dict[
 
 def scale(pairs: Sequence[Mapping[str, Any]]) -> float:
     """Return the log-ratio, in nats, of the strongest colour: the 98th percentile over tokens."""
-    sizes = [np.abs(_token_ratios(pair, side)) for pair in pairs for side in SIDES]
+    sizes = [
+        np.abs(_token_ratios(pair, side)[_is_own(pair, side)]) for pair in pairs for side in SIDES
+    ]
     if not sizes:
         return _LEAST_SCALE
     return max(_LEAST_SCALE, float(np.quantile(np.concatenate(sizes), 0.98)))
@@ -103,22 +114,30 @@ def _shown(pair: Mapping[str, Any], number: int, reasons: list[str], strongest: 
 def _response(pair: Mapping[str, Any], side: str, strongest: float) -> Response:
     ratios = _token_ratios(pair, side)
     levels = np.rint(np.clip(ratios / strongest, -1, 1) * LEVELS).astype(int)
-    texts = _beginning(pair[f"{side}_pieces"])
+    texts, context = _beginning(pair[f"{side}_pieces"]), ~_is_own(pair, side)
     return Response(
         side=side,
         log_ratio=float(pair[f"policy_{side}_logp_sum"] - pair[f"ref_{side}_logp_sum"]),
         reward=pair[f"{side}_reward"],
-        length=len(pair[f"{side}_ids"]),
-        tokens=[Token(text, int(level)) for text, level in zip(texts, levels, strict=False)],
+        length=scored_tokens(pair, side),
+        every=len(levels),
+        tokens=[Token(text, int(level), bool(outside))
+                for text, level, outside in zip(texts, levels, context, strict=False)],
         reference=_numbers(pair[f"ref_{side}_logps"][: len(texts)]),
         policy=_numbers(pair[f"policy_{side}_logps"][: len(texts)]),
-    )
+    )  # fmt: skip
 
 
 def _token_ratios(pair: Mapping[str, Any], side: str) -> Any:
     """Return log pi_theta - log pi_ref of each token, float64 [tokens], in nats."""
     policy, reference = pair[f"policy_{side}_logps"], pair[f"ref_{side}_logps"]
     return np.array(policy, float) - np.array(reference, float)
+
+
+def _is_own(pair: Mapping[str, Any], side: str) -> Any:
+    """Return which tokens of a response the policy writes, bool [tokens]."""
+    mask = pair[f"{side}_mask"]
+    return np.ones(len(pair[f"{side}_ids"]), bool) if mask is None else np.array(mask, bool)
 
 
 def _beginning(texts: Sequence[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Pairs or unpaired rows -> a batch of tensors. Two layouts of pairs give the same numbers.
 
+Tokens of a response that the policy does not write are in the input, but are never targets.
+
 Shared: one sequence per pair, prompt + chosen + rejected. The rejected response gets the positions
 after the prompt and cannot attend to the chosen one. The prompt is computed once, which saves a
 third of HH-RLHF's tokens. Separate: two right-padded sequences per pair, which every model accepts.
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reflogp.stages.forward.response_logps import SUM_DTYPE
-from reflogp.stages.train.data.cached_pairs import Pair
+from reflogp.stages.train.data.cached_pairs import Mask, Pair
 from reflogp.stages.train.data.cached_unpaired import Unpaired
 
 Ids = NDArray[np.int64]
@@ -25,10 +27,12 @@ _PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
 class Batch(TypedDict):
     """`b` pairs or unpaired rows. Responses of pairs are numbered chosen first, then rejected.
 
+    The `n` scored tokens are those of the responses that the policy writes.
+
     Attributes:
         inputs: arguments of the model: input_ids int64 [sequences, length] and attention_mask; in
             the shared layout position_ids too.
-        rows: int64 [n], flat positions in input_ids whose hidden state predicts a response token.
+        rows: int64 [n], flat positions in input_ids whose hidden state predicts a scored token.
         targets: int64 [n], those tokens.
         owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each token belongs to.
         ref_logps: SUM_DTYPE [2b] or [b], log pi_ref(y|x) in nats.
@@ -87,7 +91,8 @@ def unpaired(rows: Sequence[Unpaired]) -> Batch:
     responses = [row.response_ids for row in rows]
     inputs, places = _one_each([row.prompt_ids for row in rows], responses)
     references = [row.ref_logp for row in rows]
-    batch = _batch(inputs, places, responses, references, [row.weight for row in rows])
+    masks = [row.mask for row in rows]
+    batch = _batch(inputs, places, responses, masks, references, [row.weight for row in rows])
     batch["desirable"] = torch.tensor([row.desirable for row in rows])
     return batch
 
@@ -134,7 +139,8 @@ def _batch_of_pairs(inputs: dict[str, Tensor], rows: list[Ids], pairs: Sequence[
     references = [pair.ref_chosen_logp for pair in pairs]
     references += [pair.ref_rejected_logp for pair in pairs]
     weights = [pair.weight for pair in pairs]
-    batch = _batch(inputs, rows, _responses(pairs), references, weights)
+    masks = [pair.chosen_mask for pair in pairs] + [pair.rejected_mask for pair in pairs]
+    batch = _batch(inputs, rows, _responses(pairs), masks, references, weights)
     if pairs[0].ref_shared_logps is not None:
         both = torch.tensor([pair.ref_shared_logps for pair in pairs], dtype=SUM_DTYPE)
         batch["ref_shared_logps"] = both.T.flatten()
@@ -145,18 +151,28 @@ def _batch(
     inputs: dict[str, Tensor],
     rows: list[Ids],
     responses: Sequence[NDArray[np.int32]],
+    masks: Sequence[Mask | None],
     references: list[float],
     weights: list[float],
 ) -> Batch:
-    owners = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
+    places, targets = _scored(rows, masks), _scored(responses, masks)
+    owners = np.repeat(np.arange(len(targets)), [len(ids) for ids in targets])
     return Batch(
         inputs=inputs,
-        rows=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
-        targets=torch.from_numpy(np.concatenate(responses).astype(np.int64)),
+        rows=torch.from_numpy(np.concatenate(places).astype(np.int64)),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         owners=torch.from_numpy(owners),
         ref_logps=torch.tensor(references, dtype=SUM_DTYPE),
         row_weights=torch.tensor(weights, dtype=SUM_DTYPE),
     )
+
+
+def _scored(
+    values: Sequence[NDArray[np.integer]], masks: Sequence[Mask | None]
+) -> list[NDArray[np.integer]]:
+    """The values, one per token, of the tokens of each response that the policy writes."""
+    pairs = zip(values, masks, strict=True)
+    return [each if mask is None else each[mask] for each, mask in pairs]
 
 
 def _padded(sequences: Sequence[NDArray[np.integer]], filler: int = 0) -> Tensor:

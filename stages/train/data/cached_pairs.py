@@ -9,19 +9,21 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from reflogp.data_schemas.manifest import Manifest
-from reflogp.stages.cache.columns import views
+from reflogp.stages.cache.columns import scored_views
 from reflogp.stages.cache.shard_content import Limits
 from reflogp.stages.train.data.mapped_cache import MappedCache
 
 _SIDES = ("chosen", "rejected")
 _COLUMNS = [
     "prompt_ids",
-    *(f"{side}_ids" for side in _SIDES),
+    *(f"{side}_{what}" for side in _SIDES for what in ("ids", "mask")),
     *(f"ref_{side}_logp_sum" for side in _SIDES),
     "weight",
 ]
 _TOKEN_COLUMNS = [f"ref_{side}_logps" for side in _SIDES]
 _SHARED = "ref_shared_logps"
+
+Mask = NDArray[np.bool_]
 
 
 class Pair(NamedTuple):
@@ -30,6 +32,10 @@ class Pair(NamedTuple):
     Attributes:
         ref_shared_logps: log pi_ref of the first min(|y_w|, |y_l|) tokens of chosen and rejected.
         weight: training multiplies the pair's loss by it.
+        chosen_mask: bool [tokens of chosen], True where the policy writes the token. The others
+            are context: the model reads them, and they count in no log-prob and no length. None
+            if the policy writes all of them.
+        rejected_mask: the same for the rejected response.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -39,11 +45,18 @@ class Pair(NamedTuple):
     ref_rejected_logp: float
     ref_shared_logps: tuple[float, float] | None = None
     weight: float = 1.0
+    chosen_mask: Mask | None = None
+    rejected_mask: Mask | None = None
 
     @property
     def responses(self) -> list[NDArray[np.int32]]:
         """Token ids of both responses."""
         return [self.chosen_ids, self.rejected_ids]
+
+    @property
+    def masks(self) -> list[Mask | None]:
+        """Masks of both responses."""
+        return [self.chosen_mask, self.rejected_mask]
 
     @property
     def distinct_tokens(self) -> int:
@@ -87,6 +100,8 @@ class CachedPairs(Dataset[Pair]):
             ref_rejected_logp=float(row["ref_rejected_logp_sum"]),
             ref_shared_logps=tuple(row[_SHARED].tolist()) if _SHARED in row else None,
             weight=1.0 if row["weight"] is None else float(row["weight"]),
+            chosen_mask=row["chosen_mask"],
+            rejected_mask=row["rejected_mask"],
         )
 
     def longest(self) -> list[int]:
@@ -102,9 +117,17 @@ def _with_shared_sums(table: pa.Table) -> pa.Table:
 
 
 def shared_sums(table: pa.Table) -> NDArray[np.float64]:
-    """Sums of chosen and rejected over as many tokens as the shorter has, float64 [rows, 2]."""
+    """Sums of chosen and rejected over as many tokens as the shorter has, float64 [rows, 2].
+
+    Args:
+        table: with the log-probs of each token, and the masks.
+    """
     sums = []
-    for both in zip(*(views(table.column(name)) for name in _TOKEN_COLUMNS), strict=True):
+    sides = (
+        scored_views(table.column(f"ref_{side}_logps"), table.column(f"{side}_mask"))
+        for side in _SIDES
+    )
+    for both in zip(*sides, strict=True):
         least = min(map(len, both))
         sums.append([side[:least].sum(dtype=np.float64) for side in both])
     return np.array(sums, np.float64).reshape(-1, 2)

@@ -9,11 +9,12 @@ from torch.utils.data import Dataset
 
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.shard_content import Limits
+from reflogp.stages.train.data.cached_pairs import Mask
 from reflogp.stages.train.data.mapped_cache import MappedCache
 
-_COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logp_sum",
-            "ref_rejected_logp_sum", "weight"]  # fmt: skip
-_KL_COLUMNS = ["kl_ids", "ref_kl_logp_sum"]
+_COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask",
+            "ref_chosen_logp_sum", "ref_rejected_logp_sum", "weight"]  # fmt: skip
+_KL_COLUMNS = ["kl_ids", "kl_mask", "ref_kl_logp_sum"]
 
 
 class Unpaired(NamedTuple):
@@ -22,6 +23,9 @@ class Unpaired(NamedTuple):
     Attributes:
         mismatched: the KL completion: another row's response after this row's prompt.
         weight: training multiplies the row's loss by it.
+        mask: bool [tokens of the response], True where the policy writes the token; None if it
+            writes all of them. The others count in no log-prob and no length. A KL completion that
+            was cut can have no token that the policy writes.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -30,11 +34,17 @@ class Unpaired(NamedTuple):
     ref_logp: float
     mismatched: Optional["Unpaired"] = None
     weight: float = 1.0
+    mask: Mask | None = None
 
     @property
     def responses(self) -> list[NDArray[np.int32]]:
         """Token ids of the response, in a list like `Pair.responses`."""
         return [self.response_ids]
+
+    @property
+    def masks(self) -> list[Mask | None]:
+        """Mask of the response, in a list like `Pair.masks`."""
+        return [self.mask]
 
     @property
     def distinct_tokens(self) -> int:
@@ -76,10 +86,12 @@ class CachedUnpaired(Dataset[Unpaired]):
             desirable=desirable,
             ref_logp=float(row[f"ref_{side}_logp_sum"]),
             weight=1.0 if row["weight"] is None else float(row["weight"]),
+            mask=row[f"{side}_mask"],
         )
         if not self._kl:
             return own
-        other = Unpaired(prompt, row["kl_ids"], desirable, float(row["ref_kl_logp_sum"]))
+        sum_, mask = float(row["ref_kl_logp_sum"]), row["kl_mask"]
+        other = Unpaired(prompt, row["kl_ids"], desirable, sum_, mask=mask)
         return own._replace(mismatched=other)
 
     def longest(self) -> list[int]:

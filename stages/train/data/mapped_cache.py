@@ -2,7 +2,7 @@
 
 The columns that training reads are copied once into an Arrow file, which is memory-mapped. Any row
 is a few pages away, so the shuffle covers all rows, and the system decides which pages stay in
-memory.
+memory. A mask takes one byte per token, because NumPy cannot view bits.
 """
 
 import itertools
@@ -45,7 +45,11 @@ class MappedCache:
         self._folder = tempfile.TemporaryDirectory(prefix="reflogp-")
         file = Path(self._folder.name) / "rows.arrow"
         tables = each_shard(
-            cache, manifest, lambda _, table: derived(table.combine_chunks()), columns, limits
+            cache,
+            manifest,
+            lambda _, table: _with_bytes(derived(table.combine_chunks())),
+            columns,
+            limits,
         )
         first = next(tables)
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
@@ -78,6 +82,15 @@ class MappedCache:
         return found
 
 
+def _with_bytes(table: pa.Table) -> pa.Table:
+    """Convert masks to lists of bytes."""
+    bytes_ = pa.list_(pa.uint8())
+    fields = [
+        field.with_type(bytes_) if field.name.endswith("_mask") else field for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
+
+
 class _Column:
     """A column as NumPy arrays: single rows are read twenty times faster than as Arrow scalars."""
 
@@ -92,7 +105,8 @@ class _Column:
         if pa.types.is_fixed_size_list(array.type):
             self._values = array.values.to_numpy().reshape(-1, array.type.list_size)
         elif self._ends is not None:
-            self._values = array.values.to_numpy()
+            values = array.values.to_numpy()
+            self._values = values.view(np.bool_) if values.dtype == np.uint8 else values
         else:
             self._values = array.to_numpy(zero_copy_only=False)
 

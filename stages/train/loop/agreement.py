@@ -96,7 +96,11 @@ def _expected(manifest: Manifest, sample: Sequence[Row]) -> float:
     """The standard deviation that rounding gives a response's log-prob, in nats."""
     if manifest.verification is not None:
         return _response_sd(manifest.verification)
-    lengths = [len(ids) for row in sample for ids in row.responses]
+    lengths = [
+        len(ids) if mask is None else int(mask.sum())
+        for row in sample
+        for ids, mask in zip(row.responses, row.masks, strict=True)
+    ]
     a_token = _ROUNDING.get(manifest.engine.dtype, _ROUNDING_REDUCED)
     # rounding errors of a response's tokens are independent
     return a_token * math.sqrt(sum(lengths) / len(lengths))

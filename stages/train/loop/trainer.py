@@ -193,7 +193,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def token_logps(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        """Log-probs of each response's tokens, float32: all chosen responses, then all rejected.
+        """Log-probs of each response's scored tokens, float32: all chosen, then all rejected.
 
         They are computed as in training, on this process alone. With FSDP all processes must call
         this.

@@ -9,6 +9,9 @@ from torch import Tensor
 class PairLogps(NamedTuple):
     """A batch of pairs. Log-probs are sums over response tokens, in nats: float64 [batch].
 
+    Tokens of a response that the policy does not write, such as the results of tools, count
+    neither in sums nor in lengths.
+
     Attributes:
         policy_chosen: log pi_theta(y_w|x).
         policy_rejected: log pi_theta(y_l|x).

@@ -28,7 +28,7 @@ from reflogp.stages.train.losses.objective import rewards, rewards_are_means, us
 _SIDES = ("chosen", "rejected")
 _CACHED = [
     *("row_id", "source_row", "prompt_ids"),
-    *(f"{side}_ids" for side in _SIDES),
+    *(f"{side}_{what}" for side in _SIDES for what in ("ids", "mask")),
     *(f"ref_{side}_{what}" for side in _SIDES for what in ("logps", "logp_sum")),
 ]
 
@@ -76,7 +76,7 @@ def score_sample(
         for name in ("prompt", *_SIDES):
             row[f"{name}_pieces"] = decoder.token_texts(row[f"{name}_ids"])
         for side, found in zip(_SIDES, scored, strict=True):
-            row[f"policy_{side}_logps"] = found.tolist()
+            row[f"policy_{side}_logps"] = _of_every_token(found, row[f"{side}_mask"])
             row[f"policy_{side}_logp_sum"] = float(found.to(SUM_DTYPE).sum())
     _add_rewards(rows, config)
     scored_pairs.write(folder, rows)
@@ -85,7 +85,7 @@ def score_sample(
 def _token_logps(
     trainer: PreferenceTrainer, pairs: CachedRows, sample: list[int], batch: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Log-probs of each sampled pair's tokens, float32: (chosen, rejected)."""
+    """Log-probs of each sampled pair's scored tokens, float32: (chosen, rejected)."""
     every = [pair for row in sample if isinstance(pair := pairs[row], Pair)]
     by_length = sorted(range(len(every)), key=lambda i: every[i].distinct_tokens)
     found: dict[int, tuple[Tensor, Tensor]] = {}
@@ -95,6 +95,12 @@ def _token_logps(
         both = zip(logps[: len(numbers)], logps[len(numbers) :], strict=True)
         found |= dict(zip(numbers, both, strict=True))
     return [found[i] for i in range(len(every))]
+
+
+def _of_every_token(logps: Tensor, mask: list[bool] | None) -> list[float]:
+    """One log-prob per token of a response, 0 for those that the policy does not write."""
+    scored = iter(logps.tolist())
+    return [next(scored) if own else 0.0 for own in mask or [True] * len(logps)]
 
 
 def _cached_rows(cache: Path, manifest: Manifest, positions: list[int]) -> list[dict[str, Any]]:
@@ -116,7 +122,9 @@ def _add_rewards(rows: list[dict[str, Any]], config: TrainConfig) -> None:
     def both(form: str) -> Tensor:
         return torch.tensor([row[form.format(s)] for s in _SIDES for row in rows], dtype=SUM_DTYPE)
 
-    tokens = torch.tensor([len(row[f"{side}_ids"]) for side in _SIDES for row in rows])
+    tokens = torch.tensor([
+        scored_pairs.scored_tokens(row, side) for side in _SIDES for row in rows
+    ])  # fmt: skip
     pairs = PairLogps.stacked(both("policy_{}_logp_sum"), both("ref_{}_logp_sum"), tokens)
     if rewards_are_means(config.losses):
         pairs = pairs.per_token()
