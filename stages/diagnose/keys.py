@@ -1,4 +1,4 @@
-"""Token ids -> 64-bit keys, which find equal and swapped pairs among millions.
+"""Token ids and masks -> 64-bit keys, which find equal and swapped pairs among millions.
 
 A key takes 8 bytes per row. One in 18 million caches of a million rows has two different rows with
 the same key. The keys of a pair and of its swap differ only in the lowest bit.
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Keys = NDArray[np.uint64]
 
 _ORDER = np.uint64(1)
+_CONTEXT = np.uint64(1 << 31)  # a bit that no token id has
 
 
 def lengths(column: pa.Array) -> NDArray[np.int64]:
@@ -20,14 +21,22 @@ def lengths(column: pa.Array) -> NDArray[np.int64]:
     return found.astype(np.int64)
 
 
-def list_keys(column: pa.Array) -> Keys:
+def list_keys(column: pa.Array, masks: pa.Array | None = None) -> Keys:
     """A key for each list of token ids, uint64 [rows]; 0 if the list is null or empty.
 
     The key sums a hash of every token and its position, so it depends on the order.
+
+    Args:
+        column: list<int32> [rows].
+        masks: list<bool> [rows] of the same lengths, or null. A token that the policy does not
+            write has another hash.
     """
     counts = lengths(column)
     ends = np.cumsum(counts)
     tokens = column.flatten().to_numpy().astype(np.uint64)
+    if masks is not None and masks.null_count < len(masks):
+        masked = np.repeat(masks.is_valid().to_numpy(zero_copy_only=False), counts)
+        tokens[masked] |= _CONTEXT * ~masks.flatten().to_numpy(zero_copy_only=False)
     places = np.arange(len(tokens), dtype=np.uint64) - np.repeat(ends - counts, counts).astype(
         np.uint64
     )
@@ -37,13 +46,19 @@ def list_keys(column: pa.Array) -> Keys:
     return found
 
 
-def pair_keys(prompts: pa.Array, chosen: pa.Array, rejected: pa.Array) -> Keys:
+def pair_keys(
+    prompts: pa.Array,
+    chosen: pa.Array,
+    rejected: pa.Array,
+    chosen_masks: pa.Array | None = None,
+    rejected_masks: pa.Array | None = None,
+) -> Keys:
     """A key for each row, uint64 [rows]. A swapped pair's key differs only in the lowest bit.
 
     The absent response of an unpaired row has the key 0, so the same response with the other label
     is its swap.
     """
-    good, bad = list_keys(chosen), list_keys(rejected)
+    good, bad = list_keys(chosen, chosen_masks), list_keys(rejected, rejected_masks)
     either = mixed(mixed(~list_keys(prompts)) + mixed(good) + mixed(bad))
     return (either & ~_ORDER) | (good < bad).astype(np.uint64)
 

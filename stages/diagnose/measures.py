@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reflogp.stages.diagnose.keys import Keys, lengths, pair_keys
+from reflogp.stages.cache.columns import scored_lengths
+from reflogp.stages.diagnose.keys import Keys, pair_keys
 
+_TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask"]
 MEASURED = [
-    "source_row", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_truncated",
-    "rejected_truncated", "confidence", "ref_chosen_logp_sum", "ref_rejected_logp_sum",
+    *_TOKENS, "source_row", "chosen_truncated", "rejected_truncated", "confidence",
+    "ref_chosen_logp_sum", "ref_rejected_logp_sum",
 ]  # fmt: skip
 """The columns that `measure` needs."""
 
@@ -33,11 +35,12 @@ class Measures(NamedTuple):
 
     Attributes:
         source_row: position in the data, int64 [rows].
-        chosen_tokens, rejected_tokens: lengths with EOS, int64 [rows].
+        chosen_tokens, rejected_tokens: lengths with EOS, without the tokens that the policy does
+            not write, int64 [rows].
         chosen_logp, rejected_logp: log pi_ref(y|x) in nats, float64 [rows].
         truncated: a response lost its end to max_length, bool [rows].
         confidence: of the annotators, or chosen minus rejected score; NaN: none; float64 [rows].
-        key: of the token ids (keys.py), uint64 [rows].
+        key: of the token ids and masks (keys.py), uint64 [rows].
     """
 
     source_row: NDArray[np.int64]
@@ -83,11 +86,14 @@ class Measures(NamedTuple):
 
 def measure(table: pa.Table) -> Measures:
     """The measures of a table that has MEASURED."""
-    chosen, rejected = (_column(table, f"{side}_ids") for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        scored_lengths(_column(table, f"{side}_ids"), _column(table, f"{side}_mask"))
+        for side in ("chosen", "rejected")
+    )
     return Measures(
         source_row=_column(table, "source_row").to_numpy(),
-        chosen_tokens=lengths(chosen),
-        rejected_tokens=lengths(rejected),
+        chosen_tokens=chosen,
+        rejected_tokens=rejected,
         chosen_logp=_numbers(table, "ref_chosen_logp_sum"),
         rejected_logp=_numbers(table, "ref_rejected_logp_sum"),
         truncated=_flags(table, "chosen_truncated") | _flags(table, "rejected_truncated"),
@@ -141,11 +147,10 @@ def _log(tokens: NDArray[np.int64]) -> Floats:
 
 
 def _keys(table: pa.Table) -> Keys:
-    names = ("prompt_ids", "chosen_ids", "rejected_ids")
     parts = [np.zeros(0, np.uint64)]
     for start in range(0, table.num_rows, _ROWS):
         some = table.slice(start, _ROWS)
-        parts.append(pair_keys(*(_column(some, name) for name in names)))
+        parts.append(pair_keys(*(_column(some, name) for name in _TOKENS)))
     return np.concatenate(parts)
 
 
