@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reflogp.stages.cache.columns import scored_lengths
 from reflogp.stages.correlation import pearson, spearman
 from reflogp.stages.diagnose.histograms import counts, edges
 from reflogp.stages.diagnose.keys import contradictory, list_keys, pair_keys, repeated
@@ -39,8 +40,10 @@ def test_similarity_is_the_share_of_the_longest_common_subsequence(one, other):
 
 @given(st.lists(st.tuples(few_tokens, few_tokens), min_size=1, max_size=6), st.floats(0, 1))
 def test_a_similarity_is_given_as_0_only_if_it_is_under_the_limit(pairs, least):
-    table = pa.table({"chosen_ids": ids(*(c for c, _ in pairs)),
-                      "rejected_ids": ids(*(r for _, r in pairs))})  # fmt: skip
+    none = pa.nulls(len(pairs), pa.list_(pa.bool_()))
+    table = pa.table({"chosen_ids": ids(*(c for c, _ in pairs)), "chosen_mask": none,
+                      "rejected_ids": ids(*(r for _, r in pairs)), "rejected_mask": none}
+    )  # fmt: skip
     found = similarities(table, np.arange(len(pairs)), least)
     for value, (chosen, rejected) in zip(found, pairs, strict=True):
         truth = similarity(np.array(chosen, np.int32), np.array(rejected, np.int32))
@@ -62,6 +65,19 @@ def test_a_swapped_pair_has_the_same_key_but_for_the_lowest_bit():
     assert len(set((keys >> np.uint64(1)).tolist())) == 3  # prompt and responses do not mix
     unpaired = pair_keys(ids([1], [1]), ids([2], None), ids(None, [2]))
     assert unpaired[0] ^ unpaired[1] == 1
+
+
+def test_a_mask_makes_another_key_and_only_marked_tokens_are_measured():
+    marks = pa.array([None, [True, False, True], [False, True, True]], pa.list_(pa.bool_()))
+    tokens = ids([5, 6, 7], [5, 6, 7], [5, 6, 7])
+    keys = list_keys(tokens, marks)
+    assert len(set(keys.tolist())) == 3
+    assert keys[0] == list_keys(tokens)[0]
+    assert scored_lengths(tokens, marks).tolist() == [3, 2, 2]
+    table = pa.table({"chosen_ids": tokens, "chosen_mask": marks,
+                      "rejected_ids": ids([5, 7], [5, 7], [5, 7]),
+                      "rejected_mask": pa.nulls(3, marks.type)})  # fmt: skip
+    assert similarities(table, np.arange(3)).tolist() == [4 / 5, 1.0, 2 / 4]
 
 
 def test_the_first_in_the_data_is_no_repetition_wherever_it_stands_in_the_cache():
