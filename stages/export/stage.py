@@ -18,6 +18,8 @@ from reflogp.stages.export.tables import DecodeAll, export_table
 from reflogp.stages.model.loading import load_saved_tokenizer
 from reflogp.stages.progress import Console
 
+_MASKS = ("chosen_mask", "rejected_mask")
+
 
 def export(
     cache: Path,
@@ -66,6 +68,12 @@ def export(
         (folder / "data").mkdir()
         tables = each_shard(cache, manifest, lambda _, table: table, limits=limits)
         for table, name in zip(tables, names, strict=True):
+            if form == "trl" and any(table.column(mask).null_count < len(table) for mask in _MASKS):
+                raise InputError(
+                    f"{cache}: responses have tokens that the policy does not write, and TRL would "
+                    "train on them. Give --format parquet, which has the masks, or train with "
+                    "CachedDPOTrainer on the cache's own rows."
+                )
             rows = export_table(table, form, decode)
             pq.write_table(rows, folder / "data" / name, compression="zstd", row_group_size=4096)
             advance(1)

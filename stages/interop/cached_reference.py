@@ -1,6 +1,6 @@
-"""Sealed caches -> log pi_ref of any row, looked up by its token ids.
+"""Sealed caches -> log pi_ref of any row, looked up by its token ids and masks.
 
-A row's id in the cache is a hash of its token ids, so only row ids are read. The index of a million
+A row's id in the cache is a hash of these, so only row ids are read. The index of a million
 rows takes 32 MB of memory.
 """
 
@@ -17,16 +17,17 @@ from reflogp.data_schemas.files.location import location
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.data_schemas.row_id import content_hash, stored_hashes
 from reflogp.stages.cache.columns import views
-from reflogp.stages.cache.row_ids import packed
+from reflogp.stages.cache.row_ids import cut_mask, packed
 from reflogp.stages.cache.sealed_shards import each_shard
 from reflogp.stages.train.data.cached_pairs import shared_sums
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+MASKS = ("chosen_mask", "rejected_mask")
 _SIDES = ("chosen", "rejected")
 _SUMS = [f"ref_{side}_logp_sum" for side in _SIDES]
 
 Keys = NDArray[np.bytes_]
-"""A hash of each row's token ids, S16."""
+"""A hash of each row's token ids and masks, S16."""
 
 
 class CachedReference:
@@ -88,11 +89,29 @@ def row_keys(table: pa.Table, max_length: int | None) -> Keys:
     """What `CachedReference.find` knows each row by.
 
     Args:
-        table: with list columns prompt_ids, chosen_ids and rejected_ids.
+        table: with list columns prompt_ids, chosen_ids and rejected_ids; it may have chosen_mask
+            and rejected_mask too.
         max_length: most tokens of prompt and response; what is over is cut from the response.
     """
     rows = zip(*(views(table.column(name)) for name in IDS), strict=True)
-    return np.array([content_hash(*map(packed, cut(row, max_length))) for row in rows], "S16")
+    masks = zip(*(_masks(table, name) for name in MASKS), strict=True)
+    return np.array(
+        [_key(cut(row, max_length), its) for row, its in zip(rows, masks, strict=True)], "S16"
+    )
+
+
+def _masks(table: pa.Table, name: str) -> Sequence[NDArray[np.bool_] | None]:
+    if name not in table.column_names or table.column(name).null_count == table.num_rows:
+        return [None] * table.num_rows
+    return views(table.column(name))
+
+
+def _key(row: Sequence[NDArray[np.integer]], masks: Sequence[NDArray[np.bool_] | None]) -> bytes:
+    marks = [
+        cut_mask(None if mask is None else mask.tobytes(), len(ids))
+        for ids, mask in zip(row[1:], masks, strict=True)
+    ]
+    return content_hash(*map(packed, row), masks=marks)
 
 
 def cut(

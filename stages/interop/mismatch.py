@@ -58,8 +58,15 @@ def explain(
             "when the cache was made)",
             "Precompute the very data that you train on, with the same tokenizer and chat template",
         )
-    different = (n for n in range(3) if not np.array_equal(row[n], kin.ids[n]))
-    what, remedy = _difference(next(different), row, kin, max_length, decode)
+    different = [n for n in range(3) if not np.array_equal(row[n], kin.ids[n])]
+    if not different:
+        return (
+            f"row {kin.source_row} of the cache's data has its tokens, but a mask says that the "
+            "policy does not write all of them, and TRL would train on all",
+            "Train on the cache's own rows, which have their masks: leave train_dataset out, or "
+            "give reflogp.open(CACHE).to_dataset()",
+        )
+    what, remedy = _difference(different[0], row, kin, max_length, decode)
     return f"row {kin.source_row} of the cache's data is like it, but {what}", remedy
 
 

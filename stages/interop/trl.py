@@ -7,7 +7,8 @@ up by the token ids of TRL's own tokenization, so a value can only belong to exa
 
     trainer = CachedDPOTrainer(model, cache="cache/", args=DPOConfig(...))
 
-Without a `train_dataset` it trains on the cache's own rows, token id by token id.
+Without a `train_dataset` it trains on the cache's own rows, token id by token id. Tokens of a
+response that the policy does not write, as the rows' masks say, are not trained on.
 
 What is not seen from token ids is a policy that is not the checkpoint that was scored: so the
 first batch, before any update, must have the log-probs of the cache.
@@ -16,7 +17,7 @@ first batch, before any update, must have the log-probs of the cache.
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,14 @@ from trl import DPOConfig, DPOTrainer
 
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.stages.cache.opened import Cache
-from reflogp.stages.interop.cached_reference import IDS, CachedReference, Keys, cut, row_keys
+from reflogp.stages.interop.cached_reference import (
+    IDS,
+    MASKS,
+    CachedReference,
+    Keys,
+    cut,
+    row_keys,
+)
 from reflogp.stages.interop.mismatch import explain
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -46,7 +54,8 @@ class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
     """A DPOTrainer that neither loads nor runs a reference.
 
     It takes what DPOTrainer takes, by name, but for `ref_model`. A data set that has the columns
-    prompt_ids, chosen_ids and rejected_ids is tokenized already and taken as it is.
+    prompt_ids, chosen_ids and rejected_ids is tokenized already and taken as it is, with its
+    chosen_mask and rejected_mask.
     """
 
     def __init__(
@@ -99,8 +108,14 @@ class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
             # its rows are cut to this already, so TRL cuts no more
             args.max_length = own.manifest.rules.get("max_length")
             with args.main_process_first():
-                train_dataset = own.to_dataset().select_columns(list(IDS))
+                train_dataset = own.to_dataset().select_columns([*IDS, *MASKS])
         super().__init__(model, args=args, train_dataset=train_dataset, **options)
+        self.data_collator: Any = _Masked(self.data_collator)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns
+        columns += [name for name in MASKS if name not in columns]
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
@@ -175,6 +190,29 @@ class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
         )
 
 
+class _Masked:
+    """A collator whose completion_mask leaves out tokens that the policy does not write."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self._collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self._collate(examples)
+        masks = [example.get(name) for name in MASKS for example in examples]
+        for place, mask in enumerate(masks):
+            if mask is None:
+                continue
+            start = len(examples[place % len(examples)]["prompt_ids"])
+            own = batch["completion_mask"][place, start : start + len(mask)]
+            if not own.all():
+                raise InputError(
+                    "data_collator: rows have masks, and its completion_mask does not mark the "
+                    "whole responses, chosen ones first, padded on the right. Leave it out."
+                )
+            own *= own.new_tensor(mask[: len(own)])
+        return batch
+
+
 def _only(caches: Sequence[Cache], evaluation: Any) -> Cache:
     """The cache whose rows are trained on where no data set is given."""
     if len(caches) > 1:
@@ -201,6 +239,7 @@ def _require_hooks() -> None:
 
 
 def _keys(dataset: Dataset, max_length: int | None) -> Keys:
-    tables = dataset.select_columns(list(IDS)).with_format("arrow")
+    columns = [*IDS, *(name for name in MASKS if name in dataset.column_names)]
+    tables = dataset.select_columns(columns).with_format("arrow")
     parts = [row_keys(table, max_length) for table in tables.iter(_ROWS_AT_ONCE)]
     return np.concatenate(parts) if parts else row_keys(tables[:], max_length)

@@ -26,7 +26,7 @@ from reflogp.pipeline.run import run_precompute
 from reflogp.stages.export.card import data_card
 from reflogp.stages.interop.cached_reference import CachedReference, row_keys
 from reflogp.stages.precompute.config import PrecomputeConfig
-from tests import caches
+from tests import caches, planted
 from tests.conftest import Silent
 
 STEPS, ACCUMULATION = 4, 2
@@ -340,3 +340,64 @@ def test_what_the_documentation_says_to_type_works(
 def typed(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
+
+
+@pytest.fixture(scope="module")
+def masked(cache, checkpoint, manifest, tmp_path_factory) -> Path:
+    """Ten rows of the cache; in most of their responses a third of the tokens is context."""
+    every = []
+    for number, old in enumerate(caches.rows(cache)[:10]):
+        sides = ("chosen", "rejected")
+        masks = [[i % 3 != number % 3 for i in range(len(old[f"{s}_ids"]))] for s in sides]
+        marks = (None if number % 4 == 0 else masks[0], masks[1], None)
+        new = planted.row(old["prompt_ids"], old["chosen_ids"], old["rejected_ids"], masks=marks)
+        for side, mask in zip(sides, marks, strict=False):
+            pick = np.ones(len(old[f"{side}_ids"])) if mask is None else np.array(mask)
+            logps = np.float32(old[f"ref_{side}_logps"] * pick)
+            new |= {f"ref_{side}_logps": logps.tolist()}
+            new |= {f"ref_{side}_logp_sum": float(logps.sum(dtype=np.float64))}
+        every.append(new)
+    return planted.plant(tmp_path_factory.mktemp("masked"), every, manifest)
+
+
+def test_trl_trains_on_the_tokens_that_a_mask_marks_alone(against_cache, masked, checkpoint):
+    opened = reflogp.open(masked)
+    trainer = against_cache(cache=masked, train_dataset=None)
+    examples = [trainer.train_dataset[i] for i in range(len(opened))]
+    batch = trainer.data_collator(examples)
+    expected = [
+        [0] * len(one["prompt_ids"]) + (one[f"{side}_mask"] or [1] * len(one[f"{side}_ids"]))
+        for side in ("chosen", "rejected")
+        for one in examples
+    ]
+    length = batch["completion_mask"].shape[1]
+    assert batch["completion_mask"].tolist() == [
+        [int(mark) for mark in one] + [0] * (length - len(one)) for one in expected
+    ]
+    # the policy is the reference: with a token too many or too few it would not start at ln 2
+    assert losses(trainer)[0] == pytest.approx(np.log(2), abs=1e-4)
+    options = {"ld_alpha": 0.5, "loss_type": ["ipo"], "max_steps": 1}
+    shared = against_cache(options, cache=masked, train_dataset=opened.to_dataset())
+    start = 1 / (2 * shared.beta)
+    assert losses(shared) == pytest.approx([start**2], rel=1e-3)
+
+
+def test_rows_without_the_mask_of_the_cache_are_refused(against_cache, masked):
+    whole = reflogp.open(masked).to_dataset().remove_columns(["chosen_mask", "rejected_mask"])
+    with pytest.raises(InputError, match=r"has its tokens, but a mask says.*leave train_dataset"):
+        against_cache(cache=masked, train_dataset=whole)
+
+
+def test_trls_form_is_refused_for_rows_with_masks_and_parquet_has_them(masked, tmp_path):
+    with pytest.raises(InputError, match=r"tokens that the policy does not write.*parquet"):
+        run_export(masked, "trl", tmp_path / "trl", None, Silent())
+    assert not (tmp_path / "trl" / "data").exists()
+    run_export(masked, "parquet", tmp_path / "parquet", None, Silent())
+    files = str(tmp_path / "parquet" / "data" / "*.parquet")
+    exported = datasets.load_dataset("parquet", data_files=files, split="train")
+    for one, other in zip(exported, reflogp.open(masked), strict=True):
+        for side in ("chosen", "rejected"):
+            mask = other[f"{side}_mask"]
+            assert one[f"{side}_mask"] == (None if mask is None else mask.tolist())
+            marked = np.array(one[f"ref_{side}_logps"]) != 0
+            assert mask is None or marked.tolist() == mask.tolist()
