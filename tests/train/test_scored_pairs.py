@@ -75,7 +75,7 @@ def test_a_damaged_file_is_refused(cache, console, tmp_path):
     path = tmp_path / scored_pairs.FILE_NAME
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["margin"]), path)
-    with pytest.raises(InputError, match=r"pairs\.parquet: not the columns of schema version 1"):
+    with pytest.raises(InputError, match=r"pairs\.parquet: not the columns of schema version 2"):
         scored_pairs.read(tmp_path)
     path.write_bytes(b"PAR1 is not all of it")
     with pytest.raises(InputError, match=r"pairs\.parquet: not a readable Parquet file"):
