@@ -87,11 +87,6 @@ def run_dry(config: PrecomputeConfig, console: TerminalConsole) -> None:
 
         found = tokenize_first(config, reference, _READ, console)
         decoder = Decoder(reference.tokenizer)
-    if found.diverged:
-        console.warn(
-            f"{found.diverged} rows: the chat template renders the prompt differently when a "
-            "response follows"
-        )
     counts = Counter(row["reason"] for row in found.quarantined)
     print_quarantined(dict(counts.most_common()), found.quarantined, console, ROWS)
     for row in map(asdict, found.rows[:ROWS]):
@@ -102,8 +97,8 @@ def run_dry(config: PrecomputeConfig, console: TerminalConsole) -> None:
             "options that name its columns and limits."
         )
     console.say(
-        f"{config.data}: the first {found.read} rows give {len(found.rows)} rows to score "
-        f"({found.form}). Nothing was scored or written"
+        f"{config.data}: read {found.read} row{'s' * (found.read != 1)} as {found.form}, "
+        f"{len(found.rows)} to score. Nothing was scored or written"
     )
 
 

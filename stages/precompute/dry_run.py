@@ -23,7 +23,6 @@ class FirstRows:
         reading: the use of the columns, and notices on these rows.
         rows: the usable rows.
         quarantined: the other rows, in the columns of the quarantine file.
-        diverged: rows whose prompt renders differently when a response follows.
     """
 
     read: int
@@ -31,7 +30,6 @@ class FirstRows:
     reading: Reading
     rows: list[TokenizedRow]
     quarantined: list[dict[str, Any]]
-    diverged: int
 
 
 def tokenize_first(
@@ -49,5 +47,4 @@ def tokenize_first(
         rows = list(reader.tokenized(tokenizer, advance, most=most))
     reading = reader.reading()
     tell(reading, console)
-    diverged = tokenizer.template_diverged
-    return FirstRows(reader.read, reader.form.name, reading, rows, quarantined.rows, diverged)
+    return FirstRows(reader.read, reader.form.name, reading, rows, quarantined.rows)

@@ -42,7 +42,7 @@ def test_it_shows_the_rows_that_the_cache_then_has(
     assert "log-prob" in scored
     assert done.stdout == quarantined + re.sub(r", log-prob \S+ nats \(\S+ per token\)", "", scored)
     assert "columns: used: prompt, chosen, rejected; not used: category, language" in done.stderr
-    assert "the first 24 rows give 22 rows to score (prompt+chosen+rejected)." in done.stderr
+    assert "read 24 rows as prompt+chosen+rejected, 22 to score. Nothing" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,7 +73,7 @@ def test_it_reads_the_first_hundred_rows_only(dry):
     pair = {"prompt": "Say a.", "chosen": "a", "rejected": "b"}
     done = dry([pair] * 99 + ["{broken"] + [pair, "{also broken"])
     assert done.code == 0
-    assert "the first 100 rows give 99 rows to score" in done.stderr
+    assert "read 100 rows as prompt+chosen+rejected, 99 to score" in done.stderr
     assert "warning: 99 rows: the prompt is plain text" in done.stderr
     assert re.findall("^[a-z_]+: .*", done.stdout, re.MULTILINE)[0] == "broken_json: 1 row"
     assert "data.jsonl, line 100: broken JSON" in done.stdout
