@@ -49,14 +49,14 @@ def model_inputs(model: Checkpoint) -> dict[str, str]:
     spoken = model.tokenizer
     settings = read_json(spoken / "tokenizer_config.json")
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _VOLATILE}
+    named = sorted((spoken / "additional_chat_templates").glob("*.jinja"))
+    templates = [*_present(spoken, ("chat_template.jinja",)), *named]
     return {
         "weights": _files(weights),
         "adapter": "none" if adapter is None else _adapter(adapter),
         "architecture": _value(config),
         "tokenizer": tokenizer_input(model),
-        "chat_template": _value(
-            [settings.get("chat_template"), _files(_present(spoken, ("chat_template.jinja",)))]
-        ),
+        "chat_template": _value([settings.get("chat_template"), _files(templates)]),
     }
 
 

@@ -77,6 +77,8 @@ def test_rows_with_tools_get_the_template_for_tools_and_any_template_can_be_name
     assert prompt(None, source="Hello" + CHATML).startswith("Hello")
     with pytest.raises(InputError, match=r"--chat-template x: .*: default, tool_use\.$"):
         with_options(made, name="x")
+    with pytest.raises(InputError, match="--template-kwargs tokenize: not an argument of a"):
+        with_options(made, arguments={"tokenize": True})
 
 
 def test_the_content_of_a_template_is_part_of_the_rules_only_if_it_is_given(tmp_path):

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.precompute.read.preferences import Preference
+from reflogp.stages.precompute.read.tools import OWN_ARGUMENTS
 from reflogp.stages.precompute.tokens.chat_template import ChatTemplate
 from reflogp.stages.precompute.tokens.special_tokens import SpecialTokens
 
@@ -37,10 +38,16 @@ class Templates:
             arguments: arguments of the template for all rows.
 
         Raises:
-            InputError: the tokenizer has no template of the name.
+            InputError: the tokenizer has no template of the name, or an argument is not the
+                template's.
         """
         self.special = SpecialTokens(tokenizer)
         self._arguments = dict(arguments or {})
+        if own_arguments := sorted(OWN_ARGUMENTS.intersection(self._arguments)):
+            raise InputError(
+                f"--template-kwargs {', '.join(own_arguments)}: not an argument of a template. "
+                "Leave it out."
+            )
         own = tokenizer.chat_template
         sources: dict[str, str] = own if isinstance(own, dict) else {_DEFAULT: own} if own else {}
         if source is not None:

@@ -81,6 +81,8 @@ class Tokenizer:
       prompt ids that it sees at inference; TRL starts the response where the ids diverge. If the
       template renders a prompt differently when a response follows, no such prefix exists. TRL's
       rule then applies, and the row counts as `template_diverged`.
+    - What the assistant writes in a response of several messages is marked by a mask, from the
+      template's own marks or message by message (spans.py). TRL trains on all of the response.
     - A response ends with one stop token. Plain text gets EOS, as in TRL, or keeps another stop
       token of the model. A rendered message keeps the template's end of turn (such as `<|im_end|>`
       and a newline). EOS is added only if the message has none of the model's stop tokens; TRL does
