@@ -18,6 +18,7 @@ from transformers import (
     PhimoeConfig,
 )
 
+from benchmarks.families import config_of
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.model.policy import load_policy
@@ -139,9 +140,14 @@ def test_every_linear_layer_but_head_and_router_gets_an_adapter(noisy):
     assert adapted("llama", lora_targets="q_proj,v_proj") == {"q_proj", "v_proj"}
     assert adapted("gpt2") == {"c_attn", "c_proj", "c_fc"}
     assert adapted("phimoe") == adapted("mixtral") == attention  # experts are no linear layers
-    assert adapted("mamba") == {
-        "in_proj",
-        "x_proj",
-        "dt_proj",
-    }  # its kernel reads out_proj's weight
+    assert adapted("mamba") == {"in_proj", "x_proj"}  # it reads the weights of the other two
     assert "out_proj" in adapted("opt")
+
+
+def test_layers_without_a_name_are_found_by_that_of_their_list(tmp_path):
+    folder = make_random_model(tmp_path, config_of("gemma3n_text"))
+    policy = load_policy(Checkpoint(folder, None, "float32"), options(lora_r=4))
+    trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+    assert all(".lora_" in name for name in trained)
+    assert any("altup_projections.0.lora_A" in name for name in trained)
+    assert any("layers.1.self_attn.q_proj.lora_A" in name for name in trained)

@@ -63,7 +63,7 @@ def _adapted(model: nn.Module, config: TrainConfig) -> Any:
     """The model with a new adapter."""
     targets = lora_targets(model, config.lora_targets)
     # layers to leave alone can share their name with targets
-    excluded = [name for name in _left_alone(model) if name.rpartition(".")[2] in targets]
+    excluded = [name for name in _left_alone(model) if _own_name(name) in targets]
     every = config.lora_targets in (None, "all-linear")
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -173,7 +173,7 @@ def lora_targets(model: nn.Module, wanted: str | None) -> list[str]:
     head, left_alone = model.get_output_embeddings(), _left_alone(model)  # type: ignore[operator]
     return sorted(
         {
-            name.rpartition(".")[2]
+            _own_name(name)
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | Conv1D) and module is not head
             if name not in left_alone
@@ -185,8 +185,9 @@ def _left_alone(model: nn.Module) -> list[str]:
     """Linear layers that "all-linear" excludes, besides the head.
 
     Routers: some return more than one tensor, which no adapter can be added to, and a policy whose
-    experts change at every step no longer computes what the reference did. Output projections of
-    state-space layers: the fused kernel reads the weight and never calls the module.
+    experts change at every step no longer computes what the reference did. Two projections of
+    state-space layers, whose weights the layers read without calling the modules: an adapter would
+    have no effect until it is merged.
     """
     modules = dict(model.named_modules())
     found = []
@@ -194,9 +195,16 @@ def _left_alone(model: nn.Module) -> list[str]:
         parent, _, own = name.rpartition(".")
         siblings = modules.get(parent)
         router = hasattr(siblings, "experts") and ("router" in own or "gate" in own.split("_"))
-        if router or (own == "out_proj" and hasattr(siblings, "conv1d")):
+        if router or (own in {"out_proj", "dt_proj"} and hasattr(siblings, "conv1d")):
             found.append(name)
     return found
+
+
+def _own_name(module: str) -> str:
+    """The end of a module's name that PEFT can find it by: q_proj; a number with its list."""
+    parts = module.split(".")
+    start = max((i for i, part in enumerate(parts) if not part.isdigit()), default=0)
+    return ".".join(parts[start:])
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
