@@ -144,6 +144,14 @@ def test_every_linear_layer_but_head_and_router_gets_an_adapter(noisy):
     assert "out_proj" in adapted("opt")
 
 
+def test_a_layer_inside_a_router_gets_no_adapter(tmp_path):
+    folder = make_random_model(tmp_path, config_of("dbrx"))
+    policy = load_policy(Checkpoint(folder, None, "float32"), options(lora_r=4))
+    trained = [name for name, weight in policy.named_parameters() if weight.requires_grad]
+    assert trained
+    assert not [name for name in trained if "router" in name]
+
+
 def test_layers_without_a_name_are_found_by_that_of_their_list(tmp_path):
     folder = make_random_model(tmp_path, config_of("gemma3n_text"))
     policy = load_policy(Checkpoint(folder, None, "float32"), options(lora_r=4))

@@ -195,7 +195,8 @@ def _left_alone(model: nn.Module) -> list[str]:
         parent, _, own = name.rpartition(".")
         siblings = modules.get(parent)
         router = hasattr(siblings, "experts") and ("router" in own or "gate" in own.split("_"))
-        if router or (own in {"out_proj", "dt_proj"} and hasattr(siblings, "conv1d")):
+        read = own in {"out_proj", "dt_proj"} and hasattr(siblings, "conv1d")
+        if router or read or parent in found:  # DBRX's router has a layer inside
             found.append(name)
     return found
 
