@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.model.adapter import load_adapter, merged
 from reflogp.stages.model.checkpoint import Checkpoint
+from reflogp.stages.precompute.score.engines.protocol import Request
+from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from reflogp.stages.train.result.saving import merge_adapter
 from tests.checkpoints import make_random_model
+from tests.truth import Truth
 
 IDS = torch.arange(3, 40)[None]
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -69,6 +72,17 @@ def test_the_merged_checkpoint_is_the_adapter_on_the_model(settings, tied, tmp_p
     merge_adapter(adapter, Checkpoint(base, None, "float32"))
     found = logps(AutoModelForCausalLM.from_pretrained(adapter))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
+def test_the_adapter_is_scored_as_peft_runs_it(settings, tied, tmp_path):
+    base = make(tmp_path / "base", tied=tied)
+    adapter = adapt(base, tmp_path / "adapter", settings)
+    plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    request = Request(IDS[0, :12].int().numpy(), IDS[0, 12:].int().numpy())
+    scorer = TransformersScorer(Checkpoint(base, adapter, "float32"))
+    Truth(PeftModel.from_pretrained(plain, adapter)).check([request], scorer.score([request]))
 
 
 def test_full_fine_tuning_from_an_adapter_trains_all_weights_of_the_two(tmp_path):
