@@ -30,7 +30,7 @@ How far every way of running a family is from its definition, a float32 `eager` 
 sequence by itself: the largest difference of a token, in nats. The models are tiny and random, the
 sequences shorter and longer than every window and chunk, and the adapter has random weights on the
 modules that training chooses by itself. An empty cell was not measured. A value above {limit:g} is
-a fault. The notes below say why something does not run.
+a fault. The last section says why something does not run.
 
 `python -m benchmarks.architectures --json FILE --write docs/models.md` makes this page
 ({versions}; CPU).
@@ -128,6 +128,7 @@ def page(results: dict[str, dict[str, Found]]) -> str:
         for column in COLUMNS
         if "reason" in found.get(column, {})
     ]
+    reasons = reasons or ["Everything that was measured ran."]
     return "\n".join([*lines, "\n## What does not run\n", *reasons]) + "\n"
 
 
