@@ -120,14 +120,14 @@ MUTANTS = [
     ),
     Mutant(
         "EOS stands twice at the end of a response",
-        f"{_PRECOMPUTE}/tokens/tokenize.py",
+        f"{_PRECOMPUTE}/tokens/ends.py",
         "if eos is None or (response and response[-1] in self._rules.stop_ids):",
         "if eos is None:",
         "tests/precompute/test_tokenize.py",
     ),
     Mutant(
         "a response is cut one token too late",
-        f"{_PRECOMPUTE}/tokens/tokenize.py",
+        f"{_PRECOMPUTE}/tokens/ends.py",
         "response[:room]",
         "response[: room + 1]",
         "tests/precompute/test_tokenize.py",

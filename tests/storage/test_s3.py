@@ -171,7 +171,7 @@ def test_the_command_is_killed_and_goes_on(settings, s3, proxy, local_rows, caps
     assert rows_by_id(settings.cache) == local_rows
     code, shown, _ = command(capsys, monkeypatch, "inspect", "s3://bucket/some/cache/")
     assert code == 0
-    assert "22 of 24 rows" in shown
+    assert "22 from 24 rows" in shown
     assert command(capsys, monkeypatch, "verify", "s3://bucket/some/cache")[0] == 0
 
 
