@@ -86,7 +86,7 @@ def test_inspect_tells_what_is_in_the_cache(first_run, run_file, command):
     cache = run_file.parent / "cache"
     shown = command("inspect", cache).stdout
     for expected in (
-        "22 of 24 rows",
+        "22 from 24 rows read",
         "prompt_too_long 2",
         "vllm",
         "weights hash",
