@@ -24,7 +24,7 @@ from reflogp.data_schemas.row_id import content_hash
 TokenIds: TypeAlias = "array[int]"
 """int32 [tokens]. It compares, slices and joins like a list, at 4 bytes per token instead of 36."""
 
-Mask: TypeAlias = bytes
+TokenMask: TypeAlias = bytes
 """One byte per token of a response: 1 if the policy writes it, 0 if it is context."""
 
 _BUCKET_BITS = 16
@@ -58,7 +58,7 @@ class RowIds:
         self._keys = KeySet()
         self._copies: dict[int, int] = {}
 
-    def assign(self, *parts: TokenIds | None, masks: Sequence[Mask | None] = ()) -> str:
+    def assign(self, *parts: TokenIds | None, masks: Sequence[TokenMask | None] = ()) -> str:
         """Return the id of a row: `content_hash` in hex, with `-1` for the second copy."""
         name = content_hash(*parts, masks=masks)
         key = int.from_bytes(name[:8], "little")
@@ -68,7 +68,7 @@ class RowIds:
         return f"{name.hex()}-{self._copies[key]}"
 
 
-def cut_mask(mask: Mask | None, length: int) -> Mask | None:
+def cut_mask(mask: TokenMask | None, length: int) -> TokenMask | None:
     """Return the mask of a response's first `length` tokens; None if all of them are marked."""
     kept = (mask or b"")[:length]
     return kept if 0 in kept else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from reflogp.data_schemas.cache_shard import token_counts
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.export import ExportFormat
 from reflogp.data_schemas.files.owned_folder import owned_folder
@@ -17,8 +18,6 @@ from reflogp.stages.export.card import data_card
 from reflogp.stages.export.tables import DecodeAll, export_table
 from reflogp.stages.model.loading import load_saved_tokenizer
 from reflogp.stages.progress import Console
-
-_MASKS = ("chosen_mask", "rejected_mask")
 
 
 def export(
@@ -68,7 +67,7 @@ def export(
         (folder / "data").mkdir()
         tables = each_shard(cache, manifest, lambda _, table: table, limits=limits)
         for table, name in zip(tables, names, strict=True):
-            if form == "trl" and any(table.column(mask).null_count < len(table) for mask in _MASKS):
+            if form == "trl" and token_counts(table)["context_tokens"]:
                 raise InputError(
                     f"{cache}: responses have tokens that the policy does not write, and TRL would "
                     "train on them. Give --format parquet, which has the masks, or train with "

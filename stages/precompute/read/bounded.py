@@ -18,7 +18,6 @@ _LONGEST_LINE = 64 << 20  # bytes; a thousand times the longest conversations
 _LARGE = 256 << 20  # bytes; below this, any compression ratio is allowed
 _FOLD = 100  # compression ratios are 3 to 10 for text, perhaps 50 for tables of numbers
 
-
 COMPRESSED = {".gz", ".zst"}
 """The suffixes of compressed files."""
 

@@ -116,9 +116,9 @@ def number(row: Mapping[str, Any], field: str) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        number = float(value)
+        found = float(value)
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
+        found = math.nan
+    if not math.isfinite(found):
         raise RowFault(Reason.BAD_CONFIDENCE, field, f"{field!r} is {value!r}, not a number")
-    return number
+    return found

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from reflogp.data_schemas.quarantine import Reason
 from reflogp.data_schemas.reading import Remark
 from reflogp.stages.cache.quarantine_file import RowFault
-from reflogp.stages.cache.row_ids import Mask, RowIds, TokenIds, cut_mask, packed
+from reflogp.stages.cache.row_ids import RowIds, TokenIds, TokenMask, cut_mask, packed
 from reflogp.stages.precompute.read.messages import Content
 from reflogp.stages.precompute.read.preferences import Preference
 from reflogp.stages.precompute.tokens.chat_template import Span
@@ -52,9 +52,9 @@ class TokenizedRow:
     rejected_truncated: bool
     confidence: float | None
     kl_ids: TokenIds | None = None
-    chosen_mask: Mask | None = None
-    rejected_mask: Mask | None = None
-    kl_mask: Mask | None = None
+    chosen_mask: TokenMask | None = None
+    rejected_mask: TokenMask | None = None
+    kl_mask: TokenMask | None = None
     kept: list[dict[str, str | None]] | None = None
 
 
@@ -62,7 +62,7 @@ class _Kept(NamedTuple):
     """What a row has of a response; nothing if the row lacks it."""
 
     ids: TokenIds | None = None
-    mask: Mask | None = None
+    mask: TokenMask | None = None
     truncated: bool = False
 
 
@@ -206,7 +206,7 @@ class Tokenizer:
 
     def _mask(
         self, field: str, response: Content, tail: Encoded, spans: list[Span] | None, length: int
-    ) -> Mask | None:
+    ) -> TokenMask | None:
         """Return the mask of the first `length` tokens of a response.
 
         Raises:
