@@ -32,7 +32,7 @@ sequences shorter and longer than every window and chunk, and the adapter has ra
 modules that training chooses by itself. An empty cell was not measured. A value above {limit:g} is
 a fault. The last section says why something does not run.
 
-`python -m benchmarks.architectures --json FILE --write docs/models.md` makes this page
+`python -m benchmarks.architectures` measures all of it, and can write this page
 ({versions}; CPU).
 
 """

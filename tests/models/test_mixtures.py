@@ -104,6 +104,7 @@ def test_only_what_the_policy_itself_is_unsure_of_is_allowed(cache):
 
     class Row:
         responses = (range(40), range(40))
+        masks = (None, None)
 
     class Scored:
         def __init__(self, values):

@@ -11,7 +11,7 @@ import pytest
 
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas import quarantine, run_record, scored_pairs
-from reflogp.data_schemas.cache_shard import SHARD_SCHEMA
+from reflogp.data_schemas.cache_shard import PLAN_SCHEMA, SHARD_SCHEMA
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.cache.write_shard import describe
 from reflogp.stages.precompute.score.reuse import ScoredRows
@@ -165,9 +165,7 @@ def test_a_quarantine_that_grows_a_thousandfold_is_not_read(copy, reflogp):
 def test_rows_that_are_not_sound_are_scored_again(cache, tmp_path):
     folder = forge(cache, tmp_path / "forged", lambda rows: rescore(rows[3], "chosen", 0.5))
     manifest = manifests.read(cache)
-    planned = pq.read_table(cache / manifest.shards[0].file).select(
-        [field.name for field in SHARD_SCHEMA][:11]
-    )
+    planned = pq.read_table(cache / manifest.shards[0].file).select(PLAN_SCHEMA.names)
     known, unknown = ScoredRows(folder, manifest.inputs.scoring_digest()).split(
         planned.replace_schema_metadata(None)
     )
