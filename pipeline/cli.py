@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
@@ -14,6 +15,7 @@ from reflogp.data_schemas.files.location import location
 from reflogp.pipeline.cli_reading import AsJson, Cache, reading
 from reflogp.pipeline.config import build, known_to, load_file, options_of
 from reflogp.pipeline.console import TerminalConsole
+from reflogp.pipeline.help import Command, Commands
 from reflogp.pipeline.look import run_dry
 from reflogp.pipeline.plan import plan_rows, run_plan
 from reflogp.pipeline.run import (
@@ -64,18 +66,40 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="reflogp",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
+    invoke_without_command=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Take the frozen reference model out of DPO training. Stage one (precompute) scores every "
-    "chosen and rejected response under the reference once and caches the log-probs. Stage two "
-    "(train) trains the policy against the cache, without the reference in memory.",
     epilog="Options can also come from a YAML file with the sections 'precompute', 'train' and "
     "'sweep': reflogp run --config run.yaml. Exit codes: 0 success, 1 failure, 2 bad input.",
 )
 
 
-@app.command()
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"reflogp {version('reflogp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def reflogp(
+    context: typer.Context,
+    of_reflogp: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Take the frozen reference model out of DPO training.
+
+    Stage one (precompute) scores every chosen and rejected response under the reference once and
+    caches the log-probs. Stage two (train) trains the policy against the cache, without the
+    reference in memory.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(cls=Command)
 @options_of(PrecomputeConfig, shard=OldShare, dry_run=DryRun)
 def precompute(
     config: Path | None = None, shard: str | None = None, dry_run: bool | None = None, **given: Any
@@ -93,7 +117,7 @@ def precompute(
         console.table("", cache_rows(settings.cache, manifest))
 
 
-@app.command()
+@app.command(cls=Command)
 @options_of(PlanConfig, json=AsJson)
 def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> None:
     """Estimate the time, cost, disk and memory of both stages, without loading any weights."""
@@ -107,7 +131,7 @@ def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> 
         console.table("", plan_rows(settings, counts, found))
 
 
-@app.command()
+@app.command(cls=Command)
 def merge(cache: Cache) -> None:
     """Seal a cache that several jobs made with --share. Refuses files that do not fit."""
     console = TerminalConsole()
@@ -115,7 +139,7 @@ def merge(cache: Cache) -> None:
     console.table("", cache_rows(folder, run_merge(folder, console)))
 
 
-@app.command()
+@app.command(cls=Command)
 @options_of(TrainConfig, list_losses=ListLosses)
 def train(config: Path | None = None, list_losses: bool | None = None, **given: Any) -> None:
     """Stage two: train the policy against a sealed cache."""
@@ -128,7 +152,7 @@ def train(config: Path | None = None, list_losses: bool | None = None, **given: 
     console.table("", train_rows(settings.output, run_train(settings, console)))
 
 
-@app.command()
+@app.command(cls=Command)
 @options_of(TrainConfig, varied=Varied)
 def sweep(config: Path | None = None, varied: list[str] | None = None, **given: Any) -> None:
     """Run stage two for every combination of some options, each in its own folder under --output.
@@ -145,7 +169,7 @@ def sweep(config: Path | None = None, varied: list[str] | None = None, **given: 
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     config: Annotated[Path, typer.Option(help="YAML file with 'precompute' and 'train'.")],
 ) -> None:

@@ -13,6 +13,7 @@ from reflogp.data_schemas.files.storage import reach
 from reflogp.pipeline.config import build, options_of
 from reflogp.pipeline.console import TerminalConsole
 from reflogp.pipeline.curate import run_diagnose, run_filter, run_filter_trial
+from reflogp.pipeline.help import Command
 from reflogp.pipeline.look import ROWS, show_quarantined, show_rows
 from reflogp.pipeline.publish import run_export, run_push, run_report
 from reflogp.pipeline.run import (
@@ -63,10 +64,10 @@ Overwrite = Annotated[
     ),
 ]
 
-reading = typer.Typer()
+reading = typer.Typer(rich_markup_mode=None)
 
 
-@reading.command()
+@reading.command(cls=Command)
 def inspect(
     cache: Cache,
     rows: Annotated[
@@ -121,7 +122,7 @@ def inspect(
         console.table("", inspect_rows(folder, manifest))
 
 
-@reading.command()
+@reading.command(cls=Command)
 def verify(
     cache: Cache,
     sample: Annotated[
@@ -160,7 +161,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@reading.command()
+@reading.command(cls=Command)
 def diagnose(
     cache: Cache,
     html: Annotated[
@@ -189,7 +190,7 @@ def diagnose(
         print_diagnosis(found, console)
 
 
-@reading.command("filter")
+@reading.command("filter", cls=Command)
 @options_of(
     FilterRules, config_file=False, cache=Cache, output=Output, dry_run=DryRun, overwrite=Overwrite
 )
@@ -216,7 +217,7 @@ def filter_(
     console.table("", cache_rows(target, manifest) + made)
 
 
-@reading.command()
+@reading.command(cls=Command)
 def export(
     cache: Cache,
     output: Annotated[
@@ -257,7 +258,7 @@ def export(
         console.table("", [("data set", output), ("files", f"{len(files)} Parquet, README.md")])
 
 
-@reading.command()
+@reading.command(cls=Command)
 def report(
     runs: Annotated[
         list[Path] | None,

@@ -183,7 +183,7 @@ def _parameter(name: str, field: FieldInfo, config_file: bool) -> inspect.Parame
     text = field.description or ""
     if field.is_required():
         text += " (required, here or in --config)"
-    elif field.default not in (None, -1) and field.default_factory is None:
+    elif not (field.default in (None, -1, "") or field.default is False or field.default_factory):
         text += f" (default {field.default})"
     # --no-x overrides x in the YAML file
     negated = config_file and field.annotation is bool
