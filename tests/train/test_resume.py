@@ -56,7 +56,11 @@ def metrics(output):
     return [{k: v for k, v in line.items() if k != "epoch"} for line in lines]
 
 
-def test_a_killed_run_ends_with_the_same_curve_and_the_same_weights(cache, console, tmp_path):
+@pytest.mark.parametrize("rows", ["cache", pytest.param("masked", marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_curve_and_the_same_weights(
+    rows, request, console, tmp_path
+):
+    cache = request.getfixturevalue(rows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     run_train(settings(cache, tmp_path / "whole"), console)
