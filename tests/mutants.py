@@ -41,10 +41,17 @@ MUTANTS = [
     ),
     Mutant(
         "a rejected response sees the chosen one",
-        f"{_TRAIN}/data/batches.py",
-        "seen = causal & ((queries == keys) | (keys == _PROMPT))",
-        "seen = causal & ((queries >= keys) | (keys == _PROMPT))",
+        f"{_TRAIN}/data/attention.py",
+        "seen = causal & ((queries == keys) | (keys == PROMPT))",
+        "seen = causal & ((queries >= keys) | (keys == PROMPT))",
         "tests/train/test_layout.py::test_any_lengths_in_any_company",
+    ),
+    Mutant(
+        "a window is measured in places of the sequence",
+        f"{_TRAIN}/data/attention.py",
+        "return seen & (queries - keys < self.window)",
+        "return seen & seen.triu(1 - self.window)",
+        "tests/train/test_windows.py",
     ),
     Mutant(
         "chosen and rejected reference are swapped",

@@ -17,10 +17,11 @@ from reflogp.stages.forward.chunked_head import head_logps, log_squares, logps_a
 # float64 a sum is as exact as its tokens. Apple's MPS has no float64.
 SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
+Inputs = Mapping[str, Any]
+"""A model's arguments: tensors, or for attention_mask also a dict of one for each type of layer."""
 
-def response_logps(
-    model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, targets: Tensor
-) -> Tensor:
+
+def response_logps(model: nn.Module, inputs: Inputs, rows: Tensor, targets: Tensor) -> Tensor:
     """Log-probs of a batch's response tokens, differentiable.
 
     Args:
@@ -37,7 +38,7 @@ def response_logps(
 
 def response_logps_and_squares(
     model: nn.Module,
-    inputs: Mapping[str, Tensor],
+    inputs: Inputs,
     rows: Tensor,
     targets: Tensor,
     *,
@@ -93,7 +94,7 @@ def sum_by_row(logps: Tensor, rows: Tensor, batch: int) -> Tensor:
 
 
 def _by_the_whole_model(
-    model: nn.Module, inputs: Mapping[str, Tensor], rows: Tensor, targets: Tensor, squares: bool
+    model: nn.Module, inputs: Inputs, rows: Tensor, targets: Tensor, squares: bool
 ) -> tuple[Tensor, Tensor]:
     """The same for a model that cannot be split: computes the logits of all positions at once."""
     logits: Any = own_forward(model)(**inputs, use_cache=False).logits

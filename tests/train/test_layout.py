@@ -45,6 +45,7 @@ from reflogp.stages.train.data.cached_pairs import CachedPairs, Pair
 from reflogp.stages.train.data.cached_rows import longest
 from reflogp.stages.train.data.layout import choose_layout
 from reflogp.stages.train.loop.agreement import disagreement
+from tests.train.families import tiny
 from tests.truth import true_logps
 
 VOCABULARY = 300
@@ -155,10 +156,11 @@ def test_a_usual_policy_shares_and_is_left_as_it_was(checkpoint, dtype):
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (gemma2, "sliding_attention layers"),
-        (bloom, "its attention is"),
-        (mamba, "its attention is|does not accept the layout.s mask|it has .* layers"),
-        (lambda: qwen3(attn_implementation="eager"), "its attention is eager"),
+        (bloom, "its attention is eager"),
+        (mamba, "its attention is eager|it has recurrent layers"),
+        (lambda: tiny("recurrent_gemma"), "it has recurrent layers"),
+        (lambda: tiny("lfm2"), "it has conv layers"),
+        (lambda: tiny("qwen3_next"), "it has linear_attention layers"),
     ],
 )
 def test_a_policy_that_cannot_share_has_separate_sequences(build, reason):
@@ -210,15 +212,15 @@ def test_whatever_layout_is_chosen_gives_what_each_sequence_gives_by_itself(name
     )
 
 
-@pytest.mark.parametrize("name", ["mistral", "phi3", "starcoder2", "mixtral"])
-def test_a_window_is_shared_where_every_sequence_of_the_cache_fits_in_it(name):
-    policy = WINDOWED[name]()
-    assert choose_layout(policy, "auto", [pair(30, 34, 20), pair(10, 54, 54)])[0] is shared
-    layout, why = choose_layout(policy, "auto", [pair(30, 34, 20), pair(10, 20, 55)])
+def test_a_window_that_the_masks_lack_is_shared_where_every_pair_fits_in_it():
+    policy = qwen3()
+    policy.config.window_of_memory = 64
+    assert choose_layout(policy, "auto", [pair(10, 34, 20), pair(10, 14, 40)])[0] is shared
+    layout, why = choose_layout(policy, "auto", [pair(30, 14, 20), pair(10, 20, 35)])
     assert layout is separate
-    assert "attends to at most 64 tokens, and a sequence has 65" in why
+    assert "attends to at most 64 tokens, and a pair has 65" in why
     with pytest.raises(InputError, match=r"--layout shared: .*64 tokens.*--layout separate"):
-        choose_layout(policy, "shared", [pair(10, 20, 55)])
+        choose_layout(policy, "shared", [pair(10, 20, 35)])
     assert choose_layout(policy, "auto")[0] is separate  # nothing is known of the lengths
 
 

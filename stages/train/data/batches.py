@@ -16,12 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reflogp.stages.forward.response_logps import SUM_DTYPE
+from reflogp.stages.forward.response_logps import SUM_DTYPE, Inputs
+from reflogp.stages.train.data.attention import (
+    CHOSEN,
+    EVERYTHING,
+    PADDING,
+    PROMPT,
+    REJECTED,
+    Attention,
+)
 from reflogp.stages.train.data.cached_pairs import Mask, Pair
 from reflogp.stages.train.data.cached_unpaired import Unpaired
 
 Ids = NDArray[np.int64]
-_PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
 
 
 class Batch(TypedDict):
@@ -31,7 +38,8 @@ class Batch(TypedDict):
 
     Attributes:
         inputs: arguments of the model: input_ids int64 [sequences, length] and attention_mask; in
-            the shared layout position_ids too.
+            the shared layout position_ids too, and attention_mask may be one for each type of
+            layer.
         rows: int64 [n], flat positions in input_ids whose hidden state predicts a scored token.
         targets: int64 [n], those tokens.
         owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each token belongs to.
@@ -44,7 +52,7 @@ class Batch(TypedDict):
             loss needs it.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: Inputs
     rows: Tensor
     targets: Tensor
     owners: Tensor
@@ -65,12 +73,17 @@ def separate(pairs: Sequence[Pair]) -> Batch:
     return _batch_of_pairs(inputs, rows, pairs)
 
 
-def shared(pairs: Sequence[Pair]) -> Batch:
-    """One sequence per pair: prompt + chosen + rejected, with a mask between the responses."""
+def shared(pairs: Sequence[Pair], attention: Attention = EVERYTHING) -> Batch:
+    """One sequence per pair: prompt + chosen + rejected, with a mask between the responses.
+
+    Args:
+        pairs: of the batch.
+        attention: the masks that the model takes.
+    """
     input_ids = _padded([np.concatenate(pair[:3]) for pair in pairs])
     positions, parts = (
         _padded([_positions(pair) for pair in pairs]),
-        _padded([_parts(pair) for pair in pairs], filler=_PADDING),
+        _padded([_parts(pair) for pair in pairs], filler=PADDING),
     )
     length = input_ids.shape[1]
     rows: list[Ids] = []
@@ -82,7 +95,11 @@ def shared(pairs: Sequence[Pair]) -> Batch:
             begin = first + 1 + (chosen if side else 0)
             own = begin + np.arange((rejected if side else chosen) - 1)
             rows.append(np.concatenate([[first], own]))
-    inputs = {"input_ids": input_ids, "attention_mask": _mask(parts), "position_ids": positions}
+    inputs: Inputs = {
+        "input_ids": input_ids,
+        "attention_mask": attention.masks(parts, positions),
+        "position_ids": positions,
+    }
     return _batch_of_pairs(inputs, rows, pairs)
 
 
@@ -99,21 +116,12 @@ def unpaired(rows: Sequence[Unpaired]) -> Batch:
 
 def _parts(pair: Pair) -> Ids:
     """The part of the pair that each token belongs to."""
-    return np.repeat([_PROMPT, _CHOSEN, _REJECTED], [len(ids) for ids in pair[:3]])
+    return np.repeat([PROMPT, CHOSEN, REJECTED], [len(ids) for ids in pair[:3]])
 
 
 def _positions(pair: Pair) -> Ids:
     prompt, chosen, rejected = map(len, pair[:3])
     return np.concatenate([np.arange(prompt + chosen), prompt + np.arange(rejected)])
-
-
-def _mask(parts: Tensor) -> Tensor:
-    """bool [sequences, 1, length, length], True where a query token attends to a key token."""
-    length = parts.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    queries, keys = parts[:, :, None], parts[:, None, :]
-    seen = causal & ((queries == keys) | (keys == _PROMPT))
-    return seen[:, None]
 
 
 def _one_each(
@@ -135,7 +143,7 @@ def _responses(pairs: Sequence[Pair]) -> list[NDArray[np.int32]]:
     return [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
 
 
-def _batch_of_pairs(inputs: dict[str, Tensor], rows: list[Ids], pairs: Sequence[Pair]) -> Batch:
+def _batch_of_pairs(inputs: Inputs, rows: list[Ids], pairs: Sequence[Pair]) -> Batch:
     references = [pair.ref_chosen_logp for pair in pairs]
     references += [pair.ref_rejected_logp for pair in pairs]
     weights = [pair.weight for pair in pairs]
@@ -148,7 +156,7 @@ def _batch_of_pairs(inputs: dict[str, Tensor], rows: list[Ids], pairs: Sequence[
 
 
 def _batch(
-    inputs: dict[str, Tensor],
+    inputs: Inputs,
     rows: list[Ids],
     responses: Sequence[NDArray[np.int32]],
     masks: Sequence[Mask | None],

@@ -1,21 +1,26 @@
 """Chooses the layout of a policy's batches: shared if it gives the same numbers as separate.
 
-The policy is tried on two short pairs and on the longest pairs of the cache. It must score them as
-it does in separate sequences, and the chosen response must not influence the rejected one. If the
-policy has sliding-window attention, whose mask the shared layout would replace, the layout is
-shared only if all sequences of the cache fit in the window.
+The masks of the shared layout have the windows and chunks of the policy's configuration. A policy
+that has others, or a recurrent state, has separate sequences. Any other policy is tried on two
+short pairs and on the longest pairs of the cache, which reach beyond every window that matters. It
+must score them as it does in separate sequences, and the chosen response must not influence the
+rejected one.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.train.data.attention import EVERYTHING, KINDS, Attention, attention_of
 from reflogp.stages.train.data.batches import Batch, Collate, separate, shared, unpaired
 from reflogp.stages.train.data.cached_pairs import Pair
 
@@ -50,86 +55,126 @@ def choose_layout(
         return unpaired, "one sequence per row"
     if wanted == "separate":
         return separate, "one sequence per response (asked for)"
-    obstacle = _obstacle(policy, longest)
-    if obstacle is None:
-        return shared, "one sequence per pair, its prompt computed once"
+    found = _sharing(policy, longest)
+    if not isinstance(found, str):
+        return found, "one sequence per pair, its prompt computed once"
     if wanted == "shared":
-        raise InputError(f"--layout shared: {obstacle}. Give --layout separate, or leave it out.")
-    return separate, f"one sequence per response ({obstacle})"
+        raise InputError(f"--layout shared: {found}. Give --layout separate, or leave it out.")
+    return separate, f"one sequence per response ({found})"
 
 
-def _obstacle(policy: nn.Module, longest: Sequence[Pair]) -> str | None:
-    """Why `policy` cannot use the shared layout; None if it can."""
-    config: Any = getattr(policy, "config", None)
-    attention = getattr(config, "_attn_implementation", None)
-    if attention != "sdpa":
-        return f"its attention is {attention}, which does not accept the layout's mask"
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if others := kinds - {"full_attention"}:
-        return f"it has {', '.join(sorted(others))} layers"
-    length = max(map(_longest_sequence, longest), default=None)
-    window = min(_windows(policy), default=None)
-    if window is not None and (length is None or length > window):
-        has = "sequences may be longer" if length is None else f"a sequence has {length:,}"
-        return f"it attends to at most {window:,} tokens, and {has}"
+def _sharing(policy: nn.Module, longest: Sequence[Pair]) -> Collate | str:
+    """The shared layout with the masks that `policy` takes, or why it cannot use it."""
+    if obstacle := _of_its_kind(policy):
+        return obstacle
+    model: Any = policy
+    config, embeddings = model.config, model.get_input_embeddings()
+    eager = config._attn_implementation == "eager"
+    attention = attention_of(config, embeddings.weight.dtype if eager else None)
+    if obstacle := _of_lengths(policy, attention, longest):
+        return obstacle
+    layout = shared if attention == EVERYTHING else partial(shared, attention=attention)
     try:
         with _still(policy):
-            return _difference(policy, int(config.get_text_config().vocab_size), longest)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        return f"it does not accept the layout's mask: {type(error).__name__}"
+            obstacle = _difference(policy, layout, attention.furthest, longest)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        obstacle = f"it does not accept the layout's mask: {type(error).__name__}"
+    return obstacle or layout
 
 
-def _longest_sequence(pair: Pair) -> int:
-    return len(pair.prompt_ids) + max(len(ids) for ids in pair.responses)
+def _of_its_kind(policy: nn.Module) -> str | None:
+    """Why a policy of this architecture cannot use the shared layout; None if it may."""
+    config: Any = getattr(policy, "config", None)
+    attention = getattr(config, "_attn_implementation", None)
+    # the eager attention of other models has a mask of its own besides the one that it is given
+    eager = attention == "eager" and getattr(policy, "_supports_attention_backend", False)
+    if attention != "sdpa" and not eager:
+        return f"its attention is {attention}, which does not accept the layout's mask"
+    if others := set(getattr(config.get_text_config(), "layer_types", None) or ()) - set(KINDS):
+        return f"it has {', '.join(sorted(others))} layers"
+    if getattr(policy, "_is_stateful", False):
+        return "it has recurrent layers"
+    return None
+
+
+def _of_lengths(policy: nn.Module, attention: Attention, longest: Sequence[Pair]) -> str | None:
+    """What the masks do not express in sequences as long as these; None if they express all."""
+    length = max((pair.distinct_tokens for pair in longest), default=None)
+    has = "sequences may be longer" if length is None else f"a pair has {length:,}"
+    windows = set(_windows(policy)) - {size for reach in attention.reaches for size in reach}
+    if windows and (length is None or length > min(windows)):
+        return f"it attends to at most {min(windows):,} tokens, and {has}"
+    config: Any = policy.config
+    text = config.get_text_config()
+    # Llama 4 scales queries by their index in the sequence instead of their position
+    first = int(text.floor_scale) if getattr(text, "attn_temperature_tuning", None) else None
+    if first is not None and (length is None or length >= first):
+        return f"it scales attention by index from {first:,} tokens on, and {has}"
+    return None
 
 
 def _windows(policy: nn.Module) -> Iterator[int]:
     """The attention windows, in tokens, of the policy's configuration and layers.
 
     Some models have one window in their configuration, others one in each layer, and the names
-    differ. Any attribute named after a window or a chunk counts, except numbers of layers.
+    differ. Any attribute named after a window or a chunk counts, except numbers and patterns of
+    layers.
     """
     config: Any = getattr(policy, "config", None)
     places = [vars(config.get_text_config()), *(vars(module) for module in policy.modules())]
     for place in places:
         for name, value in place.items():
-            named = ("window" in name or "chunk" in name) and "layer" not in name
+            named = re.search("window|chunk", name) and not re.search("layer|pattern", name)
             if named and isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 yield value
 
 
-def _difference(policy: nn.Module, vocabulary: int, longest: Sequence[Pair]) -> str | None:
+def _difference(
+    policy: nn.Module, layout: Collate, furthest: int, longest: Sequence[Pair]
+) -> str | None:
     """What goes wrong on two pairs that differ only in the chosen response, or on long pairs."""
-    one, other = _pair(vocabulary, 0), _pair(vocabulary, 1)
+    config: Any = policy.config
+    vocabulary = int(config.get_text_config().vocab_size)
     dtype = next(policy.parameters()).dtype
     tolerance = _TOLERANCE.get(dtype, _TOLERANCE_REDUCED)
-    for pairs in ([one, other], *([pair] for pair in longest)):
-        alone, together = (_logps(policy, layout(pairs)) for layout in (separate, shared))
+    one = _pair(vocabulary)
+    long = longest or [_pair(vocabulary, further=furthest)]
+    for pairs in ([one, _moved(one, vocabulary)], *([pair] for pair in long)):
+        batch = layout(pairs)
+        alone, together = _logps(policy, separate(pairs)), _logps(policy, batch)
         apart = (alone - together).abs()
         if not bool(apart.mean() < tolerance and apart.max() < _AT_ONE_TOKEN * tolerance):
             return "it scores a shared sequence differently"
-    together, moved = (_logps(policy, shared(pairs)) for pairs in ([one, other], [one, one]))
-    rejected = slice(-len(one.rejected_ids), None)
-    if not bool((together[rejected] - moved[rejected]).abs().max() < tolerance):
-        return "its rejected response sees the chosen one"
+        moved = _logps(policy, layout([_moved(pair, vocabulary) for pair in pairs]))
+        rejected = batch["owners"] >= len(pairs)
+        if not bool((together - moved)[rejected].abs().max() < tolerance):
+            return "its rejected response sees the chosen one"
     return None
 
 
-def _pair(vocabulary: int, variant: int) -> Pair:
+def _pair(vocabulary: int, further: int = 0) -> Pair:
     """A pair of fixed tokens. Drawing random ones would change the random numbers of training."""
+    lengths = zip(_LENGTHS, (further, 0, 0), (7, 11, 13), (5, 17, 3), strict=True)
     prompt, chosen, rejected = (
-        ((np.arange(length) * factor + offset) % vocabulary).astype(np.int32)
-        for length, factor, offset in zip(_LENGTHS, (7, 11, 13), (5, 17 + variant, 3), strict=True)
+        ((np.arange(length + more) * factor + offset) % vocabulary).astype(np.int32)
+        for length, more, factor, offset in lengths
     )
     return Pair(prompt, chosen, rejected, 0.0, 0.0)
 
 
+def _moved(pair: Pair, vocabulary: int) -> Pair:
+    """The pair with another chosen response of the same length."""
+    return pair._replace(chosen_ids=(pair.chosen_ids + 1) % vocabulary)
+
+
 def _logps(policy: nn.Module, batch: Batch) -> Tensor:
     device = next(policy.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
     with torch.no_grad():
         return response_logps(
-            policy, inputs, batch["rows"].to(device), batch["targets"].to(device)
+            policy,
+            send_to_device(batch["inputs"], device),
+            batch["rows"].to(device),
+            batch["targets"].to(device),
         ).cpu()
 
 
