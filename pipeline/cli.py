@@ -13,8 +13,17 @@ import typer
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.data_schemas.files.location import location
 from reflogp.pipeline.cli_reading import AsJson, Cache, reading
-from reflogp.pipeline.config import build, known_to, load_file, options_of
+from reflogp.pipeline.config import (
+    build,
+    known_to,
+    load_file,
+    of_training,
+    options_of,
+    overridden,
+    read_yaml,
+)
 from reflogp.pipeline.console import TerminalConsole
+from reflogp.pipeline.foreign import advice_on, as_yaml, converted
 from reflogp.pipeline.help import Command, Commands
 from reflogp.pipeline.look import run_dry
 from reflogp.pipeline.plan import plan_rows, run_plan
@@ -148,7 +157,7 @@ def train(config: Path | None = None, list_losses: bool | None = None, **given: 
         title, rows = losses_table()
         console.table(title, rows, header=("loss", "formula, paper", "needs, arguments"))
         return
-    settings = build(TrainConfig, load_file(config)["train"], given)
+    settings = build(TrainConfig, of_training(load_file(config)), given)
     console.table("", train_rows(settings.output, run_train(settings, console)))
 
 
@@ -162,7 +171,7 @@ def sweep(config: Path | None = None, varied: list[str] | None = None, **given: 
     """
     sections = load_file(config)
     console = TerminalConsole()
-    record = run_sweep(sections["train"], given, axes(sections["sweep"], varied or ()), console)
+    record = run_sweep(of_training(sections), given, axes(sections["sweep"], varied or ()), console)
     console.table("", sweep_rows(record), header=header(record))
     console.say(MEANING)
     if any(run.status == "failed" for run in record.runs):
@@ -172,9 +181,17 @@ def sweep(config: Path | None = None, varied: list[str] | None = None, **given: 
 @app.command(cls=Command)
 def run(
     config: Annotated[Path, typer.Option(help="YAML file with 'precompute' and 'train'.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.NAME=VALUE",
+            help="An option in place of the file's: train.beta=0.2. Can be given several times.",
+        ),
+    ] = None,
 ) -> None:
     """Run both stages, each only if its inputs have changed."""
-    sections = load_file(config)
+    sections = overridden(load_file(config), settings or ())
     first = build(PrecomputeConfig, sections["precompute"], {})
     # stage two starts from stage one's reference, unless the file says otherwise
     start = {"policy": first.reference, "adapter": first.adapter}
@@ -186,6 +203,21 @@ def run(
     manifest = run_precompute(first, console)
     record = run_train(second, console)
     console.table("", cache_rows(first.cache, manifest) + train_rows(second.output, record))
+
+
+@app.command("convert-config", cls=Command)
+def convert_config(
+    file: Annotated[Path, typer.Argument(help="YAML file of TRL, axolotl or LLaMA-Factory.")],
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes (GPUs) that the file was written for.")
+    ] = 1,
+) -> None:
+    """Print another trainer's configuration as one of reflogp, for `reflogp run --config`.
+
+    Keys that differ in meaning, that have no counterpart, or that the file leaves to a default are
+    listed as comments.
+    """
+    typer.echo(as_yaml(*converted(read_yaml(file), processes)), nl=False)
 
 
 app.add_typer(reading)
@@ -203,6 +235,8 @@ def main() -> None:
     except _UsageError as error:
         if text := error.format_message():  # empty if the help was printed instead
             command = error.ctx.command_path if error.ctx else "reflogp"
+            if theirs := advice_on(getattr(error, "option_name", "")):
+                text = f"{error.option_name}: {theirs}"
             console.error(f"{text} See `{command} --help`.")
         sys.exit(error.exit_code)
     except ReflogpError as error:

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import json
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from reflogp.data_schemas.errors import InputError
+from reflogp.pipeline.foreign import advice_on
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
 
@@ -42,6 +43,21 @@ def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
     """
     if path is None:
         return {name: {} for name in SECTIONS}
+    content = read_yaml(path)
+    require_known(content, SECTIONS, str(path), "section")
+    sections = {name: content.get(name) or {} for name in SECTIONS}
+    for name, section in sections.items():
+        _require_mapping(section, f"{path}: {name}")
+        require_known(section, SECTIONS[name].model_fields, f"{path}: {name}", "key")
+    return sections
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys with values.
+
+    Raises:
+        InputError: the file cannot be read or has no keys.
+    """
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_LONGEST + 1)  # bounded, since a device may never end
@@ -56,12 +72,7 @@ def load_file(path: Path | None) -> dict[str, dict[str, Any]]:
         reason = " ".join(str(error).split())
         raise InputError(f"--config {path}: not valid YAML: {reason}") from error
     _require_mapping(content, str(path))
-    require_known(content, SECTIONS, str(path), "section")
-    sections = {name: content.get(name) or {} for name in SECTIONS}
-    for name, section in sections.items():
-        _require_mapping(section, f"{path}: {name}")
-        require_known(section, SECTIONS[name].model_fields, f"{path}: {name}", "key")
-    return sections
+    return dict(content)
 
 
 def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
@@ -88,6 +99,32 @@ def build(model: type[Config], section: Mapping[str, Any], given: Mapping[str, A
     for name, value in config:
         _require_text(name, value)
     return config
+
+
+def of_training(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The section `train`. In a file for both stages, its cache is the one that stage one makes."""
+    made = {name: value for name, value in sections["precompute"].items() if name == "cache"}
+    return {**made, **sections["train"]}
+
+
+def overridden(
+    sections: Mapping[str, Mapping[str, Any]], settings: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """The sections with settings such as `train.beta=0.2` in place of their own.
+
+    Raises:
+        InputError: a setting is not of this form, or there is no such option.
+    """
+    found = {name: dict(section) for name, section in sections.items()}
+    for text in settings:
+        path, equals, value = text.partition("=")
+        section, _, name = path.strip().partition(".")
+        name = name.replace("-", "_")
+        if not (section in _OWNERS and name and equals):
+            raise InputError(f"--set {text}: give precompute.NAME=VALUE or train.NAME=VALUE.")
+        require_known([name], SECTIONS[section].model_fields, f"--set {text}", "option")
+        found[section][name] = value.strip()
+    return found
 
 
 def known_to(model: type[BaseModel], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -126,9 +163,7 @@ def _require_mapping(content: Any, where: str) -> None:
         raise InputError(f"{where}: expected keys with values, got {type(content).__name__}.")
 
 
-def require_known(
-    content: Mapping[Any, Any], known: Mapping[str, Any], where: str, kind: str
-) -> None:
+def require_known(content: Iterable[Any], known: Mapping[str, Any], where: str, kind: str) -> None:
     """Refuse unknown names, and suggest similar ones.
 
     Raises:
@@ -138,7 +173,10 @@ def require_known(
         if name not in known:
             owners = [owner for owner in _OWNERS if name in SECTIONS[owner].model_fields]
             close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            if owners:
+            if advice := advice_on(str(name)):
+                if kind == "section":
+                    advice += f" `reflogp convert-config {where}` converts the file."
+            elif owners:
                 advice = f"it belongs under {' or '.join(map(repr, owners))}."
             else:
                 advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."

@@ -41,6 +41,7 @@ def folder(checkpoint, few_preferences, tmp_path_factory) -> Path:
         "train": {"cache": "cache", "output": "model", "max_steps": 1},
     }  # fmt: skip
     (path / "run.yaml").write_text(yaml.safe_dump(sections))
+    (path / "dpo.yaml").write_text("model_name_or_path: org/model\nlearning_rate: 5.0e-6\n")
     return path
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.cli import app, main
-from reflogp.pipeline.config import SECTIONS, build, load_file
+from reflogp.pipeline.config import SECTIONS, build, load_file, of_training, overridden
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.losses.registry import EVERY_LOSS
@@ -269,3 +269,36 @@ def test_a_place_that_holds_nothing_to_read_is_refused_in_a_line(
         assert end.value.code in {1, 2}, given
         assert said[-1].startswith("error: "), given
     assert {path.name for path in tmp_path.iterdir()} == {"loop", "folder"}
+
+
+def test_training_finds_the_cache_of_a_file_for_both_stages(yaml_file):
+    sections = load_file(yaml_file("precompute: {cache: made}\ntrain: {output: model}"))
+    assert build(TrainConfig, of_training(sections), {}).cache.name == "made"
+    assert build(TrainConfig, of_training(sections), {"cache": "other"}).cache.name == "other"
+    sections["train"]["cache"] = "own"
+    assert build(TrainConfig, of_training(sections), {}).cache.name == "own"
+
+
+def test_settings_override_a_file(yaml_file):
+    file = load_file(yaml_file("precompute: {max_length: 512}\ntrain: {beta: 0.5, seed: 3}"))
+    sections = overridden(file, ["train.beta=0.2", " precompute.max-length = 64"])
+    train = build(TrainConfig, SECOND | sections["train"], {})
+    assert (train.beta, train.seed) == (0.2, 3)
+    assert build(PrecomputeConfig, FIRST | sections["precompute"], {}).max_length == 64
+    assert file["train"]["beta"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("beta=0.2", "give precompute.NAME=VALUE or train.NAME=VALUE"),
+        ("train.beta", "give precompute.NAME=VALUE or train.NAME=VALUE"),
+        ("sweep.beta=1", "give precompute.NAME=VALUE or train.NAME=VALUE"),
+        ("train.betta=1", "did you mean 'beta'?"),
+        ("train.max_length=1", "it belongs under 'precompute'"),
+    ],
+)
+def test_settings_that_fit_nothing_are_refused(setting, expected):
+    with pytest.raises(InputError) as caught:
+        overridden(load_file(None), [setting])
+    assert expected in str(caught.value)
