@@ -12,7 +12,7 @@ import typer
 
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.data_schemas.files.location import location
-from reflogp.pipeline.cli_reading import AsJson, Cache, reading
+from reflogp.pipeline.cli_reading import AsJson, Cache, Trust, reading
 from reflogp.pipeline.config import (
     build,
     known_to,
@@ -141,11 +141,12 @@ def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> 
 
 
 @app.command(cls=Command)
-def merge(cache: Cache) -> None:
+def merge(cache: Cache, trust_remote_code: Trust = False) -> None:
     """Seal a cache that several jobs made with --share. Refuses files that do not fit."""
     console = TerminalConsole()
     folder = location(cache)
-    console.table("", cache_rows(folder, run_merge(folder, console)))
+    manifest = run_merge(folder, console, trusted=trust_remote_code)
+    console.table("", cache_rows(folder, manifest))
 
 
 @app.command(cls=Command)
@@ -194,9 +195,11 @@ def run(
     sections = overridden(load_file(config), settings or ())
     first = build(PrecomputeConfig, sections["precompute"], {})
     # stage two starts from stage one's reference, unless the file says otherwise
-    start = {"policy": first.reference, "adapter": first.adapter}
+    start: dict[str, Any] = {"policy": first.reference, "adapter": first.adapter}
     if "policy" in sections["train"] or first.revision is not None:
         start = {}  # the cache knows the commit of its reference
+    if "policy" not in sections["train"]:
+        start["trust_remote_code"] = first.trust_remote_code
     second = build(TrainConfig, {"cache": first.cache} | start | sections["train"], {})
     console = TerminalConsole()
     require_output_of_both(first, second)

@@ -41,6 +41,10 @@ def _path(text: str) -> Path:
 
 Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
 AsJson = Annotated[bool | None, typer.Option("--json", help="Print the figures as JSON.")]
+Adapter = Annotated[str | None, typer.Option(help="The LoRA adapter on top, if it has moved.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code from the checkpoint's folder.")
+]
 Png = Annotated[
     Path | None,
     typer.Option(metavar="PATH", parser=_path, help="Write the charts as PNG to this folder."),
@@ -129,10 +133,9 @@ def verify(
         int, typer.Option(min=0, help="Number of random rows to rescore; 0 needs no model.")
     ] = 0,
     reference: Annotated[str | None, typer.Option(help="The checkpoint, if it has moved.")] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="The LoRA adapter on top, if it has moved.")
-    ] = None,
+    adapter: Adapter = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    trust_remote_code: Trust = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check that a cache is complete and undamaged. With --sample, also check its log-probs.
@@ -149,7 +152,9 @@ def verify(
         console.error(problem)
     rescored = None
     if sample and not damage:
-        rescored = run_verify(folder, sample, reference, seed, console, adapter)
+        rescored = run_verify(
+            folder, sample, reference, seed, console, adapter, trusted=trust_remote_code
+        )
     if json:
         found = None if rescored is None else rescored.model_dump()
         console.json(dumps({"whole": not damage, "damage": damage, "rescored": found}, indent=2))
@@ -233,15 +238,14 @@ def export(
     reference: Annotated[
         str | None, typer.Option(help="The checkpoint, for its tokenizer, if it has moved.")
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="The LoRA adapter on top, if it has moved.")
-    ] = None,
+    adapter: Adapter = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier export in the folder.")
     ] = False,
     public: Annotated[
         bool, typer.Option("--public", help="With --format hub: make the data set public.")
     ] = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Write a sealed cache as a plain data set for TRL, pandas or datasets; see docs/trl.md."""
     console, folder = TerminalConsole(), location(cache)
@@ -250,11 +254,15 @@ def export(
             f"--public is only for --format hub; --format {format} writes a folder. Leave it out."
         )
     if format == "hub":
-        address = run_push(folder, output, reference, console, adapter, public=public)
+        address = run_push(
+            folder, output, reference, console, adapter, public=public, trusted=trust_remote_code
+        )
         console.table("", [("data set", address)])
     else:
-        target = on_disk(output)
-        files = run_export(folder, format, target, reference, console, adapter, overwrite=overwrite)
+        files = run_export(
+            folder, format, on_disk(output), reference, console, adapter, overwrite=overwrite,
+            trusted=trust_remote_code,
+        )  # fmt: skip
         console.table("", [("data set", output), ("files", f"{len(files)} Parquet, README.md")])
 
 

@@ -16,7 +16,8 @@ def decoder_of(manifest: Manifest, console: Console) -> Decoder | None:
 
     Returns:
         None, after a warning, if the reference's tokenizer is no longer where the cache was made
-        with it, has changed since, or cannot be loaded.
+        with it, has changed since, cannot be loaded, or needs code of its own, which a command that
+        only reads does not run.
     """
     try:
         return _decoder(manifest)
@@ -28,10 +29,20 @@ def decoder_of(manifest: Manifest, console: Console) -> Decoder | None:
 def _decoder(manifest: Manifest) -> Decoder:
     reference = manifest.reference
     adapter = None if reference.adapter_path is None else Path(reference.adapter_path)
-    model = Checkpoint(Path(reference.path), adapter, manifest.engine.dtype)
+    model = Checkpoint(
+        Path(reference.path), adapter, manifest.engine.dtype, reference.trust_remote_code
+    )
     if not model.tokenizer.is_dir():
         raise InputError(f"{model.tokenizer}: the folder of the tokenizer is not there.")
     if tokenizer_input(model) != manifest.inputs.tokenizer:
         raise InputError(f"{model.tokenizer}: the tokenizer has changed since the cache was made.")
     with quiet_transformers():
-        return Decoder(model.tokenizer)
+        try:
+            return Decoder(model.tokenizer)
+        except InputError as error:
+            if not model.trusted:
+                raise
+            raise InputError(
+                f"{model.tokenizer}: the tokenizer cannot be loaded without Python code from its "
+                "folder, which this command does not run."
+            ) from error

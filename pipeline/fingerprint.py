@@ -49,12 +49,13 @@ def model_inputs(model: Checkpoint) -> dict[str, str]:
     spoken = model.tokenizer
     settings = read_json(spoken / "tokenizer_config.json")
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _VOLATILE}
+    code = _code(folder, model)
     named = sorted((spoken / "additional_chat_templates").glob("*.jinja"))
     templates = [*_present(spoken, ("chat_template.jinja",)), *named]
     return {
         "weights": _files(weights),
         "adapter": "none" if adapter is None else _adapter(adapter),
-        "architecture": _value(config),
+        "architecture": _value([config, _files(code)] if code else config),
         "tokenizer": tokenizer_input(model),
         "chat_template": _value([settings.get("chat_template"), _files(templates)]),
     }
@@ -66,7 +67,15 @@ def tokenizer_input(model: Checkpoint) -> str:
     settings = read_json(spoken / "tokenizer_config.json")
     special = {k: v for k, v in settings.items() if k not in _VOLATILE_TOKENIZER}
     stops = read_json(model.folder / "generation_config.json").get("eos_token_id")
-    return _value([_files(_present(spoken, _TOKENIZER)), special, stops])
+    code = _code(spoken, model)
+    return _value(
+        [_files(_present(spoken, _TOKENIZER)), special, stops, *[_files(code)] * bool(code)]
+    )
+
+
+def _code(folder: Path, model: Checkpoint) -> list[Path]:
+    """The Python files that can run when `model` is loaded."""
+    return sorted(folder.rglob("*.py")) if model.trusted else []
 
 
 def precompute_inputs(reference: Checkpoint, config: PrecomputeConfig, engine: Choice) -> Inputs:

@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Model": (
         "revision", "policy", "adapter", "dtype", "quantize", "lora_alpha", "lora_dropout",
-        "lora_targets", "merge", "allow_mismatch",
+        "lora_targets", "merge", "allow_mismatch", "trust_remote_code",
     ),
     "Data": (
         "data_revision", "data_config", "split", "ignore", "keep", "pair", "min_confidence",

@@ -41,7 +41,7 @@ def reference_of(config: PrecomputeConfig, *, weights: bool = True) -> Checkpoin
     """The model that scores, in the dtype that was asked for."""
     return resolve_checkpoint(
         config.reference, config.adapter, "reference", config.revision, dtype=config.dtype,
-        weights=weights,
+        weights=weights, trusted=config.trust_remote_code,
     )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def run_dry(config: PrecomputeConfig, console: TerminalConsole) -> None:
         from reflogp.stages.precompute.dry_run import tokenize_first
 
         found = tokenize_first(config, reference, _READ, console)
-        decoder = Decoder(reference.tokenizer)
+        decoder = Decoder(reference.tokenizer, trusted=reference.trusted)
     counts = Counter(row["reason"] for row in found.quarantined)
     print_quarantined(dict(counts.most_common()), found.quarantined, console, ROWS)
     for row in map(asdict, found.rows[:ROWS]):

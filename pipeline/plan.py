@@ -27,8 +27,11 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estima
     from reflogp.stages.estimate.estimate import estimate
     from reflogp.stages.estimate.shape import shape_of
 
-    reference = resolve_checkpoint(config.reference, config.adapter, "reference", config.revision)
-    shape = shape_of(reference.folder, config.lora_r, config.lora_targets)
+    trusted = config.trust_remote_code
+    reference = resolve_checkpoint(
+        config.reference, config.adapter, "reference", config.revision, trusted=trusted
+    )
+    shape = shape_of(reference.folder, config.lora_r, config.lora_targets, trusted=trusted)
     counts = count(config, reference, console)
     weight_bytes = 4 if reference.dtype == "float32" else 2
     return counts, estimate(config, counts, shape, weight_bytes)

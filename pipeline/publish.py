@@ -27,6 +27,7 @@ def run_export(
     adapter: str | None = None,
     *,
     overwrite: bool = False,
+    trusted: bool = False,
 ) -> list[Path]:
     """Write a sealed cache as a plain data set. Returns its files.
 
@@ -38,7 +39,7 @@ def run_export(
     reach(cache)
     require_apart("--output", output, {"cache": cache})
     manifest = manifests.read(cache)
-    model = resolve_start(reference, adapter, manifest, "reference")
+    model = resolve_start(reference, adapter, manifest, "reference", trusted=trusted)
     require_apart("--output", output, {"reference": model.folder, "adapter": model.adapter})
     if tokenizer_input(model) != manifest.inputs.tokenizer:
         raise InputError(
@@ -49,7 +50,7 @@ def run_export(
 
     limits = limits_under(manifest, model.folder)
     with quiet_transformers():
-        return export(cache, manifest, limits, form, model.tokenizer, output, console)
+        return export(cache, manifest, limits, form, model, output, console)
 
 
 def _require_free(output: Path, *, overwrite: bool) -> None:
@@ -79,6 +80,7 @@ def run_push(
     adapter: str | None = None,
     *,
     public: bool = False,
+    trusted: bool = False,
 ) -> str:
     """Push a sealed cache to the Hub as the data set `name`. Returns its address.
 
@@ -94,7 +96,7 @@ def run_push(
     require_login(name, api)
     with tempfile.TemporaryDirectory(prefix="reflogp-") as folder:
         output = Path(folder) / "data_set"
-        run_export(cache, "parquet", output, reference, console, adapter)
+        run_export(cache, "parquet", output, reference, console, adapter, trusted=trusted)
         console.say(f"uploading to {name}")
         return push(output, name, api, public=public)
 

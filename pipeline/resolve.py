@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bfloat16", "float16": "float16", "float32": "float32",
     "BF16": "bfloat16", "F16": "float16", "F32": "float32",
 }  # fmt: skip
+# what is downloaded from the Hub
+_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+_WEIGHTS = ("*.safetensors",)
+_CODE = ("*.py",)
 
 
 def resolve_checkpoint(
@@ -29,6 +34,7 @@ def resolve_checkpoint(
     *,
     dtype: DtypeOption = "auto",
     weights: bool = True,
+    trusted: bool = False,
 ) -> Checkpoint:
     """Find a checkpoint and the LoRA adapter on top of it, if there is one.
 
@@ -40,46 +46,62 @@ def resolve_checkpoint(
         adapter_revision: the same for `adapter`.
         dtype: dtype to run it in; `auto` is the dtype that it was saved in.
         weights: whether a checkpoint on the Hub is downloaded with its weights.
+        trusted: whether Python code from its folder may run; only then is it downloaded.
 
     Raises:
         InputError: there is no such checkpoint or adapter, or the adapter is not LoRA.
     """
-    folder = _folder(name, option, revision, weights=weights)
+    wanted = [*_FILES, *_WEIGHTS * weights, *_CODE * trusted]
+    folder = _folder(name, option, revision, wanted)
     if adapter is None and not (folder / ADAPTER_CONFIG).is_file():
-        return Checkpoint(folder, None, _dtype(dtype, folder))
+        return Checkpoint(folder, None, _dtype(dtype, folder), trusted)
     if adapter is None:
         config = _lora_config(folder)
         top, base = folder, str(config.get("base_model_name_or_path"))
         at = None if Path(base).exists() else config.get("revision")
-        folder = _folder(base, f"{option} {name}: its base model:", at, weights=weights)
+        folder = _folder(base, f"{option} {name}: its base model:", at, wanted)
     else:
-        top = _folder(adapter, "adapter", adapter_revision, weights=weights)
+        top = _folder(adapter, "adapter", adapter_revision, wanted)
         _lora_config(top)
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
             f"{folder} is an adapter itself. Give the checkpoint that both were trained on, and "
             "one adapter. PEFT can merge the other into the checkpoint (merge_and_unload)."
         )
-    return Checkpoint(folder, top, _dtype(dtype, folder))
+    return Checkpoint(folder, top, _dtype(dtype, folder), trusted)
 
 
 def resolve_start(
-    model: str | None, adapter: str | None, manifest: Manifest, option: str
+    model: str | None,
+    adapter: str | None,
+    manifest: Manifest,
+    option: str,
+    *,
+    trusted: bool = False,
 ) -> Checkpoint:
     """The given model and adapter, in the cache's dtype; by default the cache's reference.
 
     The reference is looked up where it was read from; on another machine, by its name and at the
-    commit that was scored.
+    commit that was scored. That its code was trusted then says nothing of now: anyone can write a
+    manifest.
+
+    Raises:
+        InputError: see `resolve_checkpoint`; or the reference needs code that is not trusted.
     """
-    dtype = manifest.engine.dtype
+    resolve = partial(
+        resolve_checkpoint, option=option, dtype=manifest.engine.dtype, trusted=trusted
+    )
     if model is not None:
-        return resolve_checkpoint(model, adapter, option, dtype=dtype)
+        return resolve(model, adapter)
     reference = manifest.reference
+    if reference.trust_remote_code and not trusted:
+        raise InputError(
+            f"{reference.path}: the cache was made with Python code from this checkpoint "
+            "(--trust-remote-code). Give --trust-remote-code if you trust it, too."
+        )
     places = [reference.path, reference.adapter_path]
     if all(Path(place).is_dir() for place in places if place is not None):
-        return resolve_checkpoint(
-            reference.path, adapter or reference.adapter_path, option, dtype=dtype
-        )
+        return resolve(reference.path, adapter or reference.adapter_path)
     commits = [
         None if name is None or Path(name).exists() else commit
         for name, commit in (
@@ -88,8 +110,11 @@ def resolve_start(
     ]  # fmt: skip
     if adapter is not None:
         commits[1] = None
-    return resolve_checkpoint(
-        reference.name, adapter or reference.adapter, option, *commits, dtype=dtype
+    return resolve(
+        reference.name,
+        adapter or reference.adapter,
+        revision=commits[0],
+        adapter_revision=commits[1],
     )
 
 
@@ -107,8 +132,11 @@ def _lora_config(adapter: Path) -> dict[str, Any]:
     return config
 
 
-def _folder(name: str, option: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder of a checkpoint or adapter, given as a folder or as a Hub id (owner/name)."""
+def _folder(name: str, option: str, revision: str | None, wanted: list[str]) -> Path:
+    """The folder of a checkpoint or adapter, given as a folder or as a Hub id (owner/name).
+
+    Only files of the `wanted` patterns are downloaded.
+    """
     if not name.strip():
         raise InputError(f"--{option}: the path is empty. Give a folder or a Hub id (owner/name).")
     folder = Path(name)
@@ -127,9 +155,8 @@ def _folder(name: str, option: str, revision: str | None = None, *, weights: boo
         raise InputError(f"--{option} {name}: no such folder, and not a Hub id (owner/name).")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *["*.safetensors"] * weights]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         where = f"--{option} {name}: no such folder"
         raise not_on_hub(where, "model", revision, error) from error

@@ -94,7 +94,9 @@ def run_train(config: TrainConfig, console: Console) -> RunRecord:
     """
     reach(config.cache)
     manifest = manifests.read(config.cache)
-    policy = resolve_start(config.policy, config.adapter, manifest, "policy")
+    policy = resolve_start(
+        config.policy, config.adapter, manifest, "policy", trusted=config.trust_remote_code
+    )
     if (kind := quantization(policy.folder)) is not None:
         raise InputError(
             f"the policy {policy.folder} is quantized ({kind}) and cannot be trained. Precompute a "
@@ -156,7 +158,7 @@ def _finished(output: Path, console: Console) -> bool:
     return True
 
 
-def run_merge(cache: Path, console: Console) -> Manifest:
+def run_merge(cache: Path, console: Console, *, trusted: bool = False) -> Manifest:
     """Seal a cache whose shards were made by several jobs.
 
     Raises:
@@ -169,7 +171,7 @@ def run_merge(cache: Path, console: Console) -> Manifest:
     reach(cache)
     stand(cache, "merge", overwrite=False)
     with quiet_transformers():
-        return merge(cache, console)
+        return merge(cache, console, trusted=trusted)
 
 
 def run_integrity(cache: Path, console: Console) -> list[str]:
@@ -193,6 +195,8 @@ def run_verify(
     seed: int,
     console: Console,
     adapter: str | None = None,
+    *,
+    trusted: bool = False,
 ) -> Verification:
     """Rescore a sample of a sealed cache under its reference.
 
@@ -201,7 +205,7 @@ def run_verify(
     """
     reach(cache)
     manifest = manifests.read(cache)
-    model = resolve_start(reference, adapter, manifest, "reference")
+    model = resolve_start(reference, adapter, manifest, "reference", trusted=trusted)
     differing = _model_differences(model_inputs(model), manifest)
     if differing:
         raise InputError(

@@ -18,7 +18,8 @@ from reflogp.stages.train.result.unfinished import files_without_mark, require_r
 
 _PLACES = {"cache", "eval_cache", "output", "policy", "adapter"}
 # options that do not change the trained policy
-_HABITS = {"resume", "keep_checkpoints", "report_to", "report_pairs", "overwrite", "grace_seconds"}
+_HABITS = {"resume", "keep_checkpoints", "report_to", "report_pairs", "overwrite", "grace_seconds",
+           "trust_remote_code"}  # fmt: skip
 
 
 class Fingerprint:

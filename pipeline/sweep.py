@@ -189,7 +189,9 @@ def _checked(
     """The configuration of one run, or the reason why it is invalid."""
     try:
         config = build(TrainConfig, section, own)
-        policy = resolve_start(config.policy, config.adapter, manifest, "policy")
+        policy = resolve_start(
+            config.policy, config.adapter, manifest, "policy", trusted=config.trust_remote_code
+        )
         require_own_output(config, policy)
     except InputError as error:
         return None, str(error)

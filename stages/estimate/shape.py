@@ -38,15 +38,17 @@ class Shape:
     head_flops: float
 
 
-def shape_of(folder: Path, lora_r: int, targets: str | None = None) -> Shape:
+def shape_of(
+    folder: Path, lora_r: int, targets: str | None = None, *, trusted: bool = False
+) -> Shape:
     """Return the shape of a checkpoint with a LoRA adapter of rank `lora_r` (0: none).
 
     Raises:
         InputError: config.json cannot be read, or is not that of a causal language model.
     """
-    whole = load_config(folder)
+    whole = load_config(folder, trusted=trusted)
     with loading("config", folder), torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(whole, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_config(whole, trust_remote_code=trusted)
     config, body = whole.get_text_config(), model.base_model
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -16,6 +16,7 @@ from reflogp.stages.cache.sealed_shards import each_shard
 from reflogp.stages.cache.shard_content import Limits
 from reflogp.stages.export.card import data_card
 from reflogp.stages.export.tables import DecodeAll, export_table
+from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import load_saved_tokenizer
 from reflogp.stages.progress import Console
 
@@ -25,7 +26,7 @@ def export(
     manifest: Manifest,
     limits: Limits,
     form: ExportFormat,
-    tokenizer: Path,
+    reference: Checkpoint,
     output: Path,
     console: Console,
 ) -> list[Path]:
@@ -36,7 +37,7 @@ def export(
         manifest: its manifest.
         limits: what its rows must keep to.
         form: `parquet`, all that the cache has; `trl`, what TRL's own precompute makes.
-        tokenizer: folder of the reference's tokenizer.
+        reference: its tokenizer decodes the ids.
         output: a folder on disk that does not exist, is empty, or holds an earlier export alone.
         console: for progress.
 
@@ -56,7 +57,7 @@ def export(
             f"{cache}: its rows have weights ({manifest.row_weights}), which TRL does not apply. "
             "Give --format parquet, which has them, or filter without --weight-by."
         )
-    decode = _decoder(tokenizer)
+    decode = _decoder(reference)
     count = len(manifest.shards)
     names = [f"train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
     files = ["README.md", *(f"data/{name}" for name in names)]
@@ -80,8 +81,8 @@ def export(
     return [output / "data" / name for name in names]
 
 
-def _decoder(folder: Path) -> DecodeAll:
-    tokenizer = load_saved_tokenizer(folder)
+def _decoder(reference: Checkpoint) -> DecodeAll:
+    tokenizer = load_saved_tokenizer(reference.tokenizer, trusted=reference.trusted)
 
     def decode(lists: list[list[int]]) -> list[str]:
         return list(tokenizer.batch_decode(lists, clean_up_tokenization_spaces=False))

@@ -38,12 +38,20 @@ _KINDS = (
 )
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype, *, eager: bool = False, **more: Any) -> Any:
+def load_causal_lm(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    trusted: bool = False,
+    eager: bool = False,
+    **more: Any,
+) -> Any:
     """Load the checkpoint in `folder` as a transformers model, with an exact attention kernel.
 
     Args:
         folder: the checkpoint.
         dtype: of the weights.
+        trusted: whether Python code from the folder may run.
         eager: use transformers' eager attention, which follows the definition step by step.
         more: further arguments of `from_pretrained`.
 
@@ -53,11 +61,11 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, *, eager: bool = False, **m
     """
     from transformers import AutoModelForCausalLM
 
-    config, _ = require_causal_lm(folder)
+    config, _ = require_causal_lm(folder, trusted=trusted)
     attention = "eager" if eager else attention_for(config)
     with loading("model", folder):
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False, **more
+            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trusted, **more
         )
     if _sees_what_follows(model):
         raise InputError(
@@ -68,10 +76,14 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, *, eager: bool = False, **m
     return model
 
 
-def require_causal_lm(folder: Path) -> tuple[Any, type[Any]]:
+def require_causal_lm(folder: Path, *, trusted: bool = False) -> tuple[Any, type[Any]]:
     """Refuse a checkpoint that is not a complete causal language model.
 
     This reads only the names and shapes of the weights.
+
+    Args:
+        folder: the checkpoint.
+        trusted: whether Python code from the folder may run.
 
     Returns:
         The configuration, and the transformers class that the checkpoint loads into.
@@ -81,7 +93,7 @@ def require_causal_lm(folder: Path) -> tuple[Any, type[Any]]:
     """
     from transformers import AutoModelForCausalLM
 
-    config = load_config(folder)
+    config = load_config(folder, trusted=trusted)
     if other := _other_kind(folder, config):
         raise InputError(
             f"{folder}: {other}. reflogp needs a causal language model, which predicts the next "
@@ -90,7 +102,7 @@ def require_causal_lm(folder: Path) -> tuple[Any, type[Any]]:
     if reason := _INEXACT.get(config.model_type):
         raise InputError(f"{folder}: a {config.model_type} cannot be scored exactly: {reason}.")
     with loading("model", folder), torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     require_weights(folder, config, type(model))
     return config, type(model)
 
@@ -123,6 +135,8 @@ def _other_kind(folder: Path, config: Any) -> str | None:
         return f"an encoder-decoder ({', '.join(names) or config.model_type})"
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+            return None  # its own code has one
         return f"{_described(names)}{config.model_type}, for which transformers has no causal head"
     if not names or any(name in known or _CAUSAL.search(name) for name in names):
         return None

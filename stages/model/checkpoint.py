@@ -14,11 +14,13 @@ class Checkpoint:
         folder: of the checkpoint.
         adapter: folder of the adapter, or None.
         dtype: of weights and forward. An adapter is float32 in every case.
+        trusted: whether Python code from the folder may run.
     """
 
     folder: Path
     adapter: Path | None
     dtype: Dtype
+    trusted: bool = False
 
     @property
     def tokenizer(self) -> Path:

@@ -17,13 +17,13 @@ class Decoder:
 
     special: frozenset[int]
 
-    def __init__(self, folder: Path) -> None:
-        """Load the tokenizer in `folder`.
+    def __init__(self, folder: Path, *, trusted: bool = False) -> None:
+        """Load the tokenizer in `folder`, with its own code if it is `trusted`.
 
         Raises:
             InputError: it cannot be loaded.
         """
-        self._tokenizer = load_saved_tokenizer(folder)
+        self._tokenizer = load_saved_tokenizer(folder, trusted=trusted)
         added = self._tokenizer.added_tokens_decoder
         marked = {number for number, token in added.items() if token.special}
         self.special = frozenset(marked | {*self._tokenizer.all_special_ids})

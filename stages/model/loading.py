@@ -31,9 +31,9 @@ def loading(what: str, path: Path) -> Iterator[None]:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise InputError(
-                f"{path}: the {what} needs Python code from its folder (auto_map), and reflogp "
-                "runs no code from a checkpoint. Use a checkpoint whose architecture is part of "
-                "transformers."
+                f"{path}: the {what} needs Python code from its folder (auto_map). Read that code, "
+                "and give --trust-remote-code if you trust it; or use a checkpoint that "
+                "transformers has the code for."
             ) from error
         raise InputError(
             f"{path}: the {what} cannot be loaded: {cause(error)}. Check that the checkpoint is "
@@ -68,29 +68,51 @@ def _bounded(text: str) -> str:
     return f"{text[: _LONGEST * 2 // 3]} [...] {text[-_LONGEST // 3 :]}"
 
 
-def load_config(folder: Path) -> Any:
+def load_config(folder: Path, *, trusted: bool = False) -> Any:
     """Load the transformers configuration of a checkpoint.
 
+    Args:
+        folder: the checkpoint.
+        trusted: whether Python code from the folder may run.
+
     Raises:
-        InputError: it cannot be loaded, or needs code from the checkpoint.
+        InputError: it cannot be loaded, or needs code that may not run.
     """
     # imported here because transformers is slow to import, and an up-to-date run does not need it
     from transformers import AutoConfig
 
     with loading("config.json", folder):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if trusted:
+            _require_own_code(folder / "config.json")
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
 
 
-def load_saved_tokenizer(folder: Path) -> Any:
+def load_saved_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
     """Load the tokenizer of a checkpoint.
 
+    Args:
+        folder: the checkpoint.
+        trusted: whether Python code from the folder may run.
+
     Raises:
-        InputError: it cannot be loaded, or needs code from the checkpoint.
+        InputError: it cannot be loaded, or needs code that may not run.
     """
     from transformers import AutoTokenizer
 
     with loading("tokenizer", folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if trusted:
+            _require_own_code(folder / "tokenizer_config.json")
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+
+
+def _require_own_code(settings: Path) -> None:
+    """Refuse code of another repository, which would be downloaded as it is at that moment."""
+    for code in (read_json(settings).get("auto_map") or {}).values():
+        if "--" in str(code):
+            raise InputError(
+                f"{settings}: auto_map names code of another repository: {code}. Copy that code "
+                "into the folder, and leave out the part of the name up to --."
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

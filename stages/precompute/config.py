@@ -52,6 +52,11 @@ class DataConfig(BaseModel):
         description="LoRA adapter on top of the reference, as PEFT saves it: a folder or hub id. "
         "Or give the adapter as --reference, if it names its base checkpoint.",
     )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code from the checkpoint's folder where transformers or vLLM has "
+        "none for its model or tokenizer. Read that code first. Later commands ask again.",
+    )
     data: Place = Field(
         description="Preferences: a JSONL, JSON, CSV, Parquet or Arrow file (also .gz, .zst), a "
         "folder of them, or a hub data set id."

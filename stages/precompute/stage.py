@@ -53,7 +53,7 @@ def precompute(job: Job, console: Console) -> Manifest | None:
 
 
 def _precompute(job: Job, console: Console) -> Manifest | None:
-    require_causal_lm(job.reference.folder)
+    require_causal_lm(job.reference.folder, trusted=job.reference.trusted)
     plan = make_plan(job, console)
     mine = plan.shards if job.config.share is None else share(job.config.share).pick(plan.shards)
     if job.config.overwrite:
@@ -88,7 +88,7 @@ def _scored_rows(job: Job, plan: Plan, console: Console) -> ScoredRows:
     return known
 
 
-def merge(cache: Path, console: Console) -> Manifest:
+def merge(cache: Path, console: Console, *, trusted: bool = False) -> Manifest:
     """Seal a cache whose shards several jobs made. A sealed cache stays unchanged.
 
     Raises:
@@ -120,7 +120,7 @@ def merge(cache: Path, console: Console) -> Manifest:
             "this version does not know. Install that version, or run `reflogp precompute` again."
         ) from error
     adapter = None if record.adapter is None else Path(record.adapter)
-    reference = Checkpoint(Path(record.reference), adapter, record.dtype)
+    reference = Checkpoint(Path(record.reference), adapter, record.dtype, trusted)
     job = Job(config, reference, engine, record.inputs)
     gone = [str(place) for place in (reference.folder, adapter) if place and not place.is_dir()]
     if config.verify_sample and gone:

@@ -52,6 +52,10 @@ class TrainConfig(BaseModel):
         "and modules; --lora-r 0 merges it first. To train a new adapter on top, merge this one "
         "yourself and precompute a cache for the result.",
     )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code from the policy's folder, as the cache was made with it.",
+    )
     loss: LossSpec = Field(
         "dpo",
         description="Loss of pairs or unpaired rows: a name, or names with weights "

@@ -151,7 +151,7 @@ def test_code_that_comes_with_a_checkpoint_does_not_run_and_nobody_is_asked(
     own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     load(of_config(folder, auto_map=own))  # transformers has this architecture itself
-    with pytest.raises(InputError, match="reflogp runs no code from a checkpoint"):
+    with pytest.raises(InputError, match="needs Python code from its folder"):
         load(of_config(folder, model_type="own"))
     assert not ran.exists()
 

@@ -146,7 +146,9 @@ def test_a_dry_run_downloads_no_weights(hub, settings):
     assert hub.patterns.pop() == ["*.json", "*.model", "*.txt", "*.jinja"]
     assert not settings.cache.exists()
     run_share(settings, TerminalConsole())
-    assert "*.safetensors" in hub.patterns.pop()
+    assert hub.patterns.pop()[4:] == ["*.safetensors"]
+    run_share(settings.model_copy(update={"trust_remote_code": True}), TerminalConsole())
+    assert hub.patterns.pop()[4:] == ["*.safetensors", "*.py"]
 
 
 def test_what_is_not_on_the_hub_has_no_revisions(

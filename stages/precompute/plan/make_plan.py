@@ -133,8 +133,10 @@ def load_tokenizer(reference: Checkpoint, config: DataConfig) -> tuple[Tokenizer
         InputError: the tokenizer cannot be loaded, it has no template of the name that `config`
             gives, or the model has fewer positions than `max_length`.
     """
-    model_config = load_config(reference.folder).get_text_config()
-    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(reference.tokenizer)
+    model_config = load_config(reference.folder, trusted=reference.trusted).get_text_config()
+    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(
+        reference.tokenizer, trusted=reference.trusted
+    )
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise InputError(

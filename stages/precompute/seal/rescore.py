@@ -53,9 +53,9 @@ def verify(
     """
     dtype, in_float32 = reference.dtype, replace(reference, dtype="float32")
     limits = Limits(vocabulary=vocabulary(reference.folder) or Limits.vocabulary)
-    requests, cached, names = _sample(cache, shards, limits, reference.tokenizer, sample, seed)
+    requests, cached, names = _sample(cache, shards, limits, reference, sample, seed)
     exact = _rescore(requests, in_float32, console, alone=True)
-    mixture = is_mixture(load_config(reference.folder))
+    mixture = is_mixture(load_config(reference.folder, trusted=reference.trusted))
     training = exact
     if dtype != "float32" or mixture:
         training = _rescore(requests, reference, console)
@@ -93,7 +93,7 @@ def _sample(
     cache: Path,
     shards: Sequence[Shard],
     limits: Limits,
-    tokenizer_from: Path,
+    reference: Checkpoint,
     sample: int,
     seed: int,
 ) -> tuple[list[Request], list[Logps], list[tuple[str, str, str]]]:
@@ -102,7 +102,9 @@ def _sample(
     if not rows:
         raise InputError(f"{cache}: the cache holds no rows to verify.")
     picked = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
-    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(tokenizer_from)
+    tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(
+        reference.tokenizer, trusted=reference.trusted
+    )
     requests: list[Request] = []
     cached: list[Logps] = []
     names: list[tuple[str, str, str]] = []

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ def load_policy(start: Checkpoint, config: TrainConfig) -> nn.Module:
     """
     if not config.lora_r:
         return _at_rest(_whole(start, config))
-    model = _loaded(start.folder, getattr(torch, weights_dtype(config, start.dtype)), config)
+    model = _loaded(start, getattr(torch, weights_dtype(config, start.dtype)), config)
     if start.adapter is not None:
         policy = load_adapter(model, start.adapter, trainable=True, dropout=config.lora_dropout)
     else:
@@ -83,7 +82,7 @@ def _whole(start: Checkpoint, config: TrainConfig) -> nn.Module:
     """The policy for full fine-tuning."""
     weights = getattr(torch, weights_dtype(config, start.dtype))
     loaded = weights if start.adapter is None else torch.float32
-    model = _loaded(start.folder, loaded, config)
+    model = _loaded(start, loaded, config)
     if start.dtype == "bfloat16" and loaded == torch.float32:
         spread_weights(model)
     if start.adapter is not None:
@@ -92,10 +91,10 @@ def _whole(start: Checkpoint, config: TrainConfig) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _loaded(folder: Path, weights: torch.dtype, config: TrainConfig) -> Any:
+def _loaded(start: Checkpoint, weights: torch.dtype, config: TrainConfig) -> Any:
     """The checkpoint as a model for training."""
     more = {} if config.quantize == "none" else _four_bits(weights)
-    model: Any = load_causal_lm(folder, weights, **more)
+    model: Any = load_causal_lm(start.folder, weights, trusted=start.trusted, **more)
     model.config.use_cache = False
     for module in model.modules():
         # On some CPUs, bitsandbytes repacks weights in evaluation mode for a kernel that has no

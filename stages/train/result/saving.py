@@ -31,7 +31,7 @@ def save_policy(trainer: PreferenceTrainer, folder: Path, start: Checkpoint) -> 
         policy.save_pretrained(folder, state_dict=state)
     else:
         _save_whole(policy, state, folder, getattr(torch, start.dtype))
-    load_saved_tokenizer(start.tokenizer).save_pretrained(folder)
+    load_saved_tokenizer(start.tokenizer, trusted=start.trusted).save_pretrained(folder)
 
 
 def merge_adapter(folder: Path, start: Checkpoint) -> None:
@@ -40,7 +40,7 @@ def merge_adapter(folder: Path, start: Checkpoint) -> None:
     The merge is in float32. Changes smaller than half the spacing of bfloat16 would be lost in
     rounding, so the weights are spread first.
     """
-    base: Any = load_causal_lm(start.folder, torch.float32)
+    base: Any = load_causal_lm(start.folder, torch.float32, trusted=start.trusted)
     if start.dtype == "bfloat16":
         spread_weights(base)
     model: Any = merged(base, folder)

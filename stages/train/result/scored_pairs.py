@@ -70,7 +70,7 @@ def score_sample(
         source, cache = job.eval_manifest, config.eval_cache
     positions = [pairs.indices[row] for row in sample] if isinstance(pairs, Subset) else sample
     rows = _cached_rows(cache, source, positions)
-    decoder = Decoder(folder)
+    decoder = Decoder(folder, trusted=job.policy.trusted)
     for row, scored in zip(rows, logps, strict=True):
         row["split"] = "train" if evaluated is None else "eval"
         for name in ("prompt", *_SIDES):

@@ -52,7 +52,9 @@ class TransformersScorer:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_tokens = batch_tokens
         self._folder = model.folder
-        self._model = load_causal_lm(model.folder, getattr(torch, model.dtype), eager=eager)
+        self._model = load_causal_lm(
+            model.folder, getattr(torch, model.dtype), trusted=model.trusted, eager=eager
+        )
         if model.adapter is not None:
             self._model = load_adapter(self._model, model.adapter)
         self._model.to(self.device).eval()

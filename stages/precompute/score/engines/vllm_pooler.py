@@ -56,6 +56,7 @@ class VllmPoolerScorer:
         arguments: dict[str, Any] = {
             "model": str(model.folder),
             "dtype": model.dtype,
+            "trust_remote_code": model.trusted,
             "max_model_len": max_length,
             "runner": "pooling",
             # token ids go in and numbers come out

@@ -42,6 +42,7 @@ class VllmPromptLogprobsScorer:
         arguments: dict[str, Any] = {
             "model": str(model.folder),
             "dtype": model.dtype,
+            "trust_remote_code": model.trusted,
             # vLLM needs room for one sampled token, which is discarded
             "max_model_len": max_length + 1,
             # a cached prompt has no hidden states, so it gives no log-probs
