@@ -54,6 +54,13 @@ MUTANTS = [
         "tests/train/test_windows.py",
     ),
     Mutant(
+        "the longest sequence of a batch chooses the rotary factors",
+        "stages/model/long_rope.py",
+        "long = position_ids.amax(1, keepdim=True) >= limit",
+        "long = position_ids >= limit + position_ids.numel()",
+        "tests/models/test_long_rope.py",
+    ),
+    Mutant(
         "chosen and rejected reference are swapped",
         f"{_TRAIN}/data/batches.py",
         "references = [pair.ref_chosen_logp for pair in pairs]\n"

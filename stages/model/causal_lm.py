@@ -9,6 +9,7 @@ from torch import nn
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.model.loading import load_config, loading
+from reflogp.stages.model.long_rope import by_sequence
 from reflogp.stages.model.stored_weights import require_weights
 
 # How much the rounding may change with other tokens, relative to the largest logit. In dense models
@@ -73,6 +74,7 @@ def load_causal_lm(
             "token depends on the tokens after it, or on how many there are. reflogp needs a model "
             "that reads from left to right."
         )
+    by_sequence(model)
     return model
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.forward.response_logps import response_logps
+from reflogp.stages.model.long_rope import short_length
 from reflogp.stages.train.data.attention import EVERYTHING, KINDS, Attention, attention_of
 from reflogp.stages.train.data.batches import Batch, Collate, separate, shared, unpaired
 from reflogp.stages.train.data.cached_pairs import Pair
@@ -106,6 +107,10 @@ def _of_lengths(policy: nn.Module, attention: Attention, longest: Sequence[Pair]
         return f"it attends to at most {min(windows):,} tokens, and {has}"
     config: Any = policy.config
     text = config.get_text_config()
+    # the prompt would need the factors of a short response and of a long one
+    short = short_length(config)
+    if short is not None and (length is None or length > short):
+        return f"its rotary factors depend on the length beyond {short:,} tokens, and {has}"
     # Llama 4 scales queries by their index in the sequence instead of their position
     first = int(text.floor_scale) if getattr(text, "attn_temperature_tuning", None) else None
     if first is not None and (length is None or length >= first):

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.model.checkpoint import Checkpoint
-from reflogp.stages.model.loading import architecture
+from reflogp.stages.model.loading import architecture, load_config
+from reflogp.stages.model.long_rope import short_length
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.protocol import Scorer
 
@@ -64,12 +65,13 @@ def start(engine: Choice, model: Checkpoint, config: PrecomputeConfig) -> Scorer
 
 def _start_vllm(model: Checkpoint, config: PrecomputeConfig) -> Scorer:
     """The pooling model if it supports `model`, else vLLM's own prompt_logprobs."""
+    limit, settings = config.max_length, config.vllm_arguments()
+    _require_short(model.folder, limit)
     from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer, unsupported
     from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import (
         VllmPromptLogprobsScorer,
     )
 
-    limit, settings = config.max_length, config.vllm_arguments()
     obstacle = unsupported(model.folder)
     if config.method != "prompt_logprobs" and obstacle is None:
         return VllmPoolerScorer(
@@ -77,9 +79,27 @@ def _start_vllm(model: Checkpoint, config: PrecomputeConfig) -> Scorer:
         )
     if config.method == "pooler":
         raise InputError(f"--method pooler: {obstacle}. Give --method prompt_logprobs.")
+    _require_short(model.folder, limit + 1)  # it generates a token
     return VllmPromptLogprobsScorer(
         model, max_length=limit, settings=settings, why=obstacle or "asked for"
     )
+
+
+def _require_short(model: Path, length: int) -> None:
+    """Refuse a limit on lengths with which vLLM gives all sequences the factors of long ones.
+
+    vLLM chooses LongRoPE's factors once, by the longest sequence that it may get.
+
+    Raises:
+        InputError: `model` has LongRoPE, and short factors for less than `length` tokens.
+    """
+    short = short_length(load_config(model))
+    if short is not None and length > short:
+        raise InputError(
+            f"{model}: with this --max-length, vLLM uses the LongRoPE factors of sequences beyond "
+            f"{short:,} tokens for shorter ones too. Give --engine transformers, or a --max-length "
+            f"below {short:,}."
+        )
 
 
 def best_method(model: Path) -> Method:
