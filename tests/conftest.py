@@ -1,4 +1,8 @@
-"""Real parts, made tiny: a checkpoint on disk, the project's own preferences, a silent console."""
+"""Real parts, made tiny: a checkpoint on disk, the project's own preferences, a silent console.
+
+xdist's first process imports this file and runs no test. The workers wait for it, so what takes
+seconds to import (torch, transformers, peft) is imported where it is used.
+"""
 
 import gc
 import os
@@ -16,11 +20,9 @@ from hypothesis import settings
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.manifest import Manifest
 from reflogp.pipeline import cli
-from reflogp.pipeline.run import run_precompute
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.progress import Advance
 from tests.browser import Page, browser, find_chromium
-from tests.checkpoints import EXAMPLES, make_checkpoint
 from tests.planted import faulty, ids_of, unpaired  # noqa: F401 - fixtures
 
 settings.register_profile("reflogp", deadline=None)  # a loaded machine is no fault of the code
@@ -43,18 +45,24 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny float32 Llama with a ChatML tokenizer."""
+    from tests.checkpoints import make_checkpoint
+
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")
 def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same architecture and tokenizer, other weights."""
+    from tests.checkpoints import make_checkpoint
+
     return make_checkpoint(tmp_path_factory.mktemp("other"), seed=1)
 
 
 @pytest.fixture(scope="session")
 def few_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 24 of the project's own preferences."""
+    from tests.checkpoints import EXAMPLES
+
     lines = (EXAMPLES / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
     path = tmp_path_factory.mktemp("data") / "few.jsonl"
     path.write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
@@ -143,6 +151,8 @@ def cache(
     checkpoint: Path, few_preferences: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """24 pairs, cut to 192 tokens, scored in float32."""
+    from reflogp.pipeline.run import run_precompute
+
     folder = tmp_path_factory.mktemp("cache")
     config = PrecomputeConfig(
         reference=str(checkpoint),
