@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from benchmarks.families import VOCABULARY, WINDOW
 from reflogp.data_schemas.errors import InputError
@@ -173,3 +175,34 @@ def test_llama_4_is_shared_up_to_where_it_scales_by_index():
     assert "it scales attention by index from 100 tokens on, and a pair has 100" in why
     with pytest.raises(InputError, match=r"by index.*--layout separate"):
         choose_layout(policy, "shared")
+
+
+def adapted(name, *, plain: bool):
+    """A policy with a LoRA adapter that is not zero."""
+    policy = get_peft_model(
+        policy_of(name)[plain], LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    )
+    source = torch.Generator().manual_seed(0)
+    for weight in policy.parameters():
+        if weight.requires_grad:
+            weight.data = torch.randn(weight.shape, generator=source) * 0.1
+    return policy.eval()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "gpt_oss", "mistral", "llama4_text"])
+def test_gradients_of_an_adapter_with_recomputed_layers(name):
+    pairs = random_pairs()
+    plain, policy = adapted(name, plain=True), adapted(name, plain=False)
+    expected = gradients(plain, truth_of(plain, pairs))
+    layout, _ = choose_layout(policy, "shared", pairs)
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.train()  # layers are recomputed in training mode only
+    passes: list[int] = []
+    layers = [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)]
+    norm = next(m for m in layers[0].children() if "Norm" in type(m).__name__)
+    norm.register_forward_hook(lambda *_: passes.append(1))
+    for one, other in zip(
+        gradients(policy, logps_of(policy, layout, pairs)), expected, strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    assert len(passes) == 2
