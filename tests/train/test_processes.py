@@ -18,10 +18,13 @@ from safetensors.torch import load_file
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.cli import main
-from reflogp.pipeline.run import run_train
+from reflogp.pipeline.run import run_precompute, run_train
+from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
+from tests.checkpoints import make_tokenizer
 from tests.conftest import Silent
 from tests.faults import processes as forked
+from tests.train.families import tiny
 from tests.train.test_resume import killed_at, unfinished
 
 OPTIONS = {
@@ -117,7 +120,11 @@ def alone(weighted, tmp_path_factory):
 def same_curve(one: Path, other: Path) -> None:
     for ours, theirs in zip(metrics(one), metrics(other), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
-    weights, others = (load_file(path / "model.safetensors") for path in (one, other))
+    same_weights(one, other)
+
+
+def same_weights(one: Path, other: Path) -> None:
+    weights, others = (load_file(next(path.glob("*model.safetensors"))) for path in (one, other))
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, others[name], atol=1e-4, rtol=1e-3)
 
@@ -129,6 +136,42 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(weighted, alone, tm
     assert text.count("parameters on") == 1  # the first process speaks for both
     same_curve(alone, output)
     assert json.loads((output / "reflogp_run.json").read_text())["processes"] == 2
+
+
+@pytest.fixture(scope="module")
+def windowed(few_preferences, tmp_path_factory):
+    """A cache of a Gemma 3 with windows of 16 tokens, which every sequence exceeds."""
+    tokenizer, folder = make_tokenizer(), tmp_path_factory.mktemp("windowed")
+    policy = tiny("gemma3_text", vocab_size=len(tokenizer))
+    policy.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    config = PrecomputeConfig(
+        reference=str(folder / "model"), data=str(few_preferences), cache=folder / "cache",
+        engine="transformers", dtype="float32", max_length=192, verify_sample=4,
+    )  # fmt: skip
+    run_precompute(config, Silent())
+    return folder / "cache"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"lora_r": 4}, {"fsdp": True}], ids=["ddp, lora", "fsdp"])
+def test_two_processes_share_prompts_within_windows(windowed, tmp_path, more):
+    options = OPTIONS | more | {"gradient_checkpointing": True}
+    single = {name: value for name, value in options.items() if name != "fsdp"}
+    alone, output = tmp_path / "alone", tmp_path / "run"
+    run_train(TrainConfig(cache=windowed, output=alone, layout="separate", **single), Silent())
+    switches = ["--fsdp"] if "fsdp" in more else ["--lora-r=4"]
+    text = trained(
+        started(windowed, output, "--layout=shared", "--gradient-checkpointing", *switches), output
+    )
+    assert "its prompt computed once" in text
+    for ours, theirs in zip(metrics(alone), metrics(output), strict=True):
+        # of the first step, the signs of rewards are those of rounding
+        names = {"loss", "grad_norm", "eval_loss"} & ours.keys()
+        assert [ours[name] for name in names] == pytest.approx(
+            [theirs[name] for name in names], rel=1e-3, abs=1e-5
+        )
+    same_weights(alone, output)
 
 
 @pytest.mark.slow
