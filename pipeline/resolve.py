@@ -1,6 +1,7 @@
 """A model's name -> its folders and dtype. Only a name that is not a folder goes to the Hub."""
 
 import math
+import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.manifest import Dtype, Manifest
 from reflogp.stages.model.adapter import CONFIG as ADAPTER_CONFIG
 from reflogp.stages.model.checkpoint import Checkpoint
-from reflogp.stages.model.loading import loading, read_json
+from reflogp.stages.model.loading import hub_commit, loading, read_json
 from reflogp.stages.precompute.config import DtypeOption
 
 _DTYPES: dict[str, Dtype] = {
@@ -22,7 +23,9 @@ _DTYPES: dict[str, Dtype] = {
 # what is downloaded from the Hub
 _FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 _WEIGHTS = ("*.safetensors",)
+_PICKLED = ("pytorch_model*.bin",)  # only where there are no others
 _CODE = ("*.py",)
+_HUB_ID = re.compile(r"(?![.~])[^/]+(/(?!\.\.?(/|$))[^/]+)+")
 
 
 def resolve_checkpoint(
@@ -51,17 +54,17 @@ def resolve_checkpoint(
     Raises:
         InputError: there is no such checkpoint or adapter, or the adapter is not LoRA.
     """
-    wanted = [*_FILES, *_WEIGHTS * weights, *_CODE * trusted]
-    folder = _folder(name, option, revision, wanted)
+    download = partial(_folder, weights=weights, code=trusted)
+    folder = download(name, option, revision)
     if adapter is None and not (folder / ADAPTER_CONFIG).is_file():
         return Checkpoint(folder, None, _dtype(dtype, folder), trusted)
     if adapter is None:
         config = _lora_config(folder)
         top, base = folder, str(config.get("base_model_name_or_path"))
         at = None if Path(base).exists() else config.get("revision")
-        folder = _folder(base, f"{option} {name}: its base model:", at, wanted)
+        folder = download(base, f"{option} {name}: its base model:", at)
     else:
-        top = _folder(adapter, "adapter", adapter_revision, wanted)
+        top = download(adapter, "adapter", adapter_revision)
         _lora_config(top)
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
@@ -132,10 +135,10 @@ def _lora_config(adapter: Path) -> dict[str, Any]:
     return config
 
 
-def _folder(name: str, option: str, revision: str | None, wanted: list[str]) -> Path:
-    """The folder of a checkpoint or adapter, given as a folder or as a Hub id (owner/name).
+def _folder(name: str, option: str, revision: str | None, *, weights: bool, code: bool) -> Path:
+    """The folder of a checkpoint or adapter, given as a folder or as a Hub id.
 
-    Only files of the `wanted` patterns are downloaded.
+    A Hub id is owner/name, or owner/name/folder for a folder of the repository.
     """
     if not name.strip():
         raise InputError(f"--{option}: the path is empty. Give a folder or a Hub id (owner/name).")
@@ -151,15 +154,31 @@ def _folder(name: str, option: str, revision: str | None, wanted: list[str]) -> 
         raise InputError(
             f"--{option} {name}: not a checkpoint folder: it has no config.json. Check the path."
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not _HUB_ID.fullmatch(name):
         raise InputError(f"--{option} {name}: no such folder, and not a Hub id (owner/name).")
     from huggingface_hub import snapshot_download
 
+    owner, repository, *inside = name.split("/")
+    where = "".join(f"{part}/" for part in inside)
+
+    def fetch(revision: str | None, *patterns: str) -> Path:
+        wanted = [where + pattern for pattern in patterns]
+        return Path(
+            snapshot_download(f"{owner}/{repository}", revision=revision, allow_patterns=wanted)
+        )
+
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        root = fetch(revision, *_FILES, *_WEIGHTS * weights, *_CODE * code)
+        found = root / where
+        if weights and not any(found.glob("*.safetensors")):
+            fetch(hub_commit(root) or revision, *_PICKLED)
     except Exception as error:
-        where = f"--{option} {name}: no such folder"
-        raise not_on_hub(where, "model", revision, error) from error
+        raise not_on_hub(f"--{option} {name}: no such folder", "model", revision, error) from error
+    if not found.is_dir():
+        raise InputError(
+            f"--{option} {name}: the Hub's {owner}/{repository} has no folder {where}."
+        )
+    return found
 
 
 def not_on_hub(where: str, kind: str, revision: str | None, error: Exception) -> InputError:
@@ -182,7 +201,7 @@ def checkpoint_dtype(folder: Path) -> Dtype:
     config = read_json(folder / "config.json")
     declared = config.get("dtype") or config.get("torch_dtype")
     if declared is not None:
-        return _DTYPES.get(str(declared), "float32")
+        return _DTYPES.get(str(declared).removeprefix("torch."), "float32")
     elements: Counter[Dtype] = Counter()
     for path in folder.glob("*.safetensors"):
         with loading("weights", path), safe_open(path, framework="pt") as file:
@@ -190,6 +209,13 @@ def checkpoint_dtype(folder: Path) -> Dtype:
                 weight = file.get_slice(name)
                 if weight.get_dtype() in _DTYPES:
                     elements[_DTYPES[weight.get_dtype()]] += math.prod(weight.get_shape())
+    if not elements and any(folder.glob("*.bin")):
+        from reflogp.stages.model.stored_weights import stored_weights  # imports torch
+
+        for weight in stored_weights(folder).values():
+            stored = str(weight.dtype).removeprefix("torch.")
+            if stored in _DTYPES:
+                elements[_DTYPES[stored]] += weight.numel()
     return elements.most_common(1)[0][0] if elements else "float32"
 
 

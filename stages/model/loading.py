@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from reflogp.data_schemas.manifest import Manifest
 from reflogp.stages.cache.shard_content import Limits, limits_of
 
 _LONGEST = 500
+_LFS = b"version https://git-lfs"
+_FETCHED = ("*.json", "*.model", "*.txt", "*.safetensors")
 _NOISE = re.compile(r"^(Traceback \(most recent|File \"|\^+$|[-=]{3,}$)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -26,9 +29,14 @@ def loading(what: str, path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
+        if pointer := _pointer(path):
+            raise InputError(
+                f"{pointer}: a pointer of Git LFS in place of the file. Run `git lfs pull` in its "
+                "folder."
+            ) from error
+        if isinstance(error, InputError):
+            raise
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{path}: the {what} needs Python code from its folder (auto_map). Read that code, "
@@ -39,6 +47,16 @@ def loading(what: str, path: Path) -> Iterator[None]:
             f"{path}: the {what} cannot be loaded: {cause(error)}. Check that the checkpoint is "
             "complete."
         ) from error
+
+
+def _pointer(path: Path) -> Path | None:
+    """A file at or in `path` that Git LFS has not fetched."""
+    inside = (file for pattern in _FETCHED for file in sorted(path.glob(pattern)))
+    for file in (path,) if path.is_file() else inside:
+        with file.open("rb") as opened:
+            if opened.read(len(_LFS)) == _LFS:
+                return file
+    return None
 
 
 def cause(error: BaseException) -> str:
@@ -142,9 +160,10 @@ def quantization(checkpoint: Path) -> str | None:
 
 
 def hub_commit(folder: Path | None) -> str | None:
-    """The commit of a snapshot folder in the Hub's cache; None for any other folder."""
-    found = folder is not None and folder.parent.name == "snapshots"
-    return folder.name if folder and found and _COMMIT.fullmatch(folder.name) else None
+    """The commit of a folder in a snapshot of the Hub's cache; None for any other folder."""
+    parts = () if folder is None else folder.parts
+    below = (name for above, name in pairwise(parts) if above == "snapshots")
+    return next((name for name in below if _COMMIT.fullmatch(name)), None)
 
 
 def vocabulary(checkpoint: Path) -> int | None:

@@ -1,16 +1,15 @@
 """Whether a checkpoint's weights fit in memory. Only the headers of its files are read."""
 
-import math
 from pathlib import Path
 from typing import Literal
 
 import psutil
-from safetensors import safe_open
+import torch
 
 from reflogp.data_schemas.manifest import Dtype
-from reflogp.stages.model.loading import loading
+from reflogp.stages.model.stored_weights import stored_weights
 
-_PACKED = {"I32": 8}  # 4-bit weights per element in quantized checkpoints
+_PACKED = {torch.int32: 8}  # 4-bit weights per element in quantized checkpoints
 _SHARE_OF_MEMORY = 0.7  # for the weights; the rest is for activations
 
 
@@ -20,8 +19,6 @@ def lacks_room(checkpoint: Path, dtype: Dtype, device: Literal["cpu", "cuda"]) -
     Raises:
         InputError: the weights cannot be read.
     """
-    import torch  # slow, and most commands that look at a checkpoint do without
-
     if device == "cpu":
         room = psutil.virtual_memory().available
     elif torch.cuda.is_available():
@@ -35,13 +32,6 @@ def lacks_room(checkpoint: Path, dtype: Dtype, device: Literal["cpu", "cuda"]) -
 
 
 def _parameters(checkpoint: Path) -> int:
-    """The number of weights in the checkpoint's files. Pickled weights count as 16 bits each."""
-    count = sum(path.stat().st_size // 2 for path in checkpoint.glob("*.bin"))
-    for path in checkpoint.glob("*.safetensors"):
-        with loading("weights", path), safe_open(path, framework="pt") as file:
-            weights = (file.get_slice(name) for name in file.keys())  # noqa: SIM118
-            count += sum(
-                math.prod(weight.get_shape()) * _PACKED.get(weight.get_dtype(), 1)
-                for weight in weights
-            )
-    return count
+    """The number of weights in the checkpoint's files."""
+    weights = stored_weights(checkpoint).values()
+    return sum(weight.numel() * _PACKED.get(weight.dtype, 1) for weight in weights)

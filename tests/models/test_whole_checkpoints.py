@@ -15,6 +15,7 @@ from torch import Tensor
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.run import run_precompute, run_train
 from reflogp.stages.model.causal_lm import load_causal_lm
+from reflogp.stages.model.loading import load_saved_tokenizer
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
 from tests.checkpoints import make_random_model
@@ -154,6 +155,29 @@ def test_code_that_comes_with_a_checkpoint_does_not_run_and_nobody_is_asked(
     with pytest.raises(InputError, match="needs Python code from its folder"):
         load(of_config(folder, model_type="own"))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", "pointer", r"model\.safetensors: a pointer of Git LFS.*git lfs pull"),
+        ("tokenizer.json", "pointer", r"tokenizer\.json: a pointer of Git LFS"),
+        ("config.json", "pointer", r"config\.json: a pointer of Git LFS"),
+        ("model.safetensors", "cut", r"model\.safetensors: the weights cannot be loaded"),
+        ("pytorch_model.bin", "pointer", r"pytorch_model\.bin: a pointer of Git LFS"),
+        ("pytorch_model.bin", "cut", r"pytorch_model\.bin: the weights cannot be loaded"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_named(name, damage, message, checkpoint, tmp_path):
+    path = shutil.copytree(checkpoint, tmp_path / "m") / name
+    if name == "pytorch_model.bin":
+        torch.save(load_file(path.with_name("model.safetensors")), path)
+        path.with_name("model.safetensors").unlink()
+    read = load_saved_tokenizer if name == "tokenizer.json" else load
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    path.write_bytes(pointer if damage == "pointer" else path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=message):
+        read(path.parent)
 
 
 class Code:

@@ -6,6 +6,7 @@ was asked for.
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas import plan_record
@@ -23,6 +26,7 @@ from reflogp.pipeline.look import run_dry
 from reflogp.pipeline.resolve import resolve_start
 from reflogp.pipeline.run import run_precompute, run_share, run_verify
 from reflogp.pipeline.summary import inspect_rows
+from reflogp.stages.model.loading import hub_commit
 from reflogp.stages.precompute.config import PrecomputeConfig
 from tests.caches import rows_by_id
 
@@ -36,7 +40,7 @@ class Hub:
         self.main = OLD
         self.asked: list[tuple[Any, ...]] = []
         self.patterns: list[list[str]] = []
-        self._folder, self._checkpoint = folder, checkpoint
+        self._folder, self.checkpoint = folder, checkpoint
         self._rows = [json.loads(line) for line in lines]
 
     def commit(self, revision: str | None) -> str:
@@ -49,8 +53,11 @@ class Hub:
         self.asked.append(("model", name, revision))
         self.patterns.append(more["allow_patterns"])
         folder = self._folder / "models--owner--model" / "snapshots" / self.commit(revision)
-        if not folder.exists():
-            shutil.copytree(self._checkpoint, folder)
+        for path in filter(Path.is_file, self.checkpoint.rglob("*")):
+            inside = path.relative_to(self.checkpoint)
+            if any(fnmatch(str(inside), pattern) for pattern in more["allow_patterns"]):
+                (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, folder / inside)
         return str(folder)
 
     def info(self, name: str, revision: str | None = None) -> SimpleNamespace:
@@ -149,6 +156,51 @@ def test_a_dry_run_downloads_no_weights(hub, settings):
     assert hub.patterns.pop()[4:] == ["*.safetensors"]
     run_share(settings.model_copy(update={"trust_remote_code": True}), TerminalConsole())
     assert hub.patterns.pop()[4:] == ["*.safetensors", "*.py"]
+
+
+def test_pickled_weights_are_downloaded_where_there_are_no_others(
+    hub, settings, checkpoint, tmp_path, console
+):
+    safe = run_precompute(settings, console)
+    both = shutil.copytree(checkpoint, tmp_path / "both")
+    weights = load_file(both / "model.safetensors")
+    parts = {f"pytorch_model-{i}.bin": [*weights][i::2] for i in range(2)}
+    for file, names in parts.items():
+        torch.save({name: weights[name] for name in names}, both / file)
+    places = {name: file for file, names in parts.items() for name in names}
+    (both / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
+    (both / "training_args.bin").write_bytes(b"more than weights")
+    hub.checkpoint, hub.main = both, NEW
+    assert run_precompute(settings, console).inputs.differences(safe.inputs) == ["data"]
+    assert not [*tmp_path.glob(f"hub/**/{NEW}/*.bin")]
+
+    (both / "model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "hub")
+    found = run_precompute(settings.model_copy(update={"dtype": "auto"}), console)
+    assert hub.asked[-2:-1] == [("model", "owner/model", NEW)]
+    assert hub.patterns[-1] == ["pytorch_model*.bin"]
+    assert len([*tmp_path.glob(f"hub/**/{NEW}/*.bin")]) == 2
+    assert found.inputs.differences(safe.inputs) == ["weights", "data"]
+    assert found.reference.commit == NEW
+
+
+def test_a_folder_of_a_repository_is_a_checkpoint(hub, settings, checkpoint, tmp_path, console):
+    hub.checkpoint = tmp_path / "repository"
+    shutil.copytree(checkpoint, hub.checkpoint / "steps" / "100")
+    shutil.copytree(checkpoint, hub.checkpoint / "steps" / "200")
+    inside = settings.model_copy(update={"reference": "owner/model/steps/100", "revision": "old"})
+    found = run_precompute(inside, console)
+    assert Path(found.reference.path).parts[-3:] == (OLD, "steps", "100")
+    assert found.reference.commit == OLD
+    assert not [*tmp_path.glob("hub/**/200")]
+    shutil.rmtree(tmp_path / "hub")  # another machine
+    hub.main = NEW
+    assert hub_commit(resolve_start(None, None, found, "reference").folder) == OLD
+    for name in ("owner/model/steps/300", "owner/model/..", "owner/", "owner/model/./steps"):
+        with pytest.raises(InputError, match=r"no folder steps/300|not a Hub id"):
+            run_precompute(inside.model_copy(update={"reference": name}), console)
 
 
 def test_what_is_not_on_the_hub_has_no_revisions(
