@@ -21,7 +21,7 @@ class FilterRules(BaseModel):
         False, description="Pairs that also stand there with the opposite preference: both go."
     )
     drop_duplicates: bool = Field(
-        False, description="Rows with the token ids of a row before them."
+        False, description="Rows with the token ids and masks of a row before them."
     )
     drop_truncated: bool = Field(
         False, description="Rows with a response that lost its end to max_length."

@@ -47,7 +47,7 @@ def breaches(
         marks: of its rows.
     """
     found: dict[int, RowFault] = {}
-    for check in _checks(rules, measures, marks):
+    for check in _checks(rules, table, measures, marks):
         _add(found, check)
     for name, value in rules.only.items():
         values = kept_values(table, name)
@@ -68,13 +68,17 @@ def _add(found: dict[int, RowFault], check: _Check) -> None:
             found[row] = RowFault(check.reason, check.field, check.detail(row))
 
 
-def _checks(rules: FilterRules, measures: Measures, marks: Marks) -> Iterator[_Check]:
+def _checks(
+    rules: FilterRules, table: pa.Table, measures: Measures, marks: Marks
+) -> Iterator[_Check]:
     if rules.drop_contradictions:
         yield _Check(Reason.CONTRADICTION, None, marks.contradictory,
                      lambda _: "the pair is there with the opposite preference, too")  # fmt: skip
     if rules.drop_duplicates:
+        masks = [table.column(f"{side}_mask") for side in ("chosen", "rejected")]
         yield _Check(Reason.DUPLICATE, None, marks.repeated,
-                     lambda _: "a row before it has the same token ids")  # fmt: skip
+                     lambda row: "a row before it has the same token ids" + " and masks"
+                     * any(mask[row].is_valid for mask in masks))  # fmt: skip
     if rules.drop_truncated:
         yield _Check(Reason.TRUNCATED, None, measures.truncated,
                      lambda _: "a response lost its end to max_length")  # fmt: skip

@@ -24,7 +24,10 @@ _PARTS = ("prompt", "chosen", "rejected")
 # Tokens of a response that another template leaves as they are, and another limit does not cut.
 _WORDS = slice(2, 10)
 _SHOWN = 6
-_EXPORT = "train on what `reflogp export CACHE --format trl` writes, whose ids are the cache's"
+_OWN_ROWS = (
+    "train on the cache's own rows: leave train_dataset out, or give "
+    "reflogp.open(CACHE).to_dataset()"
+)
 
 
 class _Kin(NamedTuple):
@@ -63,8 +66,7 @@ def explain(
         return (
             f"row {kin.source_row} of the cache's data has its tokens, but a mask says that the "
             "policy does not write all of them, and TRL would train on all",
-            "Train on the cache's own rows, which have their masks: leave train_dataset out, or "
-            "give reflogp.open(CACHE).to_dataset()",
+            f"To have the masks, {_OWN_ROWS}",
         )
     what, remedy = _difference(different[0], row, kin, max_length, decode)
     return f"row {kin.source_row} of the cache's data is like it, but {what}", remedy
@@ -79,7 +81,7 @@ def _difference(
     if part == "prompt" and truncated:
         return (
             f"there its prompt lost its beginning to --max-length {kin.max_length}",
-            f"TRL does not cut prompts: {_EXPORT}",
+            f"TRL does not cut prompts: {_OWN_ROWS}",
         )
     if truncated and same == len(theirs):
         return (
@@ -96,10 +98,10 @@ def _difference(
     here, there = (decode(ids[same : same + _SHOWN].tolist()) for ids in (ours, theirs))
     what = f"its {part} differs at token {same}: {here!r} here, {there!r} there"
     if part == "prompt":
-        return what, f"Use the cache's tokenizer, chat template and system prompt, or {_EXPORT}"
+        return what, f"Use the cache's tokenizer, chat template and system prompt, or {_OWN_ROWS}"
     return what, (
         "Tokenizer, template or data are not the cache's, or TRL tokenizes this text differently "
-        f"(docs/data.md says where): {_EXPORT}"
+        f"(docs/data.md says where): {_OWN_ROWS}"
     )
 
 

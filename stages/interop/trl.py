@@ -94,7 +94,7 @@ class CachedDPOTrainer(DPOTrainer):  # type: ignore[misc]
             raise InputError(
                 "DPOConfig(truncation_mode='keep_end') cuts the prompt differently for chosen and "
                 "rejected; no cache has such rows. Leave it out, or precompute with "
-                "--truncate prompt and train on what `reflogp export CACHE --format trl` writes."
+                "--truncate prompt and leave train_dataset out, to train on the cache's own rows."
             )
         given: Sequence[Any] = cache if isinstance(cache, list | tuple) else [cache]
         caches = [one if isinstance(one, Cache) else Cache(one) for one in given]

@@ -13,6 +13,7 @@ from reflogp.stages.filter.config import FilterRules
 from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.train.config import TrainConfig
 from tests.caches import file_names, rows, rows_by_id
+from tests.planted import plant, row
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,17 @@ def test_each_rule_drops_what_breaks_it(faulty, tmp_path, console, rules, expect
     assert {one["source_row"] for one in left.values()} == set(range(40)) - set(gone)
     assert all(before[name] == one for name, one in left.items())  # nothing else changed
     assert run_integrity(tmp_path / "out", console) == []
+
+
+def test_a_duplicate_is_said_to_have_the_same_masks_if_it_has_any(cache, tmp_path, console):
+    marks = ([True, False], None, None)
+    every = [row([1], [2, 3], [4], masks=marks)] * 2 + [row([1], [2, 3], [4])] * 2
+    (tmp_path / "in").mkdir()
+    planted = plant(tmp_path / "in", every, manifests.read(cache))
+    made = run_filter(planted, tmp_path / "out", FilterRules(drop_duplicates=True), console)
+    aside = pq.read_table(tmp_path / "out" / made.quarantine.file).to_pylist()
+    same = "a row before it has the same token ids"
+    assert {one["source_row"]: one["detail"] for one in aside} == {1: f"{same} and masks", 3: same}
 
 
 def test_the_manifest_says_from_what_by_which_rules_and_what_went(faulty, tmp_path, console):
