@@ -114,6 +114,19 @@ def test_what_unpaired_rows_have_not_is_none(unpaired, tmp_path):
     assert "unpaired rows" in repr(opened)
 
 
+def test_masks_are_arrays_in_rows_and_frames_and_lists_in_a_data_set(manifest, tmp_path):
+    marks = [True, False, True]
+    given = [row([1], [2, 3, 4], [5], masks=(marks, None, None)), row([6], [7], [8])]
+    opened = reflogp.open(plant(tmp_path, given, manifest))
+    rows = caches.rows(tmp_path)
+    assert [plain(found) for found in opened] == opened.to_dataset().to_list() == rows
+    for masks in ([found["chosen_mask"] for found in opened], opened.to_pandas()["chosen_mask"]):
+        assert masks[0].dtype == bool
+        assert masks[0].tolist() == marks
+        assert masks[1] is None
+    assert all(found["rejected_mask"] is None for found in opened)
+
+
 def test_a_cache_is_opened_without_its_shards_and_says_what_it_is(copied):
     for shard in copied.glob("shard-*"):
         shard.unlink()

@@ -27,7 +27,10 @@ _SHARDS_KEPT = 4
 _ROWS_AT_ONCE = 1000
 
 Row = dict[str, Any]
-"""The columns of SHARD_SCHEMA; token ids are NumPy int32 [tokens], log-probs float32 [tokens]."""
+"""The columns of SHARD_SCHEMA; token ids are NumPy int32 [tokens], log-probs float32 [tokens].
+
+Masks are bool [tokens], or None if the policy writes every token of the response.
+"""
 
 
 class Cache:

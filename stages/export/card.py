@@ -39,6 +39,7 @@ def data_card(manifest: Manifest, form: ExportFormat) -> str:
     rules = ", ".join(f"{k}={v}" for k, v in manifest.rules.items() if v not in (None, {}))
     checked = manifest.verification.summary() if manifest.verification else "no"
     weights = f"\n| row weights | {manifest.row_weights} |" if manifest.row_weights else ""
+    context = f", {counts.context_tokens:,} of context" * bool(counts.context_tokens)
     columns = "\n".join(
         f"| `{field.name}` | {str(field.type).replace('element', 'item')} | "
         f"{field.metadata[b'doc'].decode()} |"
@@ -62,7 +63,7 @@ tags: [dpo, preference, reflogp]
 {manifest.source.rows:,} rows read, {counts.quarantined:,} quarantined |
 | rules | {rules} |{weights}
 | tokens | {counts.prompt_tokens:,} prompt, {counts.chosen_tokens:,} chosen, \
-{counts.rejected_tokens:,} rejected |
+{counts.rejected_tokens:,} rejected{context} |
 | rescored sample | {checked} |
 | cache | sealed {manifest.timing.sealed_at:%Y-%m-%d %H:%M} UTC, SHA-256 {manifest.seal} |
 

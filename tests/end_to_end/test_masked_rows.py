@@ -10,7 +10,7 @@ import trl
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas import scored_pairs
 from reflogp.data_schemas.run_record import RunRecord
-from reflogp.pipeline.publish import run_report
+from reflogp.pipeline.publish import run_export, run_report
 from reflogp.pipeline.run import run_precompute, run_train
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.report.shown_pairs import shown
@@ -57,6 +57,10 @@ def made(tmp_path_factory) -> Made:
     return Made(cache, run, record, report)
 
 
+def card_of(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_results_of_tools_are_context_and_the_rest_is_scored_and_trained(made):
     assert made.record.first.loss == pytest.approx(math.log(2), abs=1e-5)
     assert made.record.last.margin > 0.1
@@ -74,7 +78,10 @@ def test_the_results_of_tools_are_context_and_the_rest_is_scored_and_trained(mad
             expected = [float(logp) * own for logp, own in zip(truth, marks, strict=True)]
             assert pair[f"policy_{side}_logps"] == pytest.approx(expected, abs=1e-4)
             assert pair[f"policy_{side}_logp_sum"] == pytest.approx(sum(expected), rel=1e-5)
+    run_export(made.cache, "parquet", made.run.with_name("export"), None, Silent())
+    assert f" rejected, {context} of context |" in card_of(made.run.with_name("export"))
     assert manifests.read(made.cache).counts.context_tokens == context
+    assert f"| context | {context} response tokens, not trained on |" in card_of(made.run)
 
 
 def test_the_report_shows_context_without_a_shade(made):

@@ -70,6 +70,17 @@ def test_how_many_are_scored_does_not_make_it_another_run(cache, console, tmp_pa
     assert run_train(config(cache, tmp_path, report_pairs=9, max_steps=1), console) == first
 
 
+def test_pairs_of_the_version_before_masks_have_none(masked, console, tmp_path):
+    run_train(config(masked, tmp_path, report_pairs=5, max_steps=1), console)
+    path, rows = tmp_path / scored_pairs.FILE_NAME, scored_pairs.read(tmp_path)
+    masks = [f"{side}_mask" for side in SIDES]
+    assert any(row[name] is not None for row in rows for name in masks)
+    table = pq.read_table(path).drop_columns(masks)
+    version = {"reflogp.schema": "scored_pairs", "reflogp.schema_version": "1"}
+    pq.write_table(table.replace_schema_metadata(version), path)
+    assert scored_pairs.read(tmp_path) == [row | dict.fromkeys(masks) for row in rows]
+
+
 def test_a_damaged_file_is_refused(cache, console, tmp_path):
     run_train(config(cache, tmp_path, report_pairs=3, max_steps=1), console)
     path = tmp_path / scored_pairs.FILE_NAME

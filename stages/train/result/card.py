@@ -37,7 +37,7 @@ Start and reference: {start}. The reference was scored once by reflogp
 
 | | |
 |---|---|
-| data | `{manifest.source.source}`, {rows} |{_weights(record)}
+| data | `{manifest.source.source}`, {rows} |{_context(manifest)}{_weights(record)}
 | loss | {config.loss}, {", ".join(f"{name}={value}" for name, value in settings.items())} |
 | steps, {manifest.unit} per step | {record.steps}, {config.batch_size * config.accumulation} |
 | peak learning rate | {config.peak_rate:g} ({config.schedule}) |
@@ -50,6 +50,11 @@ Start and reference: {start}. The reference was scored once by reflogp
 
 These figures are from the training data. {_held_out(record)}
 {_warnings(record)}"""
+
+
+def _context(manifest: Manifest) -> str:
+    tokens = manifest.counts.context_tokens
+    return f"\n| context | {tokens:,} response tokens, not trained on |" if tokens else ""
 
 
 def _weights(record: RunRecord) -> str:
