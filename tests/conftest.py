@@ -5,6 +5,7 @@ seconds to import (torch, transformers, peft) is imported where it is used.
 """
 
 import gc
+import multiprocessing
 import os
 import secrets
 import sys
@@ -95,6 +96,18 @@ def cache_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "HF_DATASETS_CACHE", folder)
         yield folder
+
+
+@pytest.fixture(scope="module")
+def forked_child() -> Iterator[None]:
+    """The runs of a sweep are forked, which spares each the imports.
+
+    tests/faults/test_signals.py has a sweep whose runs start as a user's do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        context = multiprocessing.get_context("fork")
+        patch.setattr("reflogp.pipeline.child.get_context", lambda _: context)
+        yield
 
 
 class Silent:

@@ -45,7 +45,7 @@ def folder(checkpoint, few_preferences, tmp_path_factory) -> Path:
     return path
 
 
-def test_every_command_of_the_readme_runs(folder, checkpoint, monkeypatch):
+def test_every_command_of_the_readme_runs(folder, checkpoint, forked_child, monkeypatch):
     monkeypatch.chdir(folder)
     assert len(commands()) > 10
     for words in commands():

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -43,17 +44,16 @@ def cache(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def run_minimal(checkpoint: Path, data: Path, output: Path, engine: str, steps: int) -> list[float]:
-    """The losses that it prints."""
-    done = subprocess.run(
-        [sys.executable, str(MINIMAL), str(checkpoint), str(data), str(output),
-         *("--engine", engine, "--beta", str(BETA), "--rate", str(RATE)),
-         *("--steps", str(steps), "--pairs", str(PAIRS))],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
-    return [float(loss) for loss in re.findall(r"^step \d+: loss (\S+)$", done.stdout, re.M)]
+def losses_in(printed: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"^step \d+: loss (\S+)$", printed, re.M)]
+
+
+def arguments(checkpoint: Path, data: Path, output: Path, engine: str, steps: int) -> list[str]:
+    return [
+        str(MINIMAL), str(checkpoint), str(data), str(output),
+        *("--engine", engine, "--beta", str(BETA), "--rate", str(RATE)),
+        *("--steps", str(steps), "--pairs", str(PAIRS)),
+    ]  # fmt: skip
 
 
 def sums(found: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[float]]:
@@ -82,9 +82,12 @@ def test_it_imports_nothing_of_reflogp_and_stays_small():
 
 
 def test_both_score_the_same_tokens_alike_and_take_the_same_steps(
-    checkpoint, data, cache, console, tmp_path
+    checkpoint, data, cache, console, tmp_path, monkeypatch, capsys
 ):
-    losses = run_minimal(checkpoint, data, tmp_path / "minimal", "transformers", STEPS)
+    given = arguments(checkpoint, data, tmp_path / "minimal", "transformers", STEPS)
+    monkeypatch.setattr(sys, "argv", given)
+    runpy.run_path(str(MINIMAL), run_name="__main__")
+    losses = losses_in(capsys.readouterr().out)
     theirs = sums(pq.read_table(tmp_path / "minimal" / "scored.parquet").to_pylist())
     ours = sums(rows(cache))
     assert len(ours) == PAIRS
@@ -109,7 +112,13 @@ def test_both_score_the_same_tokens_alike_and_take_the_same_steps(
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_vllm_gives_it_the_numbers_that_reflogp_has(checkpoint, data, cache, tmp_path):
-    losses = run_minimal(checkpoint, data, tmp_path / "minimal", "vllm", 1)
+    given = arguments(checkpoint, data, tmp_path / "minimal", "vllm", 1)
+    done = subprocess.run(
+        [sys.executable, *given], capture_output=True, text=True, check=False,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+    losses = losses_in(done.stdout)
     theirs = sums(pq.read_table(tmp_path / "minimal" / "scored.parquet").to_pylist())
     for ids, values in sums(rows(cache)).items():
         np.testing.assert_allclose(theirs[ids], values, rtol=1e-5)

@@ -67,7 +67,7 @@ def base(cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def swept(base):
+def swept(base, forked_child):
     from tests.conftest import Silent
 
     console = Silent()
