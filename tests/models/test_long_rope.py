@@ -15,7 +15,6 @@ from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.choose import Choice, start
 from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
-from reflogp.stages.train.data.batches import separate
 from reflogp.stages.train.data.cached_pairs import Pair
 from reflogp.stages.train.data.layout import choose_layout
 from tests.train.families import tiny
@@ -67,11 +66,10 @@ def test_the_engine_scores_each_sequence_as_by_itself(folder, pairs):
 def test_a_batch_of_training_scores_each_sequence_as_by_itself(folder, pairs):
     policy = load_causal_lm(folder, torch.float32)
     layout, why = choose_layout(policy, "auto", pairs)
-    assert layout is separate
     assert "depend on the length beyond 64 tokens, and a pair has 140" in why
     with pytest.raises(InputError, match=r"--layout shared.*beyond 64 tokens"):
         choose_layout(policy, "shared")
-    batch = separate(pairs)
+    batch = layout(pairs)
     found = response_logps(policy, batch["inputs"], batch["rows"], batch["targets"])
     wanted = np.concatenate([Truth(folder).logps(*one) for one in requests(pairs)])
     np.testing.assert_allclose(found.detach(), wanted, atol=1e-4, rtol=0)
@@ -80,8 +78,13 @@ def test_a_batch_of_training_scores_each_sequence_as_by_itself(folder, pairs):
 def test_short_pairs_share_their_prompts(folder):
     ids = np.arange(1, 21, dtype=np.int32)
     pairs = [Pair(ids, ids, ids[5:], 0.0, 0.0)]
-    layout, why = choose_layout(load_causal_lm(folder, torch.float32), "auto", pairs)
-    assert layout is not separate, why
+    policy = load_causal_lm(folder, torch.float32)
+    layout, why = choose_layout(policy, "auto", pairs)
+    assert "computed once" in why
+    batch = layout(pairs)
+    found = response_logps(policy, batch["inputs"], batch["rows"], batch["targets"])
+    wanted = np.concatenate([Truth(folder).logps(*one) for one in requests(pairs)])
+    np.testing.assert_allclose(found.detach(), wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("limit", "method"), [(SHORT + 1, "pooler"), (500, "auto")])

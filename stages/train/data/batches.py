@@ -37,9 +37,8 @@ class Batch(TypedDict):
     The `n` scored tokens are those of the responses that the policy writes.
 
     Attributes:
-        inputs: arguments of the model: input_ids int64 [sequences, length] and attention_mask; in
-            the shared layout position_ids too, and attention_mask may be one for each type of
-            layer.
+        inputs: arguments of the model: input_ids int64 [sequences, length]; in the shared layout
+            position_ids and attention_mask too, which may be one for each type of layer.
         rows: int64 [n], flat positions in input_ids whose hidden state predicts a scored token.
         targets: int64 [n], those tokens.
         owners: int64 [n], the response, 0..2b-1 (0..b-1 if unpaired), that each token belongs to.
@@ -67,9 +66,16 @@ Collate = Callable[[Sequence[Any]], Batch]
 """Makes a batch of pairs or unpaired rows."""
 
 
-def separate(pairs: Sequence[Pair]) -> Batch:
-    """Two sequences per pair: prompt + chosen, and prompt + rejected."""
-    inputs, rows = _one_each([pair.prompt_ids for pair in pairs] * 2, _responses(pairs))
+def separate(pairs: Sequence[Pair], *, masked: bool = False) -> Batch:
+    """Two sequences per pair: prompt + chosen, and prompt + rejected.
+
+    Args:
+        pairs: of the batch.
+        masked: whether to pass a mask of the padding. No token sees what is on its right, and
+            without a mask the fastest kernels of attention run; but a model may need the lengths.
+    """
+    prompts = [pair.prompt_ids for pair in pairs] * 2
+    inputs, rows = _one_each(prompts, _responses(pairs), masked)
     return _batch_of_pairs(inputs, rows, pairs)
 
 
@@ -103,10 +109,10 @@ def shared(pairs: Sequence[Pair], attention: Attention = EVERYTHING) -> Batch:
     return _batch_of_pairs(inputs, rows, pairs)
 
 
-def unpaired(rows: Sequence[Unpaired]) -> Batch:
-    """One sequence per row: prompt + response."""
+def unpaired(rows: Sequence[Unpaired], *, masked: bool = False) -> Batch:
+    """One sequence per row: prompt + response. See `separate`."""
     responses = [row.response_ids for row in rows]
-    inputs, places = _one_each([row.prompt_ids for row in rows], responses)
+    inputs, places = _one_each([row.prompt_ids for row in rows], responses, masked)
     references = [row.ref_logp for row in rows]
     masks = [row.mask for row in rows]
     batch = _batch(inputs, places, responses, masks, references, [row.weight for row in rows])
@@ -125,18 +131,19 @@ def _positions(pair: Pair) -> Ids:
 
 
 def _one_each(
-    prompts: Sequence[NDArray[np.int32]], responses: Sequence[NDArray[np.int32]]
+    prompts: Sequence[NDArray[np.int32]], responses: Sequence[NDArray[np.int32]], masked: bool
 ) -> tuple[dict[str, Tensor], list[Ids]]:
     """One sequence per prompt and response, and the rows that predict each response."""
     sequences = [np.concatenate(both) for both in zip(prompts, responses, strict=True)]
-    input_ids = _padded(sequences)
-    attention_mask = _padded([np.ones(len(ids), np.int64) for ids in sequences])
-    length = input_ids.shape[1]
+    inputs = {"input_ids": _padded(sequences)}
+    if masked:
+        inputs["attention_mask"] = _padded([np.ones(len(ids), np.int64) for ids in sequences])
+    length = inputs["input_ids"].shape[1]
     rows = [
         number * length + len(prompt) - 1 + np.arange(len(response))
         for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
     ]
-    return {"input_ids": input_ids, "attention_mask": attention_mask}, rows
+    return inputs, rows
 
 
 def _responses(pairs: Sequence[Pair]) -> list[NDArray[np.int32]]:
@@ -184,7 +191,7 @@ def _scored(
 
 
 def _padded(sequences: Sequence[NDArray[np.integer]], filler: int = 0) -> Tensor:
-    """int64 [sequences, longest], padded on the right. Padding is always masked."""
+    """int64 [sequences, longest], padded on the right."""
     length = max(map(len, sequences))
     table = np.full((len(sequences), length), filler, np.int64)
     for row, values in zip(table, sequences, strict=True):

@@ -8,7 +8,7 @@ rejected one.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -53,15 +53,21 @@ def choose_layout(
     if not paired:
         if wanted == "shared":
             raise InputError("--layout shared: unpaired rows have one response each. Leave it out.")
-        return unpaired, "one sequence per row"
+        return _for(policy, unpaired), "one sequence per row"
     if wanted == "separate":
-        return separate, "one sequence per response (asked for)"
+        return _for(policy, separate), "one sequence per response (asked for)"
     found = _sharing(policy, longest)
     if not isinstance(found, str):
         return found, "one sequence per pair, its prompt computed once"
     if wanted == "shared":
         raise InputError(f"--layout shared: {found}. Give --layout separate, or leave it out.")
-    return separate, f"one sequence per response ({found})"
+    return _for(policy, separate), f"one sequence per response ({found})"
+
+
+def _for(policy: nn.Module, layout: Callable[..., Batch]) -> Collate:
+    """The layout with a mask if `policy` needs to know the length of each sequence."""
+    config: Any = policy.config
+    return layout if short_length(config) is None else partial(layout, masked=True)
 
 
 def _sharing(policy: nn.Module, longest: Sequence[Pair]) -> Collate | str:
