@@ -56,11 +56,14 @@ SIZES: dict[str, Any] = {
     for name in names.split()
 }  # fmt: skip
 
-_LATENT: dict[str, Any] = {
+_LATENT: dict[str, Any] = {  # each head has its own key, made from a common latent
     "num_key_value_heads": 2
-}  # each head has its own key, made from a common latent
+}
+# the only size of a latent that vLLM's kernels for a CPU have
+_DEEPSEEK: dict[str, Any] = _LATENT | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 _LOCAL: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"]}
 _LINEAR: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
+_CONVOLUTION: dict[str, Any] = {"layer_types": ["conv", "full_attention"]}
 _SPARSE = _LATENT | {"indexer_types": ["full", "full"]}
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -72,6 +75,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 1, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32, "moe_top_k": 2},
     },
+    "deepseek_v2": _DEEPSEEK,
+    # vLLM reads how the router picks
+    "deepseek_v3": _DEEPSEEK | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "diffllama": {"num_key_value_heads": 2},
     "exaone4": _LOCAL,
     "gemma2": _LOCAL,
@@ -80,9 +86,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_oss": _LOCAL,
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
               "expert_layer_offset": 1},
-    "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "llama4_text": {"no_rope_layers": [1, 0], "num_hidden_layers": 2},
+    "lfm2": _CONVOLUTION | {"conv_dim": 64, "block_dim": 64},  # vLLM reads these
+    "lfm2_moe": _CONVOLUTION,
+    "llama4_text": {"no_rope_layers": [1, 0], "num_hidden_layers": 2, "attention_chunk_size": 32,
+                    "num_experts_per_tok": 1},
     "longcat_flash": _LATENT | {"head_dim": 16, "zero_expert_num": 1},
     "mamba2": {"num_heads": 4},
     "mellum": _LOCAL,
@@ -101,7 +108,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
                "n_mamba_heads": 4, "adapter_rank": 4},
     "zaya": {"num_experts_per_tok": 1},
 } | dict.fromkeys(
-    ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_linear", "minicpm3", "youtu"),
+    ("axk1", "glm4_moe_lite", "kimi_linear", "minicpm3", "youtu"),
     _LATENT,
 ) | dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"), _SPARSE)  # fmt: skip
 

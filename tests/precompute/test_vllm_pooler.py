@@ -18,6 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from benchmarks.families import FAMILIES, WINDOW, config_of, make
+from benchmarks.families import VOCABULARY as FEW
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.shared_beginnings import ask_once
@@ -292,6 +294,37 @@ def test_every_architecture_equals_a_plain_float32_forward(name, tmp_path):
     print(f"{name}: {worst:.1e} over {sum(map(len, found))} tokens")
     # the model must tell tokens apart, or the comparison above would be worth nothing
     assert np.concatenate(found).std() > 0.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    # LFM2 first: it also turns queries as tensors [tokens, heads, size]
+    [
+        name if name == "LFM2" else pytest.param(name, marks=pytest.mark.slow)
+        for name in ("LFM2", "Falcon-H1", "Granite 4", "Mamba 2", "LFM2-MoE", "DeepSeek V3")
+    ],
+)
+def test_a_recurrent_or_latent_state_is_scored_exactly(name, tmp_path):
+    kind, more = FAMILIES[name]
+    folder = make(tmp_path, config_of(kind, **more))
+    assert unsupported(folder) is None
+    shapes = [(60, 70), (60, 50), (WINDOW // 2, 5), (1, 1), (2 * WINDOW, 110)]
+    requests = [
+        Request(tokens(seed, prompt) % FEW, tokens(9 + seed, response) % FEW)
+        for seed, (prompt, response) in enumerate(shapes)
+    ]
+    requests[1] = Request(requests[0].prompt_ids, requests[1].response_ids)
+    # asked twice and with masks: nothing of the first time may be left in a state
+    requests += masked(requests)
+    scorer = start(folder)
+    try:
+        found = [scorer.score(requests), scorer.score(requests)]
+    finally:
+        scorer.close()
+    truth = Truth(folder)
+    for logps in found:
+        truth.check(requests, logps)
+    assert np.concatenate(found[0]).std() > 0.3
 
 
 def test_an_architecture_that_vllm_does_not_know_is_named(tmp_path):

@@ -64,15 +64,19 @@ def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tupl
     Raises:
         ReflogpError: the engine does not start.
     """
-    wanted_by_all = {
+    wanted_by_all: dict[str, Any] = {
         # compiling the model takes minutes on a CPU, and a prefill gains nothing from it
         "enforce_eager": device_type() == "cpu",
+        # a class that could also take images runs without its towers, on text alone
+        "language_model_only": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
     from vllm import LLM
 
     if device_type() == "cpu":
+        # vLLM's kernel for this misreads tensors of shape [tokens, heads, size]; torch does not
+        wanted_by_all["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
         _share_cores(arguments.get("tensor_parallel_size", 1))
     log = EngineLog()
     try:

@@ -2,8 +2,8 @@
 
 `register` is the `vllm.general_plugins` entry point. vLLM calls it in each of its processes, even
 in programs that do not use reflogp, so it only adds names. A model is built when its name is
-requested. Names keep the suffix of their architecture, by which vLLM recognizes causal language
-models.
+requested. Names keep the suffix of their architecture, by which vLLM recognizes models that
+generate text.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from reflogp.stages.precompute.score.engines.protocol import Ids
 
 PREFIX = "Reflogp"
 _MODELS = "reflogp.stages.precompute.score.engines.vllm_model"
-_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def pooling_name(architecture: str) -> str:
@@ -23,7 +23,7 @@ def pooling_name(architecture: str) -> str:
 
 
 def register() -> None:
-    """Register a pooling model for every causal language model that vLLM has."""
+    """Register a pooling model for every model of vLLM that generates text."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

@@ -3,7 +3,8 @@
 The head, a quarter of SmolLM2's time, runs only on rows that predict a response token. With the
 prefix cache, all responses to a prompt share its computation. If a cache hit leaves a row unscored
 (a row of another prompt's sequence, or one scored before), the question is repeated without the
-cache. `unsupported` names architectures that vLLM runs but this engine cannot; they use
+cache. A model with a recurrent state runs without the cache, which holds keys and values of tokens
+and no state. `unsupported` names architectures that vLLM runs but this engine cannot; they use
 VllmPromptLogprobsScorer.
 """
 
@@ -61,7 +62,7 @@ class VllmPoolerScorer:
             "runner": "pooling",
             # token ids go in and numbers come out
             "skip_tokenizer_init": True,
-            "enable_prefix_caching": True,
+            "enable_prefix_caching": not _described(base).has_inner_state,
         }
         if self.device == "cpu":
             # the default is 128, which leaves 64 tokens of a prompt uncached on average
@@ -134,12 +135,16 @@ def unsupported(model: Path) -> str | None:
         return f"vLLM has no {base} of its own"
     if name not in ModelRegistry.get_supported_archs():
         return f"no pooling model stands in for {base} (is reflogp's vLLM plugin installed?)"
-    info = ModelRegistry.models[name].inspect_model_cls()
-    if not info.is_text_generation_model or info.supports_multimodal:
-        return f"{base} is not a text-only language model"
-    if info.has_inner_state:
-        return f"{base} keeps a recurrent state, which a prefix cache of tokens does not hold"
+    if not _described(base).is_text_generation_model:
+        return f"{base} does not generate text"
     return None
+
+
+def _described(architecture: str) -> Any:
+    """What vLLM says of the class `architecture`."""
+    from vllm import ModelRegistry
+
+    return ModelRegistry.models[architecture].inspect_model_cls()
 
 
 def _check_head_dtype() -> None:
