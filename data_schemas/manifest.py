@@ -76,11 +76,18 @@ class Reference(Record):
     vocabulary: int | None = Field(
         None, ge=1, le=2**31, description="Every token id is below this; None if not recorded."
     )
-    # left out of the JSON if False, so that manifests of earlier releases still match their seal
+    # the defaults of these are left out of the JSON, so that manifests of earlier releases still
+    # match their seal
     trust_remote_code: bool = Field(
         False,
         exclude_if=lambda trusted: not trusted,
         description="Whether Python code from the checkpoint's folder could run.",
+    )
+    chat_template: str | None = Field(
+        None,
+        exclude_if=lambda template: template is None,
+        description="Source or name of the chat template that the user gave; None: the "
+        "tokenizer's own.",
     )
 
 

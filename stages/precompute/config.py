@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.files.location import Location, Place
 from reflogp.stages.assignments import Arguments, ColumnNames, Names
 from reflogp.stages.precompute.share_and_actors import crew, share
@@ -32,6 +31,29 @@ def _share(text: str | None) -> str | None:
 def _crew(text: str | int) -> str:
     """Return the bounds as least-most; `4` becomes 4-4."""
     return str(crew(text))
+
+
+def _template(given: str | None) -> str | None:
+    """Return the content of a file in place of its path, so that it is read only once.
+
+    Raises:
+        ValueError: the file cannot be read, or is no template.
+    """
+    path = Path(given or "").expanduser()
+    if given is None or _is_source(given) or not path.is_file():
+        return given
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    if not _is_source(source):
+        raise ValueError(f"{path}: the file is not a Jinja template")
+    return source
+
+
+def _is_source(template: str) -> bool:
+    """Whether this is the source of a template, and not the name of one."""
+    return "{" in template
 
 
 class DataConfig(BaseModel):
@@ -113,7 +135,7 @@ class DataConfig(BaseModel):
         description="What to do with rows longer than --max-length: 'response' cuts the ends of "
         "the responses, 'prompt' the beginning of the prompt, 'never' quarantines the row.",
     )
-    chat_template: str | None = Field(
+    chat_template: Annotated[str | None, AfterValidator(_template)] = Field(
         None,
         description="Render messages with this template, not with the tokenizer's default: a Jinja "
         "file, or the name of one of the tokenizer's templates, such as tool_use. Rows with tools "
@@ -135,18 +157,9 @@ class DataConfig(BaseModel):
         return self.data, self.split, self.data_revision, self.data_config
 
     def template_source(self) -> str | None:
-        """Return the content of the file that --chat-template names; None if it names no file.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
-        path = Path(self.chat_template or "").expanduser()
-        if not path.is_file():
-            return None
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--chat-template {path}: cannot be read: {error}.") from error
+        """Return the content of the file that --chat-template named; None if it named no file."""
+        given = self.chat_template
+        return given if given is not None and _is_source(given) else None
 
 
 class PrecomputeConfig(DataConfig):

@@ -77,7 +77,7 @@ def train(job: TrainJob, console: Console) -> RunRecord:
         loop_seconds = time.monotonic() - begin
         first = trainer.is_world_process_zero()
         result = new_result(job.folder) if first else job.folder
-        save_policy(trainer, result, job.policy)
+        save_policy(trainer, result, job.policy, job.manifest.reference.chat_template)
         score_sample(trainer, job, result, pairs, evaluated)
         record = outcome(
             job,
@@ -241,7 +241,7 @@ def _run(trainer: PreferenceTrainer, resumed: Path | None, job: TrainJob) -> Non
     except DivergedError as error:
         if not trainer.diverged():
             folder = job.folder / _LAST_GOOD
-            save_policy(trainer, folder, job.policy)
+            save_policy(trainer, folder, job.policy, job.manifest.reference.chat_template)
             kept = f"The weights after the last good step are in {folder}."
         elif checkpoints := whole_checkpoints(job.folder, job.fingerprint):
             kept = f"The last good state is {checkpoints[-1]}."

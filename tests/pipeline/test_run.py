@@ -15,12 +15,13 @@ from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas.cache_shard import SHARD_SCHEMA, read_shard
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.cli import app
-from reflogp.pipeline.fingerprint import model_inputs
+from reflogp.pipeline.fingerprint import model_inputs, precompute_inputs
 from reflogp.pipeline.resolve import checkpoint_dtype
 from reflogp.pipeline.run import run_precompute, run_train
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score import worker
+from reflogp.stages.precompute.score.engines.choose import Choice
 from reflogp.stages.train.config import TrainConfig
 from tests.caches import file_names
 from tests.checkpoints import make_checkpoint
@@ -78,6 +79,28 @@ def test_stage_one_runs_again_and_names_what_changed(settings, console, changed,
     assert before.inputs.differences(after.inputs) == [changed]
     # only the new cache's files are left
     assert sorted(path.name for path in settings.cache.iterdir()) == file_names(after)
+
+
+def test_another_template_or_argument_of_it_is_another_fingerprint(settings, tmp_path):
+    reference = Checkpoint(Path(settings.reference), None, "float32")
+    engine = Choice("transformers", "5", "asked for")
+    before = precompute_inputs(reference, settings, engine)
+
+    def changed(**options: object) -> str:
+        config = PrecomputeConfig.model_validate(settings.model_dump() | options)
+        inputs = precompute_inputs(reference, config, engine)
+        assert set(before.differences(inputs)) <= {"rules"}
+        return inputs.rules
+
+    file, found = tmp_path / "own.jinja", [before.rules, changed(chat_template="own")]
+    for source in ("{{ 1 }}", "{{ 2 }}"):
+        file.write_text(source)
+        found.append(changed(chat_template=str(file)))
+    found += [changed(template_kwargs={"thinks": thinks}) for thinks in (True, False)]
+    assert len(set(found)) == len(found)
+    assert changed(chat_template=None, template_kwargs={}) == before.rules
+    copy = Path(shutil.copy(file, tmp_path / "copy.jinja"))
+    assert changed(chat_template=str(copy)) == found[3]
 
 
 def test_what_changes_no_number_does_not_run_stage_one_again(settings, console):

@@ -93,6 +93,18 @@ def test_the_content_of_a_template_is_part_of_the_rules_only_if_it_is_given(tmp_
         file.write_text(source)
         found.append(rules(chat_template=str(file))["chat_template"])
     assert len({*found, str(file)}) == 3
+    config = PrecomputeConfig(
+        reference="none", data="none", cache=tmp_path, chat_template=str(file)
+    )  # fmt: skip
+    file.write_text(CHATML)  # read once: later changes are another run's
+    assert config.rules()["chat_template"] == found[1]
+    assert config.template_source() == CHATML + " "
+    again = PrecomputeConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
+    for content, why in ((b"\xff", "cannot be read"), (b"no tags", "is not a Jinja template")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=why):
+            rules(chat_template=str(file))
     assert rules(chat_template="tool_use")["chat_template"] == "tool_use"
     given = rules(template_kwargs="enable_thinking=false,date_string=26 Jul 2024")
     assert given["template_kwargs"] == {"enable_thinking": False, "date_string": "26 Jul 2024"}

@@ -88,6 +88,7 @@ def _manifest(
             adapter_commit=hub_commit(adapter if config.adapter else None),
             stop_token_ids=record.stop_token_ids,
             vocabulary=vocabulary(job.reference.folder),
+            chat_template=config.chat_template,
             trust_remote_code=config.trust_remote_code,
         ),
         engine=_engine(job, finished),

@@ -14,13 +14,17 @@ from reflogp.stages.train.loop.trainer import PreferenceTrainer
 from reflogp.stages.train.model.precision import round_weights, rounded, spread_weights
 
 
-def save_policy(trainer: PreferenceTrainer, folder: Path, start: Checkpoint) -> None:
+def save_policy(
+    trainer: PreferenceTrainer, folder: Path, start: Checkpoint, template: str | None = None
+) -> None:
     """Write the adapter or the model, with the tokenizer. All processes must call this.
 
     Args:
         trainer: holds the policy.
         folder: to write to.
         start: what training started from. A full model is written in its dtype.
+        template: source or name of the chat template that the cache was made with, if it is not
+            the tokenizer's default.
     """
     # with FSDP each process has a shard, and gathering them takes all processes
     state: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
@@ -31,7 +35,13 @@ def save_policy(trainer: PreferenceTrainer, folder: Path, start: Checkpoint) -> 
         policy.save_pretrained(folder, state_dict=state)
     else:
         _save_whole(policy, state, folder, getattr(torch, start.dtype))
-    load_saved_tokenizer(start.tokenizer, trusted=start.trusted).save_pretrained(folder)
+    tokenizer = load_saved_tokenizer(start.tokenizer, trusted=start.trusted)
+    if template is not None:
+        own = tokenizer.chat_template
+        named = own if isinstance(own, dict) else {}
+        # a policy that is not the reference can lack a template of the name
+        tokenizer.chat_template = named.get(template, template if "{" in template else own)
+    tokenizer.save_pretrained(folder)
 
 
 def merge_adapter(folder: Path, start: Checkpoint) -> None:
