@@ -32,6 +32,10 @@ sequences shorter and longer than every window and chunk, and the adapter has ra
 modules that training chooses by itself. An empty cell was not measured. A value above {limit:g} is
 a fault. The last section says why something does not run.
 
+Recurrent layers train on separate sequences. Two responses could continue from one state of the
+prompt, but that takes two forward passes, a pair at a time, without recomputed layers, and
+Qwen3-Next overwrites the state that the backward pass needs.
+
 `python -m benchmarks.architectures` measures all of it, and can write this page
 ({versions}; CPU).
 

@@ -155,7 +155,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm: Any = torch.nn.utils.get_total_norm(gradients)
         if not bool(getattr(norm, "full_tensor", lambda: norm)().isfinite()):
-            raise DivergedError(f"step {state.global_step + 1}: the gradient is not finite")
+            # a kernel with a wrong backward pass shows in the first
+            by = "" if state.global_step else f" (attention: {_kernels(model)})"
+            raise DivergedError(f"step {state.global_step + 1}: the gradient is not finite{by}")
 
     def on_log(
         self,
@@ -172,3 +174,14 @@ class Guard(TrainerCallback):  # type: ignore[misc]
                 f"step {state.global_step}: the gradient's norm is {norm:.3g}, above "
                 f"--stop-grad-norm {self._most:g}"
             )
+
+
+def _kernels(model: nn.Module) -> str:
+    """The attention that the model runs, and which of torch's kernels it may use."""
+    inner: Any = getattr(model, "module", model)
+    attention: str = inner.config._attn_implementation
+    if attention != "sdpa":
+        return attention
+    names = "flash", "mem_efficient", "cudnn", "math"
+    allowed = [name for name in names if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()]
+    return f"sdpa by {', '.join(allowed)}"

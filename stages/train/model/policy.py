@@ -45,6 +45,8 @@ def load_policy(start: Checkpoint, config: TrainConfig) -> nn.Module:
     Raises:
         InputError: the checkpoint cannot be loaded, or the LoRA settings do not fit the model.
     """
+    # with a mask, cuDNN's backward pass gives NaN at some lengths
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if not config.lora_r:
         return _at_rest(_whole(start, config))
     model = _loaded(start, getattr(torch, weights_dtype(config, start.dtype)), config)
