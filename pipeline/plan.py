@@ -7,6 +7,7 @@ from reflogp.pipeline.console import quiet_transformers
 from reflogp.pipeline.resolve import resolve_checkpoint
 from reflogp.pipeline.summary import Lines, human_size
 from reflogp.stages.estimate.config import DEVICES, PlanConfig
+from reflogp.stages.model.loading import quantization, untrainable
 from reflogp.stages.progress import Console
 
 if TYPE_CHECKING:  # they import torch
@@ -31,6 +32,8 @@ def run_plan(config: PlanConfig, console: Console) -> "tuple[TokenCounts, Estima
     reference = resolve_checkpoint(
         config.reference, config.adapter, "reference", config.revision, trusted=trusted
     )
+    if kind := quantization(reference.folder):
+        console.warn(untrainable(kind))
     shape = shape_of(reference.folder, config.lora_r, config.lora_targets, trusted=trusted)
     counts = count(config, reference, console)
     weight_bytes = 4 if reference.dtype == "float32" else 2

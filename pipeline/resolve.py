@@ -60,9 +60,15 @@ def resolve_checkpoint(
         return Checkpoint(folder, None, _dtype(dtype, folder), trusted)
     if adapter is None:
         config = _lora_config(folder)
-        top, base = folder, str(config.get("base_model_name_or_path"))
+        top, base = folder, str(config.get("base_model_name_or_path") or "")
         at = None if Path(base).exists() else config.get("revision")
-        folder = download(base, f"{option} {name}: its base model:", at)
+        try:
+            folder = download(base, f"{option} {name}: its base model:", at)
+        except InputError as error:
+            raise InputError(
+                f"--{option} {name}: an adapter whose base model ({base or 'not named'}) is not "
+                f"there. Give the base model as --{option}, and {name} as --adapter."
+            ) from error
     else:
         top = download(adapter, "adapter", adapter_revision)
         _lora_config(top)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from reflogp.stages.model.loading import load_config, loading
+from reflogp.stages.model.causal_lm import causal_config
+from reflogp.stages.model.loading import loading
 from reflogp.stages.train.model.policy import lora_targets
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -46,7 +47,7 @@ def shape_of(
     Raises:
         InputError: config.json cannot be read, or is not that of a causal language model.
     """
-    whole = load_config(folder, trusted=trusted)
+    whole = causal_config(folder, trusted=trusted)
     with loading("config", folder), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(whole, trust_remote_code=trusted)
     config, body = whole.get_text_config(), model.base_model

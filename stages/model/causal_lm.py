@@ -95,6 +95,23 @@ def require_causal_lm(folder: Path, *, trusted: bool = False) -> tuple[Any, type
     """
     from transformers import AutoModelForCausalLM
 
+    config = causal_config(folder, trusted=trusted)
+    with loading("model", folder), torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    require_weights(folder, config, type(model))
+    return config, type(model)
+
+
+def causal_config(folder: Path, *, trusted: bool = False) -> Any:
+    """Load the configuration of a causal language model, and refuse every other kind of model.
+
+    Args:
+        folder: the checkpoint. Its weights are not read.
+        trusted: whether Python code from the folder may run.
+
+    Raises:
+        InputError: it cannot be loaded, or is that of another kind of model.
+    """
     config = load_config(folder, trusted=trusted)
     if other := _other_kind(folder, config):
         raise InputError(
@@ -103,10 +120,7 @@ def require_causal_lm(folder: Path, *, trusted: bool = False) -> tuple[Any, type
         )
     if reason := _INEXACT.get(config.model_type):
         raise InputError(f"{folder}: a {config.model_type} cannot be scored exactly: {reason}.")
-    with loading("model", folder), torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    require_weights(folder, config, type(model))
-    return config, type(model)
+    return config
 
 
 def attention_for(config: Any) -> str | None:

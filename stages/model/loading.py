@@ -159,6 +159,14 @@ def quantization(checkpoint: Path) -> str | None:
     return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else "unknown"
 
 
+def untrainable(kind: str) -> str:
+    """What a quantized reference of this kind is good for, in one line."""
+    return (
+        f"the reference is quantized ({kind}): it can be scored, but not trained. Train the "
+        "checkpoint that it was made from: --policy ORIGINAL --allow-mismatch"
+    )
+
+
 def hub_commit(folder: Path | None) -> str | None:
     """The commit of a folder in a snapshot of the Hub's cache; None for any other folder."""
     parts = () if folder is None else folder.parts

@@ -30,6 +30,7 @@ _BUFFERS = re.compile(
     r"(inv_freq|masked_bias|position_ids|(attn|attention)\.bias|embed_positions)$"
 )
 _NAMED = 3
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 def require_weights(folder: Path, config: Any, architecture: type[Any]) -> None:
@@ -63,7 +64,9 @@ def require_weights(folder: Path, config: Any, architecture: type[Any]) -> None:
             f"{folder}: the weights do not fit a {architecture.__name__}: {cause(error)}. Check "
             "that the checkpoint is complete."
         ) from error
-    problems = _problems(found, stored, quantized=quantized)
+    problems = _problems(found, stored, config, quantized=quantized)
+    if not quantized:
+        problems += _untied(folder, config, architecture, stored)
     if problems:
         raise InputError(
             f"{folder}: the weights are not those of a {architecture.__name__}, which config.json "
@@ -72,9 +75,13 @@ def require_weights(folder: Path, config: Any, architecture: type[Any]) -> None:
         )
 
 
-def _problems(found: Any, stored: dict[str, Tensor], *, quantized: bool) -> list[str]:
+def _problems(found: Any, stored: dict[str, Tensor], config: Any, *, quantized: bool) -> list[str]:
     missing = sorted(found["missing_keys"])
-    unexpected = sorted(name for name in found["unexpected_keys"] if not _BUFFERS.search(name))
+    unexpected = sorted(
+        name
+        for name in found["unexpected_keys"]
+        if not _BUFFERS.search(name) and not _predicts_further(name, config)
+    )
     misshapen = sorted(
         f"{name} (stored as {list(there)}, expected as {list(wanted)})"
         for name, there, wanted in found["mismatched_keys"]
@@ -85,6 +92,49 @@ def _problems(found: Any, stored: dict[str, Tensor], *, quantized: bool) -> list
         unexpected, misshapen = [], []
     parts = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     return [f"{len(names)} {what}: {_few(names)}" for what, names in parts.items() if names]
+
+
+def _predicts_further(name: str, config: Any) -> bool:
+    """Whether a weight is of the layers after the last, which predict more than the next token."""
+    settings = config.get_text_config()
+    more = getattr(settings, "num_nextn_predict_layers", 0) or 0
+    last = getattr(settings, "num_hidden_layers", 0)
+    layer = _LAYER.search(name)
+    return layer is not None and last <= int(layer[1]) < last + more
+
+
+def _untied(
+    folder: Path, config: Any, architecture: type[Any], stored: dict[str, Tensor]
+) -> list[str]:
+    """Weights that config.json ties, and that are stored with different values.
+
+    transformers would load both, and vLLM only the embeddings.
+    """
+    pairs = getattr(architecture, "_tied_weights_keys", None)
+    tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
+    if not tied or not isinstance(pairs, dict):
+        return []
+    both = [pair for pair in pairs.items() if stored.keys() >= set(pair)]
+    values = _values(folder, {name for pair in both for name in pair})
+    return [
+        f"{one} and {other} differ, and config.json ties them (tie_word_embeddings)"
+        for one, other in both
+        if not torch.equal(values[one], values[other])
+    ]
+
+
+def _values(folder: Path, names: set[str]) -> dict[str, Tensor]:
+    """The named weights themselves."""
+    found: dict[str, Tensor] = {}
+    for path in _files(folder) if names else ():
+        with loading("weights", path):
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    found |= {n: file.get_tensor(n) for n in file.keys() if n in names}  # noqa: SIM118
+            else:
+                whole = torch.load(path, map_location="cpu", weights_only=True)
+                found |= {name: whole[name] for name in names & whole.keys()}
+    return found
 
 
 def stored_weights(folder: Path) -> dict[str, Tensor]:

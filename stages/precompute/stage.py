@@ -12,6 +12,7 @@ from reflogp.data_schemas.manifest import Manifest, missing_files
 from reflogp.stages.cache.leftovers import clear_up
 from reflogp.stages.model.causal_lm import require_causal_lm
 from reflogp.stages.model.checkpoint import Checkpoint
+from reflogp.stages.model.loading import quantization, untrainable
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.make_plan import Plan, find_plan, make_plan
@@ -54,6 +55,8 @@ def precompute(job: Job, console: Console) -> Manifest | None:
 
 def _precompute(job: Job, console: Console) -> Manifest | None:
     require_causal_lm(job.reference.folder, trusted=job.reference.trusted)
+    if kind := quantization(job.reference.folder):
+        console.warn(untrainable(kind))
     plan = make_plan(job, console)
     mine = plan.shards if job.config.share is None else share(job.config.share).pick(plan.shards)
     if job.config.overwrite:

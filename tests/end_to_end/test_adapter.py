@@ -269,6 +269,16 @@ def test_an_adapter_that_does_not_belong_is_refused(checkpoint, other_adapter, c
         model_inputs(Checkpoint(checkpoint, own, "float32"))
 
 
+def test_an_adapter_whose_base_has_moved_says_what_to_give(checkpoint, other_adapter, tmp_path):
+    own = shutil.copytree(other_adapter, tmp_path / "own")
+    for gone, named in (("/gone/base", r"\(/gone/base\)"), (None, r"\(not named\)")):
+        edit(own, base_model_name_or_path=gone)
+        with pytest.raises(InputError, match=rf"base model {named}.*--reference, and .* --adapter"):
+            resolve_checkpoint(str(own), None, "reference")
+    both = resolve_checkpoint(str(checkpoint), str(own), "reference")
+    assert both == Checkpoint(checkpoint, own, "float32")
+
+
 def test_training_does_not_write_over_what_it_starts_from(
     checkpoint, other_adapter, few_preferences, console, tmp_path
 ):

@@ -89,6 +89,7 @@ def test_transformers_scores_a_quantised_reference_where_it_can(
 def test_a_quantised_policy_is_refused(checkpoint, few_preferences, console, tmp_path):
     quantized, _ = quantize(checkpoint, tmp_path, "int4", torch.float32)
     cache = precompute(quantized, few_preferences, tmp_path / "c", "transformers", console)
+    assert "quantized (compressed-tensors): it can be scored, but not trained" in console.warned[0]
     train = TrainConfig(cache=cache, output=tmp_path / "model", max_steps=1)
     with pytest.raises(InputError, match=r"is quantized \(compressed-tensors\).*--allow-mismatch"):
         run_train(train, console)

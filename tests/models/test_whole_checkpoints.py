@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reflogp.data_schemas.errors import InputError
 from reflogp.pipeline.run import run_precompute, run_train
-from reflogp.stages.model.causal_lm import load_causal_lm
+from reflogp.stages.model.causal_lm import causal_config, load_causal_lm
 from reflogp.stages.model.loading import load_saved_tokenizer
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.train.config import TrainConfig
@@ -26,9 +26,9 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidd
 LLAMA = transformers.LlamaConfig(**SIZES)
 TIED = transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)
 MIXTRAL = transformers.MixtralConfig(**SIZES, num_local_experts=4)
-BERT = transformers.BertConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
-)
+TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 2}  # fmt: skip
+BERT = transformers.BertConfig(**TINY)
 
 
 def load(folder: Path) -> Any:
@@ -84,6 +84,37 @@ def test_weights_of_another_architecture_are_refused_by_name(config, edit, messa
         load(edited(tmp_path, edit))
 
 
+def test_a_stored_head_is_the_one_that_it_is_tied_to_or_refused(tmp_path):
+    def headed(change: float) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        return lambda weights: (
+            weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + change}
+        )
+
+    make_random_model(tmp_path, TIED)
+    load(edited(tmp_path, headed(0)))
+    edited(tmp_path, headed(0.1))
+    refused = r"lm_head\.weight and model\.embed_tokens\.weight differ, and config\.json ties them"
+    with pytest.raises(InputError, match=refused):
+        load(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=refused):
+        load(tmp_path)
+    load(of_config(tmp_path, tie_word_embeddings=False))
+
+
+def test_layers_that_predict_further_tokens_are_no_fault_and_others_are(tmp_path):
+    def with_layer(number: int) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        name = f"model.layers.{number}.eh_proj.weight"
+        return lambda weights: weights | {name: torch.ones(2, 32)}
+
+    make_random_model(tmp_path, LLAMA)
+    of_config(tmp_path, num_nextn_predict_layers=1)
+    load(edited(tmp_path, with_layer(2)))
+    with pytest.raises(InputError, match=r"1 unexpected: model\.layers\.3\.eh_proj\.weight"):
+        load(edited(tmp_path, with_layer(3)))
+
+
 @pytest.mark.parametrize("name", ["rotary_emb.inv_freq", "attn.bias", "masked_bias"])
 def test_buffers_that_older_versions_saved_are_no_fault(name, tmp_path):
     config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)
@@ -114,6 +145,25 @@ def test_a_missing_file_of_weights_is_named(checkpoint, tmp_path):
         ("LlamaModel", LLAMA, "a model without a head: config.json names LlamaModel"),
         ("LlamaForSequenceClassification", LLAMA, "a classifier or reward model"),
         ("BertForMaskedLM", BERT, "a masked language model"),
+        (
+            "ModernBertForMaskedLM",
+            transformers.ModernBertConfig(**TINY, pad_token_id=0),
+            "a masked language model",
+        ),
+        (
+            "BartForConditionalGeneration",
+            transformers.BartConfig(
+                vocab_size=64,
+                d_model=32,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_ffn_dim=48,
+                decoder_ffn_dim=48,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+            ),
+            "an encoder-decoder",
+        ),
         ("BertModel", BERT, "a model without a head"),
         ("BertLMHeadModel", BERT, "depends on the tokens after it"),  # is_decoder is false
         (
@@ -130,10 +180,15 @@ def test_what_is_no_causal_language_model_is_refused(name, config, message, name
     getattr(transformers, name)(config).save_pretrained(tmp_path)
     if not named:  # as of a config.json that was written by hand
         of_config(tmp_path, architectures=None)
-        message = r"missing|depends on the tokens after|encoder-decoder"
+        message = r"missing|depends on the tokens after|encoder-decoder|no causal head"
     with pytest.raises(InputError, match=message) as caught:
         load(tmp_path)
     assert str(tmp_path) in str(caught.value)
+    if (
+        named and "depends" not in message
+    ):  # an estimate and a dry run do not read the weights, and say so too
+        with pytest.raises(InputError, match=message):
+            causal_config(tmp_path)
 
 
 def test_an_embedding_model_is_refused(checkpoint, tmp_path):

@@ -16,8 +16,9 @@ from reflogp.data_schemas.reading import Reading
 from reflogp.data_schemas.sealed_file import Shard
 from reflogp.stages.cache.quarantine_file import Quarantine
 from reflogp.stages.cache.write_shard import describe
+from reflogp.stages.model.causal_lm import causal_config
 from reflogp.stages.model.checkpoint import Checkpoint
-from reflogp.stages.model.loading import load_config, load_saved_tokenizer
+from reflogp.stages.model.loading import load_saved_tokenizer, vocabulary
 from reflogp.stages.precompute.config import DataConfig
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_plan
@@ -133,7 +134,7 @@ def load_tokenizer(reference: Checkpoint, config: DataConfig) -> tuple[Tokenizer
         InputError: the tokenizer cannot be loaded, it has no template of the name that `config`
             gives, or the model has fewer positions than `max_length`.
     """
-    model_config = load_config(reference.folder, trusted=reference.trusted).get_text_config()
+    model_config = causal_config(reference.folder, trusted=reference.trusted).get_text_config()
     tokenizer: PreTrainedTokenizerBase = load_saved_tokenizer(
         reference.tokenizer, trusted=reference.trusted
     )
@@ -144,7 +145,9 @@ def load_tokenizer(reference: Checkpoint, config: DataConfig) -> tuple[Tokenizer
             f"{reference.folder}. Give at most {limit}."
         )
     stops = stop_ids(tokenizer, reference.folder)
-    rules = TokenRules(config.max_length, config.truncate, frozenset(stops))
+    rules = TokenRules(
+        config.max_length, config.truncate, frozenset(stops), vocabulary(reference.folder)
+    )
     templates = Templates(
         tokenizer,
         name=config.chat_template,

@@ -20,11 +20,13 @@ class TokenRules:
         max_length: largest number of tokens of prompt and response together.
         truncate: which of the two loses tokens; `never` quarantines the row instead.
         stop_ids: ids that end a response.
+        vocabulary: rows of the model's embeddings; None if unknown.
     """
 
     max_length: int
     truncate: Truncate
     stop_ids: frozenset[int]
+    vocabulary: int | None = None
 
 
 class Ends:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from rapidfuzz.distance import Prefix
@@ -157,6 +157,17 @@ class Tokenizer:
                 made.remarks.setdefault(Remark.CONTROL_TOKENS, made.typed)
         return self._row(preference, made, usual, self._encoder.one)
 
+    def _require_embeddings(self, ids: list[int]) -> None:
+        """Refuse a row with a token that the tokenizer has and the model has not."""
+        rows, last = self._rules.vocabulary, max(ids)
+        if rows is not None and last >= rows:
+            token = self._tokenizer.convert_ids_to_tokens(last)
+            raise RowFault(
+                Reason.UNSUPPORTED,
+                None,
+                f"the token {token} has the id {last}, and the model has embeddings for {rows} ids",
+            )
+
     def _row(
         self, preference: Preference, made: Texts, encoded: list[Encoded], encode: Encode
     ) -> TokenizedRow:
@@ -169,6 +180,7 @@ class Tokenizer:
         if eos is None and not all(map(self._ends.ends_in_stop, closed)):
             made.remarks.setdefault(Remark.NO_END, "")
         kept_prompt, kept = self._ends.truncate(prompt, closed)
+        self._require_embeddings([*kept_prompt, *chain(*kept)])
         if len(kept) == 2 and kept[0] == kept[1]:
             raise self._identical(closed, raw=raw)
         given = {"chosen": preference.chosen, "rejected": preference.rejected}
