@@ -130,7 +130,7 @@ MUTANTS = [
         f"{_PRECOMPUTE}/score/engines/vllm_pooler.py",
         "lora_request=self._lora",
         "lora_request=None",
-        "tests/end_to_end/test_adapter.py -k pooling_model_scores",
+        "tests/end_to_end/test_commands.py -k pefts_float32_forward",
     ),
     Mutant(
         "EOS stands twice at the end of a response",

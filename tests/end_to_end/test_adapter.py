@@ -21,27 +21,13 @@ from reflogp.pipeline.run import run_precompute, run_train, run_verify
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines import vllm_lora
-from reflogp.stages.precompute.score.engines.protocol import Request, Scorer
+from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import VllmPromptLogprobsScorer
 from reflogp.stages.train.config import TrainConfig
 from tests.checkpoints import make_adapter, make_checkpoint
 from tests.conftest import Silent
 from tests.truth import Truth
-
-
-@pytest.fixture(scope="module")
-def adapter(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that vLLM must heed: rank-stabilized scale, ranks and alphas that differ by module."""
-    return make_adapter(
-        checkpoint,
-        tmp_path_factory.mktemp("adapter"),
-        r=4,
-        lora_alpha=6,
-        use_rslora=True,
-        rank_pattern={"down_proj": 9},
-        alpha_pattern={"q_proj": 3},
-    )
 
 
 def settings(checkpoint: Path, adapter: Path | None, data: Path, cache: Path) -> PrecomputeConfig:
@@ -55,9 +41,9 @@ def settings(checkpoint: Path, adapter: Path | None, data: Path, cache: Path) ->
 def sealed(
     checkpoint: Path, adapter: Path, few_preferences: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A cache that vLLM's pooling model made of base and adapter."""
+    """A cache of base and adapter; test_commands.py has one that vLLM made."""
     config = settings(checkpoint, adapter, few_preferences, tmp_path_factory.mktemp("cache"))
-    run_precompute(config.model_copy(update={"engine": "vllm"}), Silent())
+    run_precompute(config, Silent())
     return config.cache
 
 
@@ -84,36 +70,23 @@ def truth(checkpoint: Path, adapter: Path, sealed: Path) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.vllm
-def test_the_pooling_model_scores_base_and_adapter_exactly(sealed, truth):
-    manifest = manifests.read(sealed)
-    assert "pooling model" in manifest.engine.method
+def test_transformers_scores_base_and_adapter_exactly(sealed, truth):
     for (_, logps), expected in zip(cached_rows(sealed), truth, strict=True):
         np.testing.assert_allclose(logps, expected, atol=1e-4, rtol=0)
-    assert manifest.verification is not None
-    assert manifest.verification.float32.max < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_prompt_logprobs_and_transformers_score_base_and_adapter_exactly(
-    checkpoint, adapter, sealed, truth
-):
-    requests = [request for request, _ in cached_rows(sealed)]
-    scorers: list[Scorer] = [
-        VllmPromptLogprobsScorer(
-            Checkpoint(checkpoint, adapter, "float32"), max_length=192, settings={}
-        ),
-        TransformersScorer(Checkpoint(checkpoint, adapter, "float32")),
-    ]
-    for scorer in scorers:
-        found = scorer.score(requests)
-        scorer.close()
-        for logps, expected in zip(found, truth, strict=True):
-            np.testing.assert_allclose(logps, expected, atol=1e-4, rtol=0)
+def test_prompt_logprobs_scores_base_and_adapter_exactly(checkpoint, adapter, sealed, truth):
+    scorer = VllmPromptLogprobsScorer(
+        Checkpoint(checkpoint, adapter, "float32"), max_length=192, settings={}
+    )
+    found = scorer.score([request for request, _ in cached_rows(sealed)])
+    scorer.close()
+    for logps, expected in zip(found, truth, strict=True):
+        np.testing.assert_allclose(logps, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.vllm
 def test_verify_finds_base_and_adapter_again(sealed, adapter, checkpoint, console, tmp_path):
     assert run_verify(sealed, 4, None, 0, console).float32.max < 1e-4
     moved = shutil.copytree(adapter, tmp_path / "moved")
@@ -122,7 +95,6 @@ def test_verify_finds_base_and_adapter_again(sealed, adapter, checkpoint, consol
         run_verify(sealed, 4, str(checkpoint), 0, console)
 
 
-@pytest.mark.vllm
 @pytest.mark.parametrize("lora_r", [8, pytest.param(0, marks=pytest.mark.slow)])
 def test_training_starts_from_base_and_adapter(sealed, adapter, console, tmp_path, lora_r):
     config = TrainConfig(
@@ -144,7 +116,6 @@ def test_training_starts_from_base_and_adapter(sealed, adapter, console, tmp_pat
         assert saved["lora_dropout"] == 0.0
 
 
-@pytest.mark.vllm
 def test_a_policy_without_the_references_adapter_is_refused(
     sealed, checkpoint, other_adapter, console, tmp_path
 ):

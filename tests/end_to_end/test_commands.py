@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
+from reflogp.data_schemas import manifest as manifests
 from tests.caches import rows
 from tests.truth import Truth
 
@@ -26,12 +30,13 @@ def reflogp(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[st
 
 
 @pytest.fixture(scope="module")
-def run_file(checkpoint, few_preferences, tmp_path_factory) -> Path:
+def run_file(checkpoint, adapter, few_preferences, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     path = folder / "run.yaml"
     sections = {
         "precompute": {
             "reference": str(checkpoint),
+            "adapter": str(adapter),
             "data": str(few_preferences),
             "cache": str(folder / "cache"),
             "engine": "vllm",
@@ -61,15 +66,26 @@ def test_both_stages_run_and_print_what_they_made(first_run, run_file):
 
 
 @pytest.mark.vllm
-def test_the_cache_that_vllm_made_equals_a_float32_forward(first_run, run_file, checkpoint):
+def test_the_cache_that_vllm_made_equals_pefts_float32_forward(
+    first_run, run_file, checkpoint, adapter
+):
     cache = run_file.parent / "cache"
-    definition = Truth(checkpoint)
-    found = rows(cache)
+    base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter)
+    definition, found, moved = Truth(model), rows(cache), []
     assert len(found) == 22
     for row in found:
         for side in ("chosen", "rejected"):
-            truth = definition.logps(row["prompt_ids"], row[f"{side}_ids"])
+            ids = row["prompt_ids"], row[f"{side}_ids"]
+            truth = definition.logps(*ids)
             np.testing.assert_allclose(row[f"ref_{side}_logps"], truth, atol=1e-4, rtol=0)
+            with model.disable_adapter():
+                moved.append(np.abs(definition.logps(*ids) - truth).mean())
+    assert np.mean(moved) > 0.1  # the adapter matters, or the comparison would be worth nothing
+    manifest = manifests.read(cache)
+    assert "pooling model" in manifest.engine.method
+    assert manifest.verification is not None
+    assert manifest.verification.float32.max < 1e-4
 
 
 @pytest.mark.vllm
