@@ -124,6 +124,7 @@ def precompute(
     manifest = run_share(settings, console)
     if manifest is not None:
         console.table("", cache_rows(settings.cache, manifest))
+        console.next("reflogp", "train", "--cache", str(settings.cache), "--output", "model")
 
 
 @app.command(cls=Command)
@@ -138,6 +139,8 @@ def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> 
         console.json(dumps(figures, indent=2))
     else:
         console.table("", plan_rows(settings, counts, found))
+        given_data = ("--reference", settings.reference, "--data", settings.data)
+        console.next("reflogp", "precompute", *given_data, "--cache", "cache")
 
 
 @app.command(cls=Command)
@@ -147,6 +150,7 @@ def merge(cache: Cache, trust_remote_code: Trust = False) -> None:
     folder = location(cache)
     manifest = run_merge(folder, console, trusted=trust_remote_code)
     console.table("", cache_rows(folder, manifest))
+    console.next("reflogp", "train", "--cache", str(folder), "--output", "model")
 
 
 @app.command(cls=Command)
@@ -160,6 +164,7 @@ def train(config: Path | None = None, list_losses: bool | None = None, **given: 
         return
     settings = build(TrainConfig, of_training(load_file(config)), given)
     console.table("", train_rows(settings.output, run_train(settings, console)))
+    console.next("reflogp", "report", str(settings.output))
 
 
 @app.command(cls=Command)
@@ -170,11 +175,15 @@ def sweep(config: Path | None = None, varied: list[str] | None = None, **given: 
     Finished runs are not repeated. If a run fails, it is reported and the others continue; the exit
     code is then 1.
     """
-    sections = load_file(config)
-    console = TerminalConsole()
-    record = run_sweep(of_training(sections), given, axes(sections["sweep"], varied or ()), console)
+    sections, console = load_file(config), TerminalConsole()
+    section = of_training(sections)
+    record = run_sweep(section, given, axes(sections["sweep"], varied or ()), console)
     console.table("", sweep_rows(record), header=header(record))
     console.say(MEANING)
+    output = Path(given["output"] or section["output"])
+    done = [str(output / run.folder) for run in record.runs if run.run is not None]
+    if done:
+        console.next("reflogp", "report", *done)
     if any(run.status == "failed" for run in record.runs):
         raise typer.Exit(1)
 
@@ -206,6 +215,7 @@ def run(
     manifest = run_precompute(first, console)
     record = run_train(second, console)
     console.table("", cache_rows(first.cache, manifest) + train_rows(second.output, record))
+    console.next("reflogp", "report", str(second.output))
 
 
 @app.command("convert-config", cls=Command)

@@ -220,6 +220,7 @@ def filter_(
     manifest = run_filter(folder, target, rules, console, overwrite=bool(overwrite))
     made = filter_rows(manifest.filtered) if manifest.filtered else []
     console.table("", cache_rows(target, manifest) + made)
+    console.next("reflogp", "train", "--cache", str(target), "--output", "model")
 
 
 @reading.command(cls=Command)

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,6 +105,10 @@ class TerminalConsole:
     def warn(self, message: str) -> None:
         """See reflogp.stages.progress.Console."""
         self._remarks.print(Text(visible(f"warning: {message}"), "yellow"), soft_wrap=True)
+
+    def next(self, *words: str) -> None:
+        """Print the command that people usually give next, on stderr, ready to copy."""
+        self.say(f"Next: {shlex.join(words)}")
 
     def error(self, message: str) -> None:
         """Print the error that ends the command."""

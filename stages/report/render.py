@@ -42,6 +42,5 @@ def require_libraries() -> None:
             import_module(name)
         except ImportError as error:
             raise InputError(
-                f"pages and charts need {name}, which is not installed. "
-                "Run pip install 'reflogp[html]'."
+                f"pages and charts need {name}, which is not installed. Run pip install {name}."
             ) from error
