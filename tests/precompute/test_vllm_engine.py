@@ -97,6 +97,16 @@ def test_an_architecture_that_vllm_refuses_is_named_in_one_line(tmp_path):
     assert choose("vllm", folder).name == "vllm"
 
 
+def test_a_window_that_is_wider_in_vllm_is_refused_before_it_starts(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["Cohere2ForCausalLM"], "sliding_window": 16}'
+    )
+    with pytest.raises(ReflogpError, match="one token more than its window of 16"):
+        VllmPromptLogprobsScorer(
+            Checkpoint(tmp_path, None, "float32"), max_length=MAX_LENGTH, settings={}
+        )
+
+
 @pytest.mark.parametrize(
     ("architectures", "engine"),
     [

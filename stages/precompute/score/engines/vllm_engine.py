@@ -12,6 +12,7 @@ from typing import Any
 
 from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.model.checkpoint import Checkpoint
+from reflogp.stages.model.loading import read_json
 from reflogp.stages.model.memory import lacks_room
 from reflogp.stages.precompute.score.engines import vllm_lora
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
@@ -62,8 +63,9 @@ def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tupl
         The LLM, and the log of its processes.
 
     Raises:
-        ReflogpError: the engine does not start.
+        ReflogpError: the engine does not start, or would score with another window of attention.
     """
+    _require_same_window(Path(arguments["model"]), arguments["max_model_len"])
     wanted_by_all: dict[str, Any] = {
         # compiling the model takes minutes on a CPU, and a prefill gains nothing from it
         "enforce_eager": device_type() == "cpu",
@@ -90,6 +92,17 @@ def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tupl
     if adapter is not None:
         vllm_lora.load(engine, adapter)
     return engine, log
+
+
+def _require_same_window(folder: Path, longest: int) -> None:
+    """Refuse a model whose sequences are longer than a window that is wider in vLLM."""
+    config = read_json(folder / "config.json")
+    names, window = config.get("architectures") or [], config.get("sliding_window")
+    if "Cohere2ForCausalLM" in names and isinstance(window, int) and longest > window:
+        raise ReflogpError(
+            f"vLLM's Cohere2ForCausalLM attends to one token more than its window of {window}, and "
+            f"a sequence can have {longest}. Give --engine transformers, as training runs it."
+        )
 
 
 def _share_cores(ranks: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.model.checkpoint import Checkpoint
-from reflogp.stages.model.loading import architecture
+from reflogp.stages.model.loading import architecture, cause
 from reflogp.stages.precompute.score.engines import vllm_engine, vllm_lora
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request
 from reflogp.stages.precompute.score.engines.shared_beginnings import Question, ask_once
@@ -135,9 +135,11 @@ def unsupported(model: Path) -> str | None:
         return f"vLLM has no {base} of its own"
     if name not in ModelRegistry.get_supported_archs():
         return f"no pooling model stands in for {base} (is reflogp's vLLM plugin installed?)"
-    if not _described(base).is_text_generation_model:
-        return f"{base} does not generate text"
-    return None
+    try:
+        info = _described(base)
+    except Exception as error:  # noqa: BLE001 - it imports the class, with all that this needs
+        return f"vLLM cannot load {base}: {cause(error)}"
+    return None if info.is_text_generation_model else f"{base} does not generate text"
 
 
 def _described(architecture: str) -> Any:
