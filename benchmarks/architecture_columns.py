@@ -2,9 +2,9 @@
 
     python -m benchmarks.architecture_columns FOLDER COLUMN [COLUMN ...]
 
-FOLDER holds a checkpoint that benchmarks/families.py made. The last line of the output is JSON: for
-each column what came out, or the reason why nothing did. The truth is a float32 `eager` forward of
-one sequence by itself, by transformers and PEFT alone.
+FOLDER holds a checkpoint that stages/doctor/families.py made. The last line of the output is JSON:
+for each column what came out, or the reason why nothing did. The truth is a float32 `eager` forward
+of one sequence by itself, by transformers and PEFT alone.
 """
 
 import json
@@ -21,8 +21,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from benchmarks.families import VOCABULARY, WINDOW
 from reflogp.data_schemas.errors import ReflogpError
+from reflogp.stages.doctor.families import VOCABULARY, WINDOW
 from reflogp.stages.forward.response_logps import response_logps
 from reflogp.stages.model.adapter import CONFIG as ADAPTER_CONFIG
 from reflogp.stages.model.checkpoint import Checkpoint

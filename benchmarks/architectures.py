@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.architecture_columns import COLUMNS, STARTS_VLLM, Found, measured
-from benchmarks.families import FAMILIES, MOST_USED, config_of, make
+from reflogp.stages.doctor.families import FAMILIES, MOST_USED, config_of, make
 
 LIMIT = 1e-4  # nats a token
 _HEAD = """# Models

@@ -24,7 +24,7 @@ from benchmarks.flops import flops_a_token, matmul_peak, needed_flops
 from benchmarks.pairs import synthetic_pairs, token_counts
 from benchmarks.report import report
 from benchmarks.rounds import Arena, best_of, rounds
-from benchmarks.shapes import Shape, config_of, make_checkpoint
+from reflogp.stages.doctor.shapes import Shape, config_of, make_checkpoint
 
 _WARM_UP_PAIRS, _TRIAL_PAIRS = 256, 64
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -141,6 +141,37 @@ def plan(config: Path | None = None, json: bool | None = None, **given: Any) -> 
         console.table("", plan_rows(settings, counts, found))
         given_data = ("--reference", settings.reference, "--data", settings.data)
         console.next("reflogp", "precompute", *given_data, "--cache", "cache")
+
+
+@app.command(cls=Command)
+def doctor(
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"], typer.Option(help="Engine of stage one.")
+    ] = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Try one architecture only, and time nothing.")
+    ] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write all that was found to this file, to send or to give to `reflogp plan`. It "
+            "names no host, no user and no folder.",
+        ),
+    ] = None,
+) -> None:
+    """Check that reflogp works on this machine: what is installed, and the numbers of both stages.
+
+    Makes tiny random models of four architectures, scores and trains them as the other commands do,
+    and compares every number with plain float32 forward and backward passes. Then times some layers
+    of a model of real size. Takes about three minutes, and downloads nothing. The exit code is 1 if
+    something is off.
+    """
+    from reflogp.pipeline.doctor.run import run_doctor  # imports torch
+
+    report = run_doctor(engine, TerminalConsole(), quick=quick, file=json)
+    if any(check.result == "off" for check in report.checks):
+        raise typer.Exit(1)
 
 
 @app.command(cls=Command)

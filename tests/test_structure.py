@@ -38,6 +38,7 @@ ROOMS = [
     "stages.train.advice",
     "stages.train.result",
     "stages.train",
+    "stages.doctor",
     "stages.estimate",
     "stages.report",
     "stages.diagnose",

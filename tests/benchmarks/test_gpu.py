@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.flops import flops_a_token, needed_flops
 from benchmarks.pairs import synthetic_pairs, token_counts
-from benchmarks.shapes import config_of
+from reflogp.stages.doctor.shapes import config_of
 
 PAIRS = 6
 

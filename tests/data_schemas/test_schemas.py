@@ -10,6 +10,7 @@ import pytest
 from reflogp.data_schemas import manifest as manifests
 from reflogp.data_schemas import quarantine, scored_pairs
 from reflogp.data_schemas.cache_shard import SHARD_SCHEMA, read_shard
+from reflogp.data_schemas.doctor_report import DoctorReport
 from reflogp.data_schemas.errors import InputError
 from reflogp.data_schemas.export import PARQUET_SCHEMA, TRL_SCHEMA
 from reflogp.data_schemas.files.atomic import atomic_path, write_text
@@ -42,7 +43,7 @@ def test_every_column_is_documented_in_the_file_itself_and_in_the_readme(schema)
 
 
 def test_every_field_that_is_written_as_json_is_documented():
-    models = (Manifest, RunRecord, PlanRecord, Origin, SweepRecord, Mark)
+    models = (Manifest, RunRecord, PlanRecord, Origin, SweepRecord, DoctorReport, Mark)
     names = {name for model in models for name in model_fields(model)} | {*quarantine.Reason}
     assert len(names) > 60
     assert [name for name in sorted(names) if f"`{name}`" not in DOCUMENTATION] == []

@@ -15,6 +15,7 @@ from reflogp.pipeline.cli import app
 README = Path(__file__).parents[2] / "README.md"
 # What makes a tiny model on a CPU do: no vLLM, few steps, one combination. Sealing is `merge`'s.
 MORE = {
+    "doctor": ["--quick", "--engine", "transformers"],
     "plan": ["--max-length", "192"],
     "precompute": ["--max-length", "192", "--engine", "transformers", "--share", "1/1"],
     "train": ["--max-steps", "1"],

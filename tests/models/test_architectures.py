@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import transformers as hf
 
-from benchmarks.families import FAMILIES, MOST_USED, VOCABULARY, WINDOW, config_of, make
 from reflogp.data_schemas.errors import InputError
+from reflogp.stages.doctor.families import FAMILIES, MOST_USED, VOCABULARY, WINDOW, config_of, make
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer

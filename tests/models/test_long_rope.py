@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.families import VOCABULARY
 from reflogp.data_schemas.errors import InputError
+from reflogp.stages.doctor.families import VOCABULARY
 from reflogp.stages.forward.response_logps import response_logps
 from reflogp.stages.model.causal_lm import load_causal_lm
 from reflogp.stages.model.checkpoint import Checkpoint

@@ -214,7 +214,7 @@ def test_every_field_is_an_option_with_its_description_and_default(section):
     assert "--config" in text
 
 
-@pytest.mark.parametrize("command", ["precompute", "train", "sweep", "run", "inspect"])
+@pytest.mark.parametrize("command", ["precompute", "train", "sweep", "run", "inspect", "doctor"])
 def test_the_help_lists_every_command(command):
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert shown.exit_code == 0

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from benchmarks.families import FAMILIES, WINDOW, config_of, make
-from benchmarks.families import VOCABULARY as FEW
+from reflogp.stages.doctor.families import FAMILIES, WINDOW, config_of, make
+from reflogp.stages.doctor.families import VOCABULARY as FEW
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.protocol import Request
 from reflogp.stages.precompute.score.engines.shared_beginnings import ask_once

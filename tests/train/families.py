@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.families import config_of
+from reflogp.stages.doctor.families import config_of
 
 
 def tiny(model_type: str, attention: str | None = None, **more: Any) -> Any:

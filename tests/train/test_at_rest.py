@@ -18,7 +18,7 @@ from transformers import (
     PhimoeConfig,
 )
 
-from benchmarks.families import config_of
+from reflogp.stages.doctor.families import config_of
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.train.config import TrainConfig
 from reflogp.stages.train.model.policy import load_policy

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from benchmarks.families import VOCABULARY, WINDOW
 from reflogp.data_schemas.errors import InputError
+from reflogp.stages.doctor.families import VOCABULARY, WINDOW
 from reflogp.stages.forward.response_logps import response_logps
 from reflogp.stages.model.causal_lm import attention_for
 from reflogp.stages.train.data.attention import Attention, Reach
