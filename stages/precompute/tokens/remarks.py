@@ -28,7 +28,7 @@ def is_left_out(template: ChatTemplate, message: Message, whole: str) -> bool:
     return (
         not message["content"].strip()
         and bool(_lost(template, message, whole))
-        and not (calls and _has_calls(template, calls, whole))
+        and not (calls and any(_has_calls(template, [call], whole) for call in calls))
     )
 
 
@@ -80,10 +80,11 @@ def _lost(template: ChatTemplate, message: Message, whole: str) -> str:
 
 
 def _has_calls(template: ChatTemplate, calls: Any, whole: str) -> bool:
-    words = (word in whole or _escaped(word) in whole for word in words_of(calls))
+    words = (any(w in whole for w in (word, *_escaped(word))) for word in words_of(calls))
     return template.names("tool_calls") and all(words)
 
 
-def _escaped(said: str) -> str:
-    """Return a text as it is escaped inside JSON."""
-    return json.dumps(said, ensure_ascii=False)[1:-1]
+def _escaped(said: str) -> tuple[str, str]:
+    """Return a text as it is escaped inside JSON, and inside the single quotes of Python."""
+    inner = json.dumps(said, ensure_ascii=False)[1:-1]
+    return inner, inner.replace('\\"', '"').replace("'", "\\'")

@@ -18,15 +18,15 @@ class SpecialTokens:
 
     Attributes:
         pattern: matches the name of any of them, the longest first.
+        added: matches these and the other added tokens, such as `<think>`.
         ids: their ids, without the one of unknown text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        names = {*tokenizer.all_special_tokens} | {
-            str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
-        }
-        self._names = sorted(filter(str.strip, names), key=lambda name: (-len(name), name))
-        self.pattern = re.compile("|".join(map(re.escape, self._names)) or r"(?!)")
+        added = tokenizer.added_tokens_decoder.values()
+        names = {*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
+        self._names, self.pattern = _sorted(names)
+        self._added, self.added = _sorted(names.union(map(str, added)))
         ids = map(tokenizer.convert_tokens_to_ids, self._names)
         self.ids = {int(number) for number in ids if number is not None} - {tokenizer.unk_token_id}
         self._bos, self._eos = (str(t or "") for t in (tokenizer.bos_token, tokenizer.eos_token))
@@ -39,9 +39,9 @@ class SpecialTokens:
     def common(self, left: str, right: str) -> int:
         """Return the length of the common beginning of two texts, which splits no name."""
         length = Prefix.similarity(left, right)
-        longest = len(self._names[0]) if self._names else 0
+        longest = len(self._added[0]) if self._added else 0
         for text in (left, right):
-            for match in self.pattern.finditer(text, max(length - longest, 0)):
+            for match in self.added.finditer(text, max(length - longest, 0), length + longest):
                 if match.start() >= length:
                     break
                 if match.end() > length:
@@ -66,3 +66,9 @@ class SpecialTokens:
             places += [*range(read, match.start()), *[match.start()] * len(name)]
             read = match.end()
         return "".join([*shown, text[read:]]), [*places, *range(read, len(text) + 1)]
+
+
+def _sorted(names: set[str]) -> tuple[list[str], re.Pattern[str]]:
+    """Return the names that are not blank, the longest first, and a pattern of them."""
+    found = sorted(filter(str.strip, names), key=lambda name: (-len(name), name))
+    return found, re.compile("|".join(map(re.escape, found)) or r"(?!)")
