@@ -9,7 +9,6 @@ from typing import Literal, get_args
 from reflogp.data_schemas.errors import InputError
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import architecture, load_config
-from reflogp.stages.model.long_rope import short_length
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score.engines.protocol import Scorer
 
@@ -93,6 +92,8 @@ def _require_short(model: Path, length: int) -> None:
     Raises:
         InputError: `model` has LongRoPE, and short factors for less than `length` tokens.
     """
+    from reflogp.stages.model.long_rope import short_length  # imports torch; `--help` needs none
+
     short = short_length(load_config(model))
     if short is not None and length > short:
         raise InputError(
