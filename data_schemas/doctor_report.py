@@ -1,4 +1,4 @@
-"""What `reflogp doctor` found on a machine: one JSON file, to send or to give to `reflogp plan`."""
+"""What `reflogp doctor` found on a machine: one JSON file to send."""
 
 from datetime import datetime
 from pathlib import Path

@@ -155,8 +155,8 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write all that was found to this file, to send or to give to `reflogp plan`. It "
-            "names no host, no user and no folder.",
+            help="Write all that was found to this file, to send. It names "
+            "no host, no user and no folder.",
         ),
     ] = None,
 ) -> None:
@@ -164,7 +164,7 @@ def doctor(
 
     Makes tiny random models of four architectures, scores and trains them as the other commands do,
     and compares every number with plain float32 forward and backward passes. Then times some layers
-    of a model of real size. Takes about three minutes, and downloads nothing. The exit code is 1 if
+    of a model of real size. Takes minutes, and downloads nothing. The exit code is 1 if
     something is off.
     """
     from reflogp.pipeline.doctor.run import run_doctor  # imports torch
