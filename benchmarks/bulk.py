@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from reflogp.data_schemas.cache_shard import PLAN_SCHEMA, RESPONSES, SHARD_SCHEMA, unweighted
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_planned_shard
-from reflogp.stages.precompute.score.score_shard import ScoredTable
+from reflogp.stages.precompute.score.engines.shared_beginnings import Requests
+from reflogp.stages.precompute.score.score_shard import Place, ScoredTable
 
 _LISTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _FLAGS = ("prompt_truncated", "chosen_truncated", "rejected_truncated")
@@ -46,7 +47,12 @@ def _rows(drawn: NDArray[np.int32], start: int) -> pa.Table:
     return pa.table(columns, PLAN_SCHEMA.names).cast(PLAN_SCHEMA)
 
 
-def score_table(table: pa.Table, *_: Any) -> ScoredTable:
+def requests_of(_: pa.Table) -> tuple[list[Place], Requests]:
+    """No requests: the scores do not come from the engine."""
+    return [], Requests()
+
+
+def scored_table(table: pa.Table, *_: Any) -> ScoredTable:
     """Rows of PLAN_SCHEMA with random log-probs."""
     count, random = table.num_rows, np.random.default_rng(0)
     for side in RESPONSES:

@@ -40,7 +40,7 @@ from reflogp.stages.precompute.plan.make_plan import Plan
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard, write_plan
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.precompute.score.engines.choose import Choice
-from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request, unseen
 from reflogp.stages.precompute.score.finished import take_stock
 from reflogp.stages.precompute.score.local import score
 from reflogp.stages.precompute.score.reuse import ScoredRows
@@ -58,11 +58,16 @@ class StubScorer:
     device = "none"
     method = "constants"
 
-    def score(self, requests: Sequence[Request]) -> list[Logps]:
+    def score(
+        self, requests: Sequence[Request], advance: Callable[[float], None] = unseen
+    ) -> list[Logps]:
         """Constants of the right shape."""
+        advance(sum(request.length for request in requests))
         return [np.full(request.scored, -1.5, np.float32) for request in requests]
 
-    rescore = score
+    def rescore(self, requests: Sequence[Request]) -> list[Logps]:
+        """The same."""
+        return self.score(requests)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -90,7 +90,8 @@ def score_all(cache: Path, in_bulk: bool) -> None:
     """Score what is missing, and account for it."""
     worker.start = lambda *_: StubScorer()  # type: ignore[attr-defined]
     if in_bulk:
-        worker.score_table = bulk.score_table  # type: ignore[attr-defined, assignment]
+        worker.requests_of = bulk.requests_of  # type: ignore[attr-defined, assignment]
+        worker.scored_table = bulk.scored_table  # type: ignore[attr-defined, assignment]
     job, (_, found) = make_job(cache), find(cache)
     score(job, found.missing, ScoredRows(cache, job.inputs.scoring_digest()), Watch())
 

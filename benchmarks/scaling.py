@@ -43,7 +43,7 @@ from reflogp.stages.precompute.plan.make_plan import load_tokenizer
 from reflogp.stages.precompute.read.sources import read_source
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.precompute.score.engines.choose import choose
-from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request, unseen
 from reflogp.stages.precompute.score.finished import take_stock
 from reflogp.stages.precompute.score.local import score
 from reflogp.stages.precompute.score.ray import roster
@@ -57,7 +57,7 @@ Result = TypeVar("Result")
 
 GPU_SHARD_TOKENS = 4_000_000  # the default where there is a GPU
 FEW = 1_000  # rows
-ROWS, TOKENS = 100, 400  # of a shard; of a row: few enough for one call of the engine
+ROWS, TOKENS = 100, 400  # of a shard; of a row
 
 
 class Sleeper(StubScorer):
@@ -66,10 +66,12 @@ class Sleeper(StubScorer):
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def score(self, requests: Sequence[Request]) -> list[Logps]:
+    def score(
+        self, requests: Sequence[Request], advance: Callable[[float], None] = unseen
+    ) -> list[Logps]:
         """Constants, after a while."""
         time.sleep(self._seconds)
-        return super().score(requests)
+        return super().score(requests, advance)
 
 
 class StubActor(ShardActor):

@@ -122,9 +122,9 @@ def scored(monkeypatch) -> list[Request]:
     asked: list[Request] = []
     score = TransformersScorer.score
 
-    def noting(self, requests):
+    def noting(self, requests, *advance):
         asked.extend(requests)
-        return score(self, requests)
+        return score(self, requests, *advance)
 
     monkeypatch.setattr(TransformersScorer, "score", noting)
     return asked
@@ -209,8 +209,8 @@ def test_a_wrong_one_is_scored_again_and_if_still_wrong_its_row_is_set_aside(
     score = engine.score
     rescue = [True]
 
-    def spoilt(requests):
-        found = score(requests)
+    def spoilt(requests, *advance):
+        found = score(requests, *advance)
         if len(requests) > 1:  # not when rescored, one by one
             for place in (1, 3):  # of each row first the response, then the KL completion
                 found[place] = np.full_like(found[place], np.nan)

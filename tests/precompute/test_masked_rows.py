@@ -14,7 +14,7 @@ from reflogp.stages.cache.write_shard import write_shard
 from reflogp.stages.estimate.config import PlanConfig
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score import worker
-from reflogp.stages.precompute.score.score_shard import score_table
+from reflogp.stages.precompute.score.score_shard import scored_table
 from tests.caches import rows_by_id
 from tests.checkpoints import example_texts
 from tests.precompute.conftest import assistant, message, save, user
@@ -121,9 +121,9 @@ def test_masked_rows_are_reused_and_rows_with_another_mask_are_not(settings, con
 
     def count(table, *others):
         asked.extend(table.column("source_row").to_pylist())
-        return score_table(table, *others)
+        return scored_table(table, *others)
 
-    monkeypatch.setattr(worker, "score_table", count)
+    monkeypatch.setattr(worker, "scored_table", count)
     run_precompute(settings, console)
     after = rows_by_id(settings.cache)
     assert asked == [1]

@@ -21,7 +21,7 @@ from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.config import PrecomputeConfig
 from reflogp.stages.precompute.score import worker
 from reflogp.stages.precompute.score.engines import vllm_engine
-from reflogp.stages.precompute.score.engines.protocol import Logps, Request, Scorer
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request, Scorer, unseen
 from reflogp.stages.precompute.score.engines.transformers import TransformersScorer
 from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer
 from reflogp.stages.precompute.score.score_shard import check
@@ -40,8 +40,10 @@ class Spoiling:
         self.rescored: list[Request] = []
         self._engine = engine
 
-    def score(self, requests: Sequence[Request]) -> list[Logps]:
-        found = self._engine.score(requests)
+    def score(
+        self, requests: Sequence[Request], advance: Callable[[float], None] = unseen
+    ) -> list[Logps]:
+        found = self._engine.score(requests, advance)
         found[0] = found[0][:-1]
         found[3] = np.where(np.arange(len(found[3])) == 1, np.nan, found[3]).astype(np.float32)
         found[10] = -found[10]
@@ -181,7 +183,7 @@ def test_what_cannot_be_scored_again_is_set_aside_with_the_obstacle(
     if error is None:
         keep = 3  # rows whose two responses are right
 
-        def score(requests: Sequence[Request]) -> list[Logps]:
+        def score(requests: Sequence[Request], _: Callable[[float], None]) -> list[Logps]:
             found = engine.score(requests)
             return [*found[: 2 * keep], *(np.full_like(f, np.nan) for f in found[2 * keep :])]
 

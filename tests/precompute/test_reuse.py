@@ -36,9 +36,9 @@ def scored(monkeypatch) -> list[int]:
     calls: list[int] = []
     score = TransformersScorer.score
 
-    def counting(self, requests):
+    def counting(self, requests, *advance):
         calls.append(len(requests))
-        return score(self, requests)
+        return score(self, requests, *advance)
 
     monkeypatch.setattr(TransformersScorer, "score", counting)
     return calls

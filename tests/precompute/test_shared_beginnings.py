@@ -35,7 +35,8 @@ def name_of(context: np.ndarray, token: int) -> float:
 
 def answer(question: Question) -> np.ndarray:
     pairs = zip(question.rows, question.targets, strict=True)
-    named = [name_of(question.token_ids[: row + 1], target) for row, target in pairs]
+    sequence = np.array(question.token_ids, np.int32)
+    named = [name_of(sequence[: row + 1], target) for row, target in pairs]
     return np.array(named, np.float32)
 
 
@@ -56,11 +57,11 @@ def test_no_row_that_is_asked_for_was_computed_for_an_earlier_response(prompt, r
     asked: list[tuple[bytes, int]] = []
     siblings = [response._replace(prompt_ids=prompt) for response in responses]
     for question in ask_once(siblings).questions:
-        contexts = [question.token_ids[: row + 1].tobytes() for row in question.rows]
+        sequence = np.array(question.token_ids, np.int32)
+        contexts = [sequence[: row + 1].tobytes() for row in question.rows]
         assert not computed & set(contexts)
         assert (np.diff(question.rows) >= 0).all()
-        length = len(question.token_ids)
-        computed |= {question.token_ids[:end].tobytes() for end in range(1, length + 1)}
+        computed |= {sequence[:end].tobytes() for end in range(1, len(sequence) + 1)}
         asked += zip(contexts, question.targets.tolist(), strict=True)
     assert len(asked) == len(set(asked))
 
@@ -99,4 +100,4 @@ def test_a_response_of_context_only_is_not_computed():
 def test_a_prompt_comes_before_the_longer_prompts_that_begin_with_it():
     long, short = Request(ids(7, 1, 2, 9), ids(3)), Request(ids(7), ids(1, 2, 300))
     questions = ask_once([long, short]).questions
-    assert questions[0].token_ids.tolist() == [7, 1, 2, 300]
+    assert questions[0].token_ids == [7, 1, 2, 300]

@@ -97,9 +97,9 @@ def test_only_rows_that_are_new_are_scored(settings, s3, console, tmp_path, monk
     asked = []
     score = TransformersScorer.score
 
-    def counting(self, requests):
+    def counting(self, requests, *advance):
         asked.extend(requests)
-        return score(self, requests)
+        return score(self, requests, *advance)
 
     monkeypatch.setattr(TransformersScorer, "score", counting)
     Path(settings.data).write_text("\n".join(lines[:8]) + "\n", encoding="utf-8")

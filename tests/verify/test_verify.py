@@ -144,8 +144,8 @@ def test_precompute_does_not_seal_what_disagrees_with_the_model(
     from reflogp.stages.precompute.score import worker
 
     class Wrong(TransformersScorer):
-        def score(self, requests):
-            return [found - 0.05 for found in super().score(requests)]
+        def score(self, requests, *advance):
+            return [found - 0.05 for found in super().score(requests, *advance)]
 
     monkeypatch.setattr(worker, "start", lambda *_: Wrong(Checkpoint(checkpoint, None, "float32")))
     config = PrecomputeConfig(

@@ -26,7 +26,7 @@ _PATIENCE_SECONDS = 1.0  # between two checks that the engines are alive
 
 
 def score(job: Job, missing: list[PlannedShard], known: ScoredRows, console: Console) -> None:
-    """Score shards and write them. Each shard is synced to disk before the next one starts.
+    """Score shards and write them. A shard is synced to disk while the next one is scored.
 
     Args:
         job: the model, engine and cache.
@@ -58,8 +58,7 @@ def _score_here(
     total = sum(planned.tokens for planned in missing)
     try:
         with console.track("scoring", total, "tokens") as advance:
-            for planned in missing:
-                done = worker.score(planned, advance, console.say)
+            for done in worker.score(missing, advance, console.say):
                 account.add(tokens=done.tokens, seconds=done.seconds)
     except RuntimeError as error:  # torch and vLLM raise it if a device fails or is out of memory
         raise ReflogpError(
@@ -75,10 +74,8 @@ def _score_in_processes(
     engines = min(job.config.engines, len(missing))
     # fork is not safe with threads, or with a CUDA context
     context = multiprocessing.get_context("spawn")
-    todo: Any = context.Queue()
+    todo = _Tasks(context, missing, engines)
     answers: Any = context.Queue()
-    for planned in [*missing, *[None] * engines]:
-        todo.put(planned)
     processes: list[Any] = []
     try:
         for devices in _devices(engines, job.config.tensor_parallel_size):
@@ -108,18 +105,18 @@ def _score_in_processes(
             process.join()
 
 
-def _work(job: Job, known: ScoredRows, todo: Any, answers: Any) -> None:
+def _work(job: Job, known: ScoredRows, todo: "_Tasks", answers: Any) -> None:
     """An engine's process: takes shards from `todo`, puts results and errors into `answers`."""
     with ending(_nobody):
         _work_until_stopped(job, known, todo, answers)
 
 
-def _work_until_stopped(job: Job, known: ScoredRows, todo: Any, answers: Any) -> None:
+def _work_until_stopped(job: Job, known: ScoredRows, todo: "_Tasks", answers: Any) -> None:
     try:
         worker = Worker(job, known)
         try:
-            while (planned := _next_task(todo)) is not None:
-                answers.put(worker.score(planned, lambda n: answers.put(float(n)), _nobody))
+            for done in worker.score(todo, lambda n: answers.put(float(n)), _nobody):
+                answers.put(done)
         finally:
             worker.close()
     except Exception as error:  # noqa: BLE001 - sent to the parent, which raises it
@@ -131,16 +128,36 @@ def _nobody(_: str) -> None:
     """Ignore messages: an engine's process reports only results."""
 
 
-def _next_task(todo: Any) -> PlannedShard | None:
-    """The next shard to score; None if there are no more, or if the parent has ended."""
-    parent = multiprocessing.parent_process()
-    while parent is None or parent.is_alive():
-        try:
-            task: PlannedShard | None = todo.get(timeout=_PATIENCE_SECONDS)
-        except queue.Empty:
-            continue
-        return task
-    return None
+class _Tasks:
+    """The shards that engines in their own processes share."""
+
+    def __init__(self, context: Any, shards: list[PlannedShard], engines: int) -> None:
+        self._queue = context.Queue()
+        self._left = context.Value("q", len(shards))
+        self._engines = engines
+        for task in [*shards, *[None] * engines]:
+            self._queue.put(task)
+
+    def __iter__(self) -> Iterator[PlannedShard | None]:
+        """The next shards to score, until there are no more or the parent has ended.
+
+        None after a shard means that there is only one more for each engine, so that none of them
+        should take another one before it needs it.
+        """
+        parent = multiprocessing.parent_process()
+        while parent is None or parent.is_alive():
+            try:
+                task: PlannedShard | None = self._queue.get(timeout=_PATIENCE_SECONDS)
+            except queue.Empty:
+                continue
+            if task is None:
+                return
+            with self._left:
+                self._left.value -= 1
+                scarce = self._left.value <= self._engines
+            yield task
+            if scarce:
+                yield None
 
 
 def _next(answers: Any, processes: list[Any]) -> Any:

@@ -12,11 +12,14 @@ from reflogp.data_schemas.shard_origin import Problem
 from reflogp.stages.cache.columns import View, list_column, views
 from reflogp.stages.cache.shard_content import ROUNDING
 from reflogp.stages.precompute.score.engines.protocol import Logps, Request, Scorer
+from reflogp.stages.precompute.score.engines.shared_beginnings import Requests
 
-_REQUESTS_AT_ONCE = 256  # per call of the engine and step of the progress bar
 # Up to this many responses of a shard, or a quarter of them, are rescored one by one. If more are
 # wrong, the engine is at fault.
 _FEW = 16
+
+Place = tuple[int, str]
+"""The row of a request, and the side of its response."""
 
 
 class ScoredTable(NamedTuple):
@@ -33,36 +36,63 @@ class ScoredTable(NamedTuple):
     rescued: int
 
 
-def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None]) -> ScoredTable:
-    """Score every response of a planned shard, and rescore those with impossible log-probs.
+class Scores(NamedTuple):
+    """The checked log-probs of a shard's requests.
+
+    Attributes:
+        logps: float32 [request.scored] for each request, in nats.
+        sums: their sums, accumulated in float64.
+        wrong: why the log-probs of a request are impossible, by its position.
+        rescued: number of requests whose log-probs were impossible until rescored.
+    """
+
+    logps: list[Logps]
+    sums: list[float]
+    wrong: dict[int, str]
+    rescued: int
+
+
+def score_requests(
+    requests: Sequence[Request], scorer: Scorer, advance: Callable[[float], None]
+) -> Scores:
+    """Score the requests of a shard, and rescore those with impossible log-probs.
 
     Args:
-        table: rows of PLAN_SCHEMA.
+        requests: what to score.
         scorer: the engine.
-        advance: called with the number of sequence tokens after each call of the engine.
+        advance: called with the number of sequence tokens while the engine scores them.
     """
-    places, requests = requests_of(table)
-    found: list[Logps] = []
-    for start in range(0, len(requests), _REQUESTS_AT_ONCE):
-        part = requests[start : start + _REQUESTS_AT_ONCE]
-        found += scorer.score(part)
-        advance(sum(request.length for request in part))
+    found = scorer.score(requests, advance)
     sums, wrong = check(requests, found)
     rescued = _rescue(scorer, requests, wrong)
     for position, (values, total) in rescued.items():
         found[position], sums[position] = values, total
         del wrong[position]
+    return Scores(found, sums, wrong, len(rescued))
+
+
+def scored_table(
+    table: pa.Table, places: Sequence[Place], requests: Sequence[Request], scores: Scores
+) -> ScoredTable:
+    """Add the scores of its requests to a planned shard.
+
+    Args:
+        table: rows of PLAN_SCHEMA.
+        places: the row and side of each request.
+        requests: the requests of all rows.
+        scores: what the engine found.
+    """
     problems: dict[int, Problem] = {}
-    for position, problem in wrong.items():
+    for position, problem in scores.wrong.items():
         row, side = places[position]
         about = {name: table.column(name)[row].as_py() for name in ("row_id", "source_row")}
         detail = f"{side}: {problem}"
         problems.setdefault(row, Problem(**about, field=f"{side}_ids", detail=detail))
-    spread = list(map(_spread, requests, found))
+    spread = list(map(_spread, requests, scores.logps))
     for side in RESPONSES:
         logps: list[View | None] = [None] * table.num_rows
         totals: list[float | None] = [None] * table.num_rows
-        for (row, its_side), values, total in zip(places, spread, sums, strict=True):
+        for (row, its_side), values, total in zip(places, spread, scores.sums, strict=True):
             if its_side == side:
                 logps[row], totals[row] = values, total
         tokens, whole = (SHARD_SCHEMA.field(f"ref_{side}_{n}") for n in ("logps", "logp_sum"))
@@ -71,7 +101,7 @@ def score_table(table: pa.Table, scorer: Scorer, advance: Callable[[float], None
     if problems:
         table = table.filter(pa.array([row not in problems for row in range(table.num_rows)]))
     listed = [problems[row] for row in sorted(problems)]
-    return ScoredTable(unweighted(table), listed, len(rescued))
+    return ScoredTable(unweighted(table), listed, scores.rescued)
 
 
 def check(
@@ -129,7 +159,7 @@ def _rescue(
     return {places[i]: (again[i], sums[i]) for i in range(len(asked)) if i not in still}
 
 
-def requests_of(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
+def requests_of(table: pa.Table) -> tuple[list[Place], Requests]:
     """Return the requests of a shard, row by row, and the row and side of each.
 
     Args:
@@ -140,7 +170,7 @@ def requests_of(table: pa.Table) -> tuple[list[tuple[int, str]], list[Request]]:
         (side, views(table.column(f"{side}_ids")), views(table.column(f"{side}_mask")))
         for side in RESPONSES
     ]
-    places, requests = [], []
+    places, requests = list[Place](), Requests()
     for row, prompt in enumerate(prompts):
         for side, ids, masks in responses:
             response = ids[row]

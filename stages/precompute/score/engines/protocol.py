@@ -1,6 +1,6 @@
 """The interface of an engine: log-probs of given tokens of responses after given prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -44,6 +44,10 @@ class Request(NamedTuple):
         return np.concatenate([self.prompt_ids, self.response_ids])
 
 
+def unseen(_: float) -> None:
+    """Show no progress."""
+
+
 class Scorer(Protocol):
     """An engine with a loaded model.
 
@@ -55,8 +59,15 @@ class Scorer(Protocol):
     method: str
     """How the engine scores, in a few words, for people and for the manifest."""
 
-    def score(self, requests: Sequence[Request]) -> list[Logps]:
-        """Score `requests`.
+    def score(
+        self, requests: Sequence[Request], advance: Callable[[float], None] = unseen
+    ) -> list[Logps]:
+        """Score `requests`, at best a whole shard: between two calls the engine has nothing to do.
+
+        Args:
+            requests: what to score.
+            advance: called now and then with the number of sequence tokens since the last call;
+                together all of them.
 
         Returns:
             log pi_ref(y_t | x, y_<t) in nats for each request, in order: float32

@@ -12,6 +12,7 @@ such a token, the first response is asked for it all the same, because it comput
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ _NOBODY = -1  # instead of the number of a pair: no request has wanted the token
 class Question(NamedTuple):
     """One sequence for the engine, which returns the log-prob of `targets[i]` after `rows[i]`."""
 
-    token_ids: Ids
+    token_ids: list[int]
     rows: Ids
     """Positions in the sequence, ascending; one can occur more than once."""
     targets: Ids
@@ -42,6 +43,15 @@ class Questions(NamedTuple):
         """The log-probs of each request, from the answers to the questions."""
         joined = np.concatenate([np.zeros(0, np.float32), *answers])
         return [joined[place] for place in self.places]
+
+
+class Requests(list[Request]):
+    """Requests whose questions can be made before the engine is free, which takes a while."""
+
+    @cached_property
+    def questions(self) -> Questions:
+        """The questions to an engine with a prefix cache."""
+        return ask_once(self)
 
 
 def ask_once(requests: Sequence[Request]) -> Questions:
@@ -102,7 +112,7 @@ class _Walk:
         asking, starts = np.unique(owners[order], return_index=True)
         split = [np.split(values[order].astype(np.int32), starts[1:]) for values in (rows, targets)]
         return [
-            Question(self._requests[owner].token_ids, *asked)
+            Question(self._requests[owner].token_ids.tolist(), *asked)
             for owner, *asked in zip(asking, *split, strict=True)
         ], place
 

@@ -5,7 +5,7 @@ head runs only on the tokens to score, in chunks, so the memory for logits does 
 budget.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from reflogp.stages.model.adapter import load_adapter
 from reflogp.stages.model.causal_lm import CANNOT_RUN, load_causal_lm
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import cause
-from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request, unseen
 
 
 class TransformersScorer:
@@ -60,13 +60,16 @@ class TransformersScorer:
         self._model.to(self.device).eval()
         self._embeddings = self._model.get_input_embeddings().weight.shape[0]
 
-    def score(self, requests: Sequence[Request]) -> list[Logps]:
+    def score(
+        self, requests: Sequence[Request], advance: Callable[[float], None] = unseen
+    ) -> list[Logps]:
         """See Scorer.score. A sequence with a token that has no embedding gets NaN.
 
         Raises:
             ReflogpError: the model needs inputs other than text tokens.
         """
         found = [np.full(request.scored, np.nan, np.float32) for request in requests]
+        left = sum(request.length for request in requests)
         for batch in self._batches(requests):
             try:
                 scores = self._score_batch([requests[i] for i in batch])
@@ -79,6 +82,10 @@ class TransformersScorer:
                 ) from error
             for i, logps in zip(batch, scores, strict=True):
                 found[i] = logps
+            done = sum(requests[i].length for i in batch)
+            left -= done
+            advance(done)
+        advance(left)  # of sequences that are in no batch
         return found
 
     def rescore(self, requests: Sequence[Request]) -> list[Logps]:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,28 @@ def death_explained(engine: Any, log: EngineLog) -> Iterator[None]:
         ) from error
     finally:
         done.set()
+
+
+def uncounted() -> None:
+    """Ignore an answer."""
+
+
+def counting(answered: Callable[[], None]) -> Callable[..., Any]:
+    """The `use_tqdm` of a call to vLLM that calls `answered` after each answer and shows nothing.
+
+    One call has all requests of a shard, so the engine is never without work in between.
+    """
+    from tqdm import tqdm
+
+    class Counter(tqdm):  # type: ignore[misc]  # tqdm is untyped
+        def update(self, n: float | None = 1) -> None:
+            for _ in range(int(n or 0)):
+                answered()
+
+        def display(self, *_: Any, **__: Any) -> None:
+            """Show nothing."""
+
+    return Counter
 
 
 def stop_engine(engine: Any) -> None:

@@ -8,7 +8,7 @@ and no state. `unsupported` names architectures that vLLM runs but this engine c
 VllmPromptLogprobsScorer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,8 @@ from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.model.loading import architecture, cause
 from reflogp.stages.precompute.score.engines import vllm_engine, vllm_lora
-from reflogp.stages.precompute.score.engines.protocol import Logps, Request
-from reflogp.stages.precompute.score.engines.shared_beginnings import Question, ask_once
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request, unseen
+from reflogp.stages.precompute.score.engines.shared_beginnings import Question, Requests
 from reflogp.stages.precompute.score.engines.vllm_plugin import pack, pooling_name
 
 _TASK = "token_classify"
@@ -77,11 +77,19 @@ class VllmPoolerScorer:
         self._engine, self._log = vllm_engine.start_engine(arguments, model.adapter)
         self._lora = vllm_lora.request(model.adapter)
 
-    def score(self, requests: Sequence[Request]) -> list[Logps]:
+    def score(
+        self, requests: Sequence[Request], advance: Callable[[float], None] = unseen
+    ) -> list[Logps]:
         """See Scorer.score. A log-prob that could not be computed is NaN."""
-        asked = ask_once(requests)
+        if not isinstance(requests, Requests):
+            requests = Requests(requests)
+        asked = requests.questions
         questions = asked.questions
-        answers = self._ask(questions, use_cache=True)
+        total = sum(request.length for request in requests)
+        each = total / max(len(questions), 1)
+        answers = self._ask(questions, use_cache=True, answered=lambda: advance(each))
+        if not questions:
+            advance(total)
         missing = [i for i, answer in enumerate(answers) if np.isnan(answer).any()]
         again = self._ask([questions[i] for i in missing], use_cache=False)
         for i, answer in zip(missing, again, strict=True):
@@ -97,13 +105,19 @@ class VllmPoolerScorer:
         vllm_engine.stop_engine(self._engine)
         del self._engine
 
-    def _ask(self, questions: list[Question], *, use_cache: bool) -> list[Logps]:
+    def _ask(
+        self,
+        questions: list[Question],
+        *,
+        use_cache: bool,
+        answered: Callable[[], None] = vllm_engine.uncounted,
+    ) -> list[Logps]:
         """An answer to each question, as long as its rows."""
         if not questions:
             return []
         from vllm import PoolingParams
 
-        prompts = [{"prompt_token_ids": question.token_ids.tolist()} for question in questions]
+        prompts = [{"prompt_token_ids": question.token_ids} for question in questions]
         wanted = [
             PoolingParams(
                 task=_TASK,
@@ -114,7 +128,11 @@ class VllmPoolerScorer:
         ]
         with vllm_engine.death_explained(self._engine, self._log):
             outputs = self._engine.encode(
-                prompts, wanted, lora_request=self._lora, pooling_task=_TASK, use_tqdm=False
+                prompts,
+                wanted,
+                lora_request=self._lora,
+                pooling_task=_TASK,
+                use_tqdm=vllm_engine.counting(answered),
             )
         return [
             _fitting(np.asarray(output.outputs.data, np.float32), len(question.rows))

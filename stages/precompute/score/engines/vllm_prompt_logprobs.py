@@ -4,14 +4,14 @@ The results are exact, but vLLM also computes the head and a rank over the vocab
 prompt token, and cannot reuse a shared prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines import vllm_engine, vllm_lora
-from reflogp.stages.precompute.score.engines.protocol import Logps, Request
+from reflogp.stages.precompute.score.engines.protocol import Logps, Request, unseen
 
 
 class VllmPromptLogprobsScorer:
@@ -57,12 +57,18 @@ class VllmPromptLogprobsScorer:
             prompt_logprobs=0, max_tokens=1, temperature=1.0, detokenize=False, flat_logprobs=True
         )
 
-    def score(self, requests: Sequence[Request]) -> list[Logps]:
+    def score(
+        self, requests: Sequence[Request], advance: Callable[[float], None] = unseen
+    ) -> list[Logps]:
         """See Scorer.score."""
+        each = sum(request.length for request in requests) / max(len(requests), 1)
         prompts = [{"prompt_token_ids": request.token_ids.tolist()} for request in requests]
         with vllm_engine.death_explained(self._engine, self._log):
             outputs = self._engine.generate(
-                prompts, self._sampling, lora_request=self._lora, use_tqdm=False
+                prompts,
+                self._sampling,
+                lora_request=self._lora,
+                use_tqdm=vllm_engine.counting(lambda: advance(each)),
             )
         return [
             _response_part(output.prompt_logprobs, request)

@@ -45,12 +45,13 @@ class ShardActor:
             ReflogpError: the engine does not start or fails, or a file cannot be read or written.
         """
         try:
-            return self._worker.score(planned, _nobody, _nobody)
+            (done,) = self._worker.score([planned], _nobody, _nobody)
         except (ReflogpError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - the driver reports it
             # send plain text, since a library's exception may not unpickle in the driver
             raise ReflogpError(f"{type(error).__name__}: {error}") from None
+        return done
 
     def close(self) -> None:
         """Stop the engine."""
