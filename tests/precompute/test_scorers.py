@@ -159,3 +159,10 @@ def test_auto_takes_vllm_where_it_can_run_and_says_why(
     else:
         with pytest.raises(InputError, match=f"{reason}.*--engine transformers"):
             choose("vllm", checkpoint)
+
+
+def test_progress_adds_up_to_all_tokens_of_the_sequences(checkpoint, requests):
+    steps: list[float] = []
+    transformers_engine(checkpoint).score(requests, steps.append)
+    assert len(steps) > 1
+    assert sum(steps) == sum(request.length for request in requests)

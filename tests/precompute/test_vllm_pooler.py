@@ -163,9 +163,9 @@ def test_siblings_lose_no_row_to_the_cache_that_they_share(requests, scorer, mon
     asked = []
     ask = scorer._ask
 
-    def count(questions, *, use_cache):
+    def count(questions, *, use_cache, **more):
         asked.append((use_cache, len(questions)))
-        return ask(questions, use_cache=use_cache)
+        return ask(questions, use_cache=use_cache, **more)
 
     monkeypatch.setattr(scorer, "_ask", count)
     scorer._engine.reset_prefix_cache()
