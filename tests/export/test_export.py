@@ -177,6 +177,7 @@ def test_a_run_that_fails_leaves_the_earlier_export_as_it_was(cache, manifest, c
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_the_earlier_export_or_the_new_one_is_whole(cache, console, tmp_path):
     mine = tmp_path / ".export.0123456789ab.partial"
     mine.mkdir()

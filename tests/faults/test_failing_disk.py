@@ -60,7 +60,13 @@ def finished(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in cache.glob("shard-*")}
 
 
-@pytest.mark.parametrize("stays", [True, False], ids=["from then on", "once"])
+@pytest.mark.parametrize(
+    "stays",
+    [
+        pytest.param(True, id="from then on"),
+        pytest.param(False, id="once", marks=pytest.mark.slow),
+    ],
+)
 def test_every_write_that_fails_is_named_and_the_same_command_goes_on(
     reflogp, sound: Path, tmp_path: Path, stays: bool, record_fault: Record
 ):

@@ -112,6 +112,7 @@ def test_actors_finish_what_a_share_began_though_one_of_them_is_killed(
     assert not any("failed 2 of" in warning for warning in console.warned)
 
 
+@pytest.mark.slow
 def test_a_shard_that_always_fails_is_reported_and_the_others_are_kept(
     two_cores: None,
     small: Make,
@@ -142,6 +143,7 @@ class Hanging(ShardActor):
         return super().score(planned)
 
 
+@pytest.mark.slow
 def test_an_actor_that_hangs_is_killed_and_its_shard_done_by_another(
     two_cores: None,
     small: Make,

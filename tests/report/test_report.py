@@ -42,6 +42,7 @@ def long_metrics():
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.slow
 def test_runs_of_a_hundred_thousand_steps_and_long_texts_stay_below_two_megabytes(
     run, tmp_path, long_metrics
 ):

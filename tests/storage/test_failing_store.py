@@ -60,7 +60,14 @@ def test_an_outage_is_not_taken_for_a_cache_that_is_gone(settings, proxy, consol
     assert "up to date" in console.said[-1]
 
 
-@pytest.mark.parametrize("part", ["plan.json", "00001.parquet", "quarantine"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "00001.parquet",
+        pytest.param("plan.json", marks=pytest.mark.slow),
+        pytest.param("quarantine", marks=pytest.mark.slow),
+    ],
+)
 def test_what_cannot_be_read_is_not_taken_for_damage(
     settings, s3, proxy, console, local_rows, part
 ):
