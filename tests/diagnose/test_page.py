@@ -137,6 +137,6 @@ def test_without_the_libraries_for_pages_the_message_says_what_to_install(
     faulty, tmp_path, console, monkeypatch, library
 ):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(InputError, match=rf"need {library}.*reflogp\[html\]"):
+    with pytest.raises(InputError, match=rf"need {library}.*Run pip install {library}\."):
         run_diagnose(faulty, tmp_path / "page.html", console)
     assert not (tmp_path / "page.html").exists()

@@ -40,7 +40,9 @@ def test_a_store_that_stays_down_ends_the_run_and_the_next_one_completes_it(
     proxy.heal()
     # whole, where only the answers were lost; else not there at all
     there = [key for key in keys(s3) if key.startswith("shard-")]
-    assert len(there) == (3 if kind == "lost" else 2)
+    assert any("00002" in key for key in there) == (kind == "lost")
+    # the next shard may have been scored by then, and is kept as well
+    assert len(there) in ((3, 4) if kind == "lost" else (2, 3))
     assert "manifest.json" not in keys(s3)
     run_precompute(settings, console)
     assert any(f"{len(there)} of 5 shards are finished" in line for line in console.said)
