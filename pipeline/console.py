@@ -23,8 +23,7 @@ from rich.text import Text
 from reflogp.stages.processes import rank
 from reflogp.stages.progress import Advance
 
-_PARTS = 10  # progress lines in a file, one after each tenth
-_PAUSE_SECONDS = 60.0  # minimum time between two progress lines
+_PAUSE_SECONDS = 30.0  # between two progress lines in a file
 _RATE_SECONDS = 600.0  # averaging time of a rate; work that comes in large pieces needs so much
 _NO_WIDTH = 10_000  # columns of a file
 _NAME_WIDTH = 8  # of a name such as "PROBLEM"
@@ -65,11 +64,9 @@ class _Rate(ProgressColumn):
     """Shows the amount done and the rate."""
 
     def render(self, task: Task) -> Text:
-        unit = task.fields["unit"]
         speed = task.finished_speed or task.speed
-        rate = f", {speed:,.1f} {unit}/s" if speed else ""
-        total = f"/{task.total:,.0f}" if task.total is not None else ""
-        return Text(f"{task.completed:,.0f}{total} {unit}{rate}")
+        rate = f", {_rate(speed, task.fields['unit'])}" if speed else ""
+        return Text(f"{_amount(task)}{rate}")
 
 
 class _Bars(Progress):
@@ -116,15 +113,11 @@ class TerminalConsole:
 
     @contextmanager
     def track(self, what: str, total: float | None, unit: str) -> Iterator[Advance]:
-        """See reflogp.stages.progress.Console. A file gets lines, the first after a minute.
-
-        Further lines follow after each tenth, but at most one per minute. If the total is unknown,
-        there is one line per minute.
-        """
-        columns = (TextColumn("{task.description}"), BarColumn(24), _Rate(), TimeRemainingColumn())
+        """See reflogp.stages.progress.Console. A file gets a line every 30 seconds."""
+        left = TimeRemainingColumn(elapsed_when_finished=True)
+        columns = (TextColumn("{task.description}"), BarColumn(24), _Rate(), left)
         interactive = self._remarks.is_terminal
         begin = told_at = self._clock()
-        told = 0
         with _Bars(
             *columns, console=self._remarks, disable=not interactive, get_time=self._clock,
             speed_estimate_period=_RATE_SECONDS,
@@ -133,19 +126,18 @@ class TerminalConsole:
             task = progress.tasks[0]
 
             def advance(amount: float, note: str = "") -> None:
-                nonlocal told, told_at
+                nonlocal told_at
                 progress.advance(bar, amount)
                 progress.note = note or progress.note
-                now, part = self._clock(), _PARTS * task.completed / total if total else told + 1
-                if interactive or now - told_at < _PAUSE_SECONDS:
-                    return
-                if told_at == begin or int(part) > told:
-                    told, told_at = int(part), now
+                if not interactive and self._clock() - told_at >= _PAUSE_SECONDS:
+                    told_at = self._clock()
                     self.say(_line(task, progress.note))
 
             yield advance
         if not interactive:
-            self.say(f"{what}: {task.completed:,.0f} {unit}")
+            taken = round(self._clock() - begin)
+            time_taken = f" in {timedelta(seconds=taken)}" if taken else ""
+            self.say(f"{what}: {_counted(task.completed, unit)}{time_taken}")
 
     def table(
         self, title: Cell, rows: Sequence[tuple[Cell, ...]], header: tuple[str, ...] = ()
@@ -240,14 +232,34 @@ class LogConsole:
             logging.getLogger("reflogp").log(level, "%s", visible(message))
 
 
+def _amount(task: Task) -> str:
+    """The amount done, of the total if there is one."""
+    unit = task.fields["unit"]
+    if task.total is None:
+        return _counted(task.completed, unit)
+    return f"{task.completed:,.0f}/{_counted(task.total, unit)}"
+
+
+def _counted(amount: float, unit: str) -> str:
+    """3 steps, 1 step."""
+    return f"{amount:,.0f} {unit.removesuffix('s') if amount == 1 else unit}"
+
+
+def _rate(speed: float, unit: str) -> str:
+    """`speed` in units per second, or in seconds per unit if one takes longer than a second."""
+    if speed < 1:
+        return f"{1 / speed:,.1f} s/{unit.removesuffix('s')}"
+    return f"{speed:,.1f} {unit}/s"
+
+
 def _line(task: Task, note: str) -> str:
     """A progress line: amount done, rate, remaining time, and the latest figures."""
-    unit, done, total, rate = task.fields["unit"], task.completed, task.total, task.speed
-    parts = [f"{task.description}: {done:,.0f}{f'/{total:,.0f}' if total else ''} {unit}"]
+    done, total, rate = task.completed, task.total, task.speed
+    parts = [f"{task.description}: {_amount(task)}"]
     if total:
         parts.append(f"{done / total:.0%}")
     if rate:
-        parts.append(f"{rate:,.1f} {unit}/s")
+        parts.append(_rate(rate, task.fields["unit"]))
     if rate and total:
         parts.append(f"{timedelta(seconds=round((total - done) / rate))} left")
     return ", ".join(parts) + (f"  {note}" if note else "")

@@ -64,33 +64,36 @@ def lines_of(capsys, total, steps, seconds, note="", already=0) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
-def test_in_a_file_hours_have_a_line_after_a_minute_and_then_each_tenth_of_the_way(capsys):
-    lines = lines_of(capsys, 1000, 1000, seconds=30.0)
-    done = [int(line.split("/")[0].split()[-1].replace(",", "")) for line in lines[:-1]]
-    assert done == [2, *range(100, 1001, 100)]
-    assert lines[2] == "training: 200/1,000 steps, 20%, 0.0 steps/s, 6:40:00 left"
-    assert lines[-1] == "training: 1,000 steps"
-
-
-def test_in_a_file_there_are_never_two_lines_within_a_minute(capsys):
+def test_in_a_file_there_is_a_line_every_thirty_seconds(capsys):
     lines = lines_of(capsys, 40, 40, seconds=5.0, note="loss")
     assert [line.split(",")[0] for line in lines] == [
-        "training: 12/40 steps", "training: 24/40 steps", "training: 36/40 steps",
-        "training: 40 steps",
+        *(f"training: {done}/40 steps" for done in range(6, 40, 6)), "training: 40 steps in 0:03:20"
     ]  # fmt: skip
-    assert lines[1].endswith("60%, 0.2 steps/s, 0:01:20 left  loss 23")
-    assert lines_of(capsys, 40, 40, seconds=1.0, note="loss") == ["training: 40 steps"]
+    assert lines[3].endswith("60%, 5.0 s/step, 0:01:20 left  loss 23")
+    assert lines_of(capsys, 40, 40, seconds=0.7, note="loss") == ["training: 40 steps in 0:00:28"]
 
 
-def test_in_a_file_what_has_no_known_end_has_a_line_a_minute(capsys):
-    lines = lines_of(capsys, None, 50, seconds=6.0)
-    assert lines[:2] == ["training: 10 steps, 0.2 steps/s", "training: 20 steps, 0.2 steps/s"]
-    assert len(lines) == 6
+def test_steps_longer_than_that_have_a_line_each(capsys):
+    lines = lines_of(capsys, 1000, 100, seconds=60.0)
+    assert lines[1] == "training: 2/1,000 steps, 0%, 60.0 s/step, 16:38:00 left"
+    assert len(lines) == 101
+
+
+def test_in_a_file_what_has_no_known_end_has_its_amount_and_rate(capsys):
+    lines = lines_of(capsys, None, 500, seconds=0.2)
+    assert lines == [
+        "training: 150 steps, 5.0 steps/s", "training: 300 steps, 5.0 steps/s",
+        "training: 450 steps, 5.0 steps/s", "training: 500 steps in 0:01:40",
+    ]  # fmt: skip
+
+
+def test_one_is_one_and_what_takes_no_time_has_none(capsys):
+    assert lines_of(capsys, 1, 1, seconds=0.0) == ["training: 1 step"]
 
 
 def test_the_rate_of_a_run_that_goes_on_counts_its_own_steps(capsys):
     lines = lines_of(capsys, 1000, 100, seconds=10.0, already=900)
-    assert lines[0].startswith("training: 906/1,000 steps, 91%, 0.1 steps/s, 0:15:40 left")
+    assert lines[0].startswith("training: 903/1,000 steps, 90%, 10.0 s/step, 0:16:10 left")
 
 
 SHOWN = {
