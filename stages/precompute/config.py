@@ -10,7 +10,7 @@ from reflogp.data_schemas.files.location import Location, Place
 from reflogp.stages.assignments import Arguments, ColumnNames, Names
 from reflogp.stages.precompute.share_and_actors import crew, share
 
-RULES_VERSION = 5
+RULES_VERSION = 6
 """Increases with every code change that can give different rows or ids for the same input."""
 
 SCORING_VERSION = 1

@@ -63,9 +63,10 @@ class Hub:
     def info(self, name: str, revision: str | None = None) -> SimpleNamespace:
         return SimpleNamespace(sha=self.commit(revision))
 
-    def data(self, path: str, **options: Any) -> list[dict[str, Any]]:
+    def data(self, path: str, **options: Any) -> datasets.IterableDataset:
         self.asked.append(("data", path, options["revision"], options["name"]))
-        return self._rows[:6] if options["revision"] == OLD else self._rows[:9]
+        rows = self._rows[:6] if options["revision"] == OLD else self._rows[:9]
+        return datasets.Dataset.from_list(rows).to_iterable_dataset()
 
 
 @pytest.fixture

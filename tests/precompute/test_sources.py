@@ -159,6 +159,20 @@ def test_what_datasets_keeps_as_json_is_read_as_it_was(tmp_path):
     assert data(tmp_path / "a.parquet") == rows
 
 
+def test_a_class_is_read_as_its_name_whatever_its_number(tmp_path):
+    kind = datasets.ClassLabel(names=["chosen", "rejected"])
+    features = datasets.Features(label=kind, index=datasets.Value("int64"))
+    columns = {"label": [0, 1, None, -1], "index": [0, 1, None, -1]}
+    saved = datasets.Dataset.from_dict(columns, features=features)
+    saved.to_parquet(tmp_path / "a.parquet")
+    saved.save_to_disk(tmp_path / "folder")
+    names = ["chosen", "rejected", None, None]
+    expected = [
+        {"label": name, "index": index} for name, index in zip(names, columns["index"], strict=True)
+    ]
+    assert data(tmp_path / "a.parquet") == data(tmp_path / "folder") == expected
+
+
 def test_blank_lines_are_no_rows_but_count_as_lines(file):
     path = file("a.jsonl", b"\n" + LINE + b"  \r\n\n" + LINE.replace(b"\n", b"\r\n") + LINE[:-1])
     assert [(row.index, row.line, row.data) for row in read(path)] == [

@@ -240,8 +240,15 @@ def _dataset_rows(builder: str, **options: Any) -> Iterator[tuple[int, _Content]
 
     # datasets logs each error that it raises, and users should see only ours
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    for line, row in enumerate(datasets.load_dataset(builder, streaming=True, **options), 1):
-        yield line, dict(row)
+    rows = datasets.load_dataset(builder, streaming=True, **options)
+    # the number of a class can mean anything; its name says whether it is good or bad
+    names = {
+        column: dict(enumerate(feature.names))
+        for column, feature in (rows.features or {}).items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    for line, row in enumerate(rows, 1):
+        yield line, {**row, **{name: names[name].get(row[name]) for name in names}}
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, _Content]]:
