@@ -229,6 +229,7 @@ def test_a_verdict_says_which_response_is_chosen(row, expected, read):
         (LISTED, {"completions": LISTED["completions"][:1]}, "missing_field", "completions"),
         (scored(1, 2), {"scores": [1]}, "wrong_type", "scores"),
         (scored(1, 2), {"scores": [1, None]}, "null_field", "scores"),
+        (scored(1, 2, 3), {"responses": [" A", None, " B"]}, "null_field", "responses"),
         (scored(1, 2), {"scores": [1, "N/A"]}, "bad_confidence", "scores"),
         (TALK, {"messages": "Q"}, "wrong_type", "messages"),
         (TALK, {"rejected_response": ""}, "empty_response", "rejected"),

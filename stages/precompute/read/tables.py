@@ -222,7 +222,7 @@ def _parallel(rows: Sequence[Row], columns: Sequence[str]) -> tuple[Any, list[An
             Reason.WRONG_TYPE, scores, f"{responses!r} and {scores!r} are not lists of equal length"
         )
     return present(row, prompt), [
-        Answer(response, _score({scores: score}, scores))
+        Answer(present({responses: response}, responses), _score({scores: score}, scores))
         for response, score in zip(*found, strict=True)
     ]
 
