@@ -12,6 +12,7 @@ from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.choose import choose
 from reflogp.stages.precompute.score.engines.protocol import Request
+from reflogp.stages.precompute.score.engines.vllm_engine import prepare_environment
 from reflogp.stages.precompute.score.engines.vllm_log import EngineLog, last_cause
 from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer
 from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import VllmPromptLogprobsScorer
@@ -29,6 +30,20 @@ def tokens(seed: int, length: int) -> np.ndarray:
 def own_environment(monkeypatch):
     """vLLM's settings that a test changes are put back."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0,1")
+
+
+def test_the_environment_asks_for_spawn_and_leaves_threads_to_the_device(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    prepare_environment()
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    # a GPU build would take these for the user's own wish
+    assert not [name for name in os.environ if "OMP" in name or "CPU" in name]
+
+
+def test_the_environment_of_the_user_wins(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"VLLM_WORKER_MULTIPROC_METHOD": "fork"})
+    prepare_environment()
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
 
 
 @pytest.mark.slow

@@ -25,27 +25,27 @@ _PATIENCE_SECONDS = 1.0  # between two checks that the engine is alive
 
 def prepare_environment() -> None:
     """Set environment variables before vLLM is imported. Values that the user set win."""
-    cores = sorted(os.sched_getaffinity(0))
-    defaults = {
+    _set_defaults({
         # errors are raised, and other output is not for the user
         "VLLM_LOGGING_LEVEL": QUIET,
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TORCH_LOGS": "-torch._library",  # hides the warning that a CPU has no Triton
         "PYTHONWARNINGS": "ignore",
-        # without these, vLLM runs its CPU engine on one thread
-        "OMP_NUM_THREADS": str(len(cores)),
-        _CORES: ",".join(map(str, cores)),
-        "VLLM_CPU_KVCACHE_SPACE": "2",
+        # to ask PyTorch for a GPU breaks it in forked processes
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # one token above the model's limit, which is never computed
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    })  # fmt: skip
     if _SOCKETS not in os.environ:  # vLLM leaves its sockets behind
         os.environ[_SOCKETS] = folder = tempfile.mkdtemp(prefix="reflogp-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _set_defaults(values: dict[str, str]) -> None:
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
 
 
 def device_type() -> str:
@@ -107,6 +107,13 @@ def _require_same_window(folder: Path, longest: int) -> None:
 
 def _share_cores(ranks: int) -> None:
     """Assign cores to each rank of an engine on the CPU. For two ranks, vLLM expects `0,2|1,3`."""
+    available = sorted(os.sched_getaffinity(0))
+    # without these, the engine runs on one thread; on a GPU, vLLM sets the number of threads
+    _set_defaults({
+        "OMP_NUM_THREADS": str(len(available)),
+        _CORES: ",".join(map(str, available)),
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+    })  # fmt: skip
     bound = os.environ[_CORES].split("|")
     cores = ",".join(bound).split(",")
     if len(bound) != ranks and all(core.isdigit() for core in cores):
