@@ -15,6 +15,7 @@ from reflogp.data_schemas.errors import ReflogpError
 from reflogp.pipeline.run import run_precompute
 from reflogp.stages.cache.write_shard import write_shard
 from reflogp.stages.precompute.config import PrecomputeConfig
+from reflogp.stages.precompute.score.engines.choose import gpus_of_an_engine
 from reflogp.stages.precompute.score.local import _devices, _environment
 from tests.caches import rows, rows_by_id
 
@@ -110,6 +111,19 @@ def test_an_error_in_an_engine_reaches_the_user(settings, console, monkeypatch):
     monkeypatch.setattr(scoring, "_devices", remove_weights)
     with pytest.raises(ReflogpError, match="safetensors"):
         run_precompute(settings.model_copy(update={"reference": str(copy)}), console)
+
+
+def test_each_engine_gets_gpus_for_its_tensor_and_pipeline_ranks(settings, monkeypatch):
+    config = settings.model_copy(
+        update={"tensor_parallel_size": 2, "engine_args": {"pipeline_parallel_size": 2}}
+    )
+    assert gpus_of_an_engine(settings) == 1
+    assert gpus_of_an_engine(config) == 4
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,6,5,4,3,2,1,0")
+    assert [engine["CUDA_VISIBLE_DEVICES"] for engine in _devices(2, 4)] == ["7,6,5,4", "3,2,1,0"]
+    with pytest.raises(ReflogpError, match=r"--engines 3 needs 12 GPUs, 4 for each .* are 8\."):
+        list(_devices(3, 4))
 
 
 def test_engines_share_the_cores_and_the_environment_is_put_back():

@@ -15,6 +15,7 @@ from reflogp.data_schemas.errors import ReflogpError
 from reflogp.stages.precompute.job import Job
 from reflogp.stages.precompute.plan.planned_shards import PlannedShard
 from reflogp.stages.precompute.score.account import Account
+from reflogp.stages.precompute.score.engines.choose import gpus_of_an_engine
 from reflogp.stages.precompute.score.reuse import ScoredRows
 from reflogp.stages.precompute.score.worker import Done, Worker
 from reflogp.stages.progress import Console
@@ -78,7 +79,7 @@ def _score_in_processes(
     answers: Any = context.Queue()
     processes: list[Any] = []
     try:
-        for devices in _devices(engines, job.config.tensor_parallel_size):
+        for devices in _devices(engines, gpus_of_an_engine(job.config)):
             process = context.Process(target=_work, args=(job, known, todo, answers))
             with _environment(devices), held_back():
                 process.start()
@@ -184,20 +185,20 @@ def _next(answers: Any, processes: list[Any]) -> Any:
         return answer
 
 
-def _devices(engines: int, tensor_parallel_size: int) -> Iterator[dict[str, str]]:
-    """The environment of each engine, which assigns it its own GPUs or CPU cores."""
+def _devices(engines: int, each: int) -> Iterator[dict[str, str]]:
+    """The environment of each engine, which assigns it its own GPUs (`each`) or CPU cores."""
     import torch
 
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-        if len(gpus) < engines * tensor_parallel_size:
+        if len(gpus) < engines * each:
             raise ReflogpError(
-                f"--engines {engines} with --tensor-parallel-size {tensor_parallel_size} needs "
-                f"{engines * tensor_parallel_size} GPUs; there are {len(gpus)}."
+                f"--engines {engines} needs {engines * each} GPUs, {each} for each engine; "
+                f"there are {len(gpus)}."
             )
-        for first in range(0, engines * tensor_parallel_size, tensor_parallel_size):
-            yield {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + tensor_parallel_size])}
+        for first in range(0, engines * each, each):
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + each])}
         return
     cores = sorted(os.sched_getaffinity(0))
     for number in range(engines):

@@ -1,6 +1,7 @@
 """Chooses the engine without importing one, and starts it."""
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,6 +102,13 @@ def _require_short(model: Path, length: int) -> None:
             f"{short:,} tokens for shorter ones too. Give --engine transformers, or a --max-length "
             f"below {short:,}."
         )
+
+
+def gpus_of_an_engine(config: PrecomputeConfig) -> int:
+    """The number of GPUs that one engine takes."""
+    settings = config.vllm_arguments()
+    ranks = (int(settings.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
+    return math.prod(ranks)
 
 
 def best_method(model: Path) -> Method:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.data_schemas.files.location import is_local
 from reflogp.stages.precompute.config import PrecomputeConfig
-from reflogp.stages.precompute.score.engines.choose import Choice, choose
+from reflogp.stages.precompute.score.engines.choose import Choice, choose, gpus_of_an_engine
 from reflogp.stages.signals import listen_again
 
 _ASK_SECONDS = 600  # until a node answers, which the cluster may have to start first
@@ -74,7 +74,7 @@ def room_of_an_actor(config: PrecomputeConfig) -> Room:
 
     gpus = config.actor_gpus
     if gpus is None:
-        gpus = config.tensor_parallel_size if ray.cluster_resources().get("GPU") else 0
+        gpus = gpus_of_an_engine(config) if ray.cluster_resources().get("GPU") else 0
     return Room(config.actor_cpus, gpus)
 
 
