@@ -12,7 +12,7 @@ from reflogp.data_schemas.errors import InputError, ReflogpError
 from reflogp.stages.model.checkpoint import Checkpoint
 from reflogp.stages.precompute.score.engines.choose import choose
 from reflogp.stages.precompute.score.engines.protocol import Request
-from reflogp.stages.precompute.score.engines.vllm_engine import prepare_environment
+from reflogp.stages.precompute.score.engines.vllm_engine import compilation, prepare_environment
 from reflogp.stages.precompute.score.engines.vllm_log import EngineLog, last_cause
 from reflogp.stages.precompute.score.engines.vllm_pooler import VllmPoolerScorer
 from reflogp.stages.precompute.score.engines.vllm_prompt_logprobs import VllmPromptLogprobsScorer
@@ -44,6 +44,16 @@ def test_the_environment_of_the_user_wins(monkeypatch):
     monkeypatch.setattr(os, "environ", {"VLLM_WORKER_MULTIPROC_METHOD": "fork"})
     prepare_environment()
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+
+
+@pytest.mark.vllm
+def test_models_are_compiled_for_a_gpu_without_graphs():
+    prepare_environment()
+    from vllm.config import CompilationConfig, CUDAGraphMode
+
+    config = CompilationConfig(**compilation("cuda"))
+    assert config.cudagraph_mode == CUDAGraphMode.NONE
+    assert config.mode == CompilationConfig().mode  # which vLLM chooses
 
 
 @pytest.mark.slow

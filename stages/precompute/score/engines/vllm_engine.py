@@ -69,6 +69,7 @@ def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tupl
     wanted_by_all: dict[str, Any] = {
         # compiling the model takes minutes on a CPU, and a prefill gains nothing from it
         "enforce_eager": device_type() == "cpu",
+        "compilation_config": compilation(device_type()),
         # a class that could also take images runs without its towers, on text alone
         "language_model_only": True,
         "disable_log_stats": True,
@@ -77,8 +78,6 @@ def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tupl
     from vllm import LLM
 
     if device_type() == "cpu":
-        # vLLM's kernel for this misreads tensors of shape [tokens, heads, size]; torch does not
-        wanted_by_all["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
         _share_cores(arguments.get("tensor_parallel_size", 1))
     log = EngineLog()
     try:
@@ -92,6 +91,15 @@ def start_engine(arguments: dict[str, Any], adapter: Path | None = None) -> tupl
     if adapter is not None:
         vllm_lora.load(engine, adapter)
     return engine, log
+
+
+def compilation(device: str) -> dict[str, Any]:
+    """vLLM's `compilation_config` on this type of device."""
+    if device == "cpu":
+        # vLLM's kernel for this misreads tensors of shape [tokens, heads, size]; torch does not
+        return {"custom_ops": ["-rotary_embedding"]}
+    # graphs are for steps of up to 512 tokens, and a step of prompts has thousands
+    return {"cudagraph_mode": "NONE"}
 
 
 def _require_same_window(folder: Path, longest: int) -> None:
