@@ -37,7 +37,7 @@ def run_doctor(
         engine: --engine of stage one.
         console: for the lines.
         quick: whether to try one architecture only, and to time nothing.
-        file: for the report; None to write none.
+        file: for the report, which is written after each part; None to write none.
 
     Raises:
         InputError: the file cannot be written.
@@ -45,24 +45,30 @@ def run_doctor(
     if file is not None:
         _require_report_file(file)
     started, machine = time.monotonic(), survey()
-    found = [Found(checks(machine), [])]
-    _show(found[0].checks, console)
+    found = list[Found]()
+
+    def add(more: Found) -> DoctorReport:
+        """Print what a part found, and write all that was found so far."""
+        found.append(more)
+        _show(more.checks, console)
+        report = DoctorReport(
+            reflogp_version=version("reflogp"),
+            made_at=datetime.now(UTC),
+            seconds=time.monotonic() - started,
+            machine=machine,
+            checks=[check for one in found for check in one.checks],
+            timings=[timing for one in found for timing in one.timings],
+        )
+        if file is not None:
+            write_text(file, report.model_dump_json(indent=2) + "\n")
+        return report
+
+    report = add(Found(checks(machine), []))
     with tempfile.TemporaryDirectory(prefix="reflogp-") as folder:
         families = _ARCHITECTURES[:1] if quick else _ARCHITECTURES
         task = Task(Path(folder), families, engine, thorough=not quick)
         for stage in (stage_one, stage_two):
-            found.append(_alone(stage, task))
-            _show(found[-1].checks, console)
-    report = DoctorReport(
-        reflogp_version=version("reflogp"),
-        made_at=datetime.now(UTC),
-        seconds=time.monotonic() - started,
-        machine=machine,
-        checks=[check for one in found for check in one.checks],
-        timings=[timing for one in found for timing in one.timings],
-    )
-    if file is not None:
-        write_text(file, report.model_dump_json(indent=2) + "\n")
+            report = add(_alone(stage, task))
     console.say(_verdict(report))
     return report
 

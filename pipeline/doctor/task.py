@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,7 +174,9 @@ def check(part: Part, name: str, run: Callable[[], Finding], *, by_name: bool = 
     result: Result = "ok"
     figures: dict[str, float] = {}
     try:
-        why, figures, reasons = run()
+        why, found, reasons = run()
+        # JSON has neither NaN nor infinity
+        figures = {name: value for name, value in found.items() if isfinite(value)}
         if reasons:
             result, why = "off", f"{'; '.join(reasons)} ({why})"
     except InputError as error:

@@ -16,7 +16,7 @@ from reflogp.data_schemas.doctor_report import Gpu, Machine
 from reflogp.pipeline.cli import app
 from reflogp.pipeline.doctor import run as doctor
 from reflogp.pipeline.doctor import stage_one, stage_two
-from reflogp.pipeline.doctor.task import Found, Task
+from reflogp.pipeline.doctor.task import Found, Task, check
 from reflogp.stages.doctor import machine
 from reflogp.stages.doctor.truth import Step, furthest
 from reflogp.stages.precompute.score.engines import choose
@@ -123,6 +123,22 @@ def test_without_a_cache_training_is_off(tmp_path: Path):
     found = stage_two.stage_two(task)
     assert set(results(found).values()) == {"off"}
     assert all("stage one made no cache" in check.why for check in found.checks)
+
+
+def test_what_was_found_is_in_the_file_before_the_next_stage_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, found = tmp_path / "report.json", list[int]()
+
+    def stage(*_: Any, **__: Any) -> Found:
+        found.append(len(doctor_report.read(file).checks))
+        far = {"loss": float("inf"), "margin": 0.1}
+        return Found([check("stage one", "all of it", lambda: ("", far, ["too far"]))], [])
+
+    monkeypatch.setattr(doctor, "call_in_child", stage)
+    run("--json", file, code=1)
+    assert 0 < found[0] == found[1] - 1
+    assert doctor_report.read(file).checks[-1].figures == {"margin": 0.1}
 
 
 def _dies(task: Task) -> Found:
