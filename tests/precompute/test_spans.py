@@ -18,7 +18,7 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from reflogp.data_schemas.quarantine import Reason
 from reflogp.stages.cache.quarantine_file import RowFault
@@ -281,6 +281,19 @@ def test_a_message_that_others_change_is_not_guessed():
     with pytest.raises(RowFault, match="message 0 of 'chosen' differently once others") as caught:
         rows_of("bytes", COUNTING)(Preference(0, [user("a")], response, None))
     assert (caught.value.reason, caught.value.field) == (Reason.TEMPLATE_FAILED, "chosen")
+
+
+def test_a_tokenizer_without_offsets_takes_all_rows_but_those_that_need_a_mask():
+    slow = ByT5Tokenizer(extra_ids=0, additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+    slow.eos_token, slow.chat_template = "<|im_end|>", CHATML
+    rows = tokenizer_of(slow)
+    row = rows(Preference(0, [user("a")], [assistant("one")], None))
+    assert row.chosen_mask is None
+    assert slow.decode(row.chosen_ids) == "one<|im_end|>\n"
+    response = [assistant("one"), user("more"), assistant("two")]
+    with pytest.raises(RowFault, match=r"only a fast tokenizer .* can tell apart") as caught:
+        rows(Preference(0, [user("a")], response, None))
+    assert caught.value.reason is Reason.TEMPLATE_FAILED
 
 
 def test_a_mask_is_cut_with_its_response():
