@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadf
 
 help:
 	@echo "make demo      both stages on a real model and real preferences (6 minutes on 2 cores)"
-	@echo "make test      set up, ruff, mypy and every kind of test (16 minutes of tests on 2 cores)"
+	@echo "make test      set up, ruff, mypy and every kind of test (13 minutes of tests on 2 cores)"
 	@echo "make test-all  the same with every variant"
 	@echo "make fuzz      broken input for every reader, $(FUZZ_CASES) cases each"
 	@echo "make lint      ruff and mypy only"
