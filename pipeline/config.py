@@ -173,11 +173,11 @@ def require_known(content: Iterable[Any], known: Mapping[str, Any], where: str, 
         if name not in known:
             owners = [owner for owner in _OWNERS if name in SECTIONS[owner].model_fields]
             close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            if advice := advice_on(str(name)):
+            if owners:
+                advice = f"it belongs under {' or '.join(map(repr, owners))}."
+            elif advice := advice_on(str(name)):
                 if kind == "section":
                     advice += f" `reflogp convert-config {where}` converts the file."
-            elif owners:
-                advice = f"it belongs under {' or '.join(map(repr, owners))}."
             else:
                 advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
             raise InputError(f"{where}: there is no {kind} {name!r}; {advice}")

@@ -196,9 +196,15 @@ def converted(content: Mapping[str, Any], processes: int) -> tuple[Sections, lis
         if ours is None:
             remarks.append(f"{name}: not carried over; reflogp has no such option.")
             continue
-        theirs = ours.value(value) if ours.option else None
+        try:
+            theirs = ours.value(value) if ours.option else None
+            if ours.option == "accumulation":
+                theirs = int(value) * processes
+        except (AttributeError, TypeError, ValueError):
+            remarks.append(f"{name}: {value!r} cannot be converted.")
+            continue
         if theirs is not None:
-            put(ours.option, theirs * processes if ours.option == "accumulation" else theirs)
+            put(ours.option, theirs)
         elif value is not False:
             remarks.append(f"{name}: {advice_on(name)}")
     put("cache", "cache")
@@ -223,7 +229,8 @@ def as_yaml(sections: Sections, remarks: list[str]) -> str:
             for problem in error.errors():
                 option = ".".join(map(str, problem["loc"]))
                 remarks.append(f"{section}: {option}: {problem['msg']}")
-    return "".join(f"# {remark}\n" for remark in remarks) + yaml.safe_dump(
+    lines = (" ".join(remark.split()) for remark in remarks)
+    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
         sections, sort_keys=False, allow_unicode=True
     )
 
@@ -232,8 +239,10 @@ def _without_lists(content: Mapping[str, Any], remarks: list[str]) -> dict[str, 
     """The content with lists of data sets and losses, and axolotl's `adapter`, as plain keys."""
     plain = dict(content)
     sources = plain.pop("datasets", None) or []
-    if sources:
-        first = sources[0]
+    first = sources[0] if isinstance(sources, list) and sources else None
+    if sources and not isinstance(first, dict):
+        remarks.append(f"datasets: {sources!r} cannot be converted.")
+    elif isinstance(first, dict):
         plain |= {"dataset_name": first.get("path"), "dataset_train_split": first.get("split")}
         plain["columns"] = {ours: first[key] for key, ours in _OF_DATA.items() if key in first}
         if len(sources) > 1:
@@ -241,10 +250,14 @@ def _without_lists(content: Mapping[str, Any], remarks: list[str]) -> dict[str, 
                 f"datasets: only the first of {len(sources)} is carried over. Put all files into "
                 "one folder and name it as data."
             )
-    if isinstance(names := plain.get("loss_type"), list) and (weights := plain.get("loss_weights")):
-        plain["loss"] = dict(zip(map(_loss, names), weights, strict=False))
+    names, weights = plain.get("loss_type"), plain.get("loss_weights")
+    # a list of another length stays, and becomes a remark
+    if isinstance(names, list) and isinstance(weights, list) and 0 < len(names) == len(weights):
+        plain["loss"] = dict(zip(map(_loss, names), weights, strict=True))
         del plain["loss_type"], plain["loss_weights"]
-    if plain.get("adapter") in ("lora", "qlora"):  # axolotl: the method; here: a trained adapter
-        plain["load_in_4bit"] = plain.get("load_in_4bit") or plain.pop("adapter") == "qlora"
-        plain.pop("adapter", None)
+    method = plain.get("adapter")  # axolotl's; here it is a trained adapter
+    if method in ("lora", "qlora"):
+        del plain["adapter"]
+    if method == "qlora":
+        plain["load_in_4bit"] = True
     return {name: value for name, value in plain.items() if value not in (None, {})}

@@ -120,6 +120,36 @@ def test_a_file_of_llama_factory(convert):
     assert any(remark.startswith("dataset: ") for remark in remarks)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gradient_accumulation_steps", "auto"),
+        ("gradient_accumulation_steps", None),
+        ("gradient_accumulation_steps", [4]),
+        ("warmup_steps", "10%"),
+        ("datasets", "pairs.jsonl"),
+        ("datasets", ["pairs.jsonl"]),
+        ("loss_type", []),
+        ("learning_rate", "auto"),
+        ("no such\nkey: 1", 3),
+        (7, 3),
+    ],
+)
+def test_whatever_a_value_is_it_is_carried_over_or_a_remark(convert, name, value):
+    sections, remarks = convert(TRL | {name: value}, "--processes", "8")
+    assert sections["train"]["learning_rate"] == TRL["learning_rate"] or remarks
+    if name == "gradient_accumulation_steps":
+        assert "accumulation" not in sections["train"]
+        assert any("ccumulation" in remark for remark in remarks)
+    elif isinstance(name, str):
+        assert any(remark.startswith((name.split("\n")[0], "train: ")) for remark in remarks)
+
+
+def test_a_number_as_text_is_a_number(convert):
+    sections, _ = convert(TRL | {"gradient_accumulation_steps": "4"}, "--processes", "8")
+    assert sections["train"]["accumulation"] == 32
+
+
 def test_full_fine_tuning_stays_full(convert):
     sections, _ = convert({"model_name_or_path": "org/model", "output_dir": "out"})
     assert sections["train"]["lora_r"] == 0
