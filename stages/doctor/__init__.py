@@ -2,5 +2,5 @@
 
 `families.py` and `shapes.py` make random models, tiny or of real size, and `words.py` their data.
 `truth.py` computes plainly what both stages compute, and `machine.py` says what is there. The
-stages themselves are run by `pipeline/doctor.py`.
+stages themselves are run by `pipeline/doctor`.
 """

@@ -15,7 +15,7 @@ from reflogp.stages.cache.shard_content import Limits, limits_of
 
 _LONGEST = 500
 _LFS = b"version https://git-lfs"
-_FETCHED = ("*.json", "*.model", "*.txt", "*.safetensors")
+_FETCHED = ("*.json", "*.model", "*.txt", "*.safetensors", "*.bin")
 _NOISE = re.compile(r"^(Traceback \(most recent|File \"|\^+$|[-=]{3,}$)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -207,7 +207,7 @@ class PrecomputeConfig(DataConfig):
     actor_gpus: int | None = Field(
         None,
         ge=0,
-        description="GPUs per Ray actor (default: --tensor-parallel-size if the cluster has GPUs; "
+        description="GPUs per Ray actor (default: those of an engine, if the cluster has GPUs; "
         "set it if GPU nodes start later).",
     )
     shard_minutes: float | None = Field(
